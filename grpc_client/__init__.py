@@ -1,0 +1,1 @@
+"""The gRPC client: calls Ping, alone or many times, and reports."""

@@ -1,0 +1,1 @@
+"""The example gRPC server: answers Ping with its host name."""

@@ -1,0 +1,1 @@
+"""The example service's protocol: api.proto and the modules generated from it."""

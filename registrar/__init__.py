@@ -1,0 +1,1 @@
+"""Registers a service with its local Consul agent and keeps it registered."""
