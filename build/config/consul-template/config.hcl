@@ -1,0 +1,36 @@
+# consul-template reads the local agent (CONSUL_HTTP_ADDR). Paths are below the working directory: / in the container.
+log_level = "info"
+pid_file = ""
+kill_signal = "SIGTERM"
+reload_signal = "SIGHUP"
+
+# Only the leader's answers: a stale one could bring a replica back that has gone.
+max_stale = "0s"
+# Servers that come back without their data answer a waiting query only when it ends.
+block_query_wait = "10s"
+
+consul {
+  retry {
+    enabled = true
+    # No bound: a Consul that is away must not end the balancer's consul-template.
+    attempts = 0
+    backoff = "100ms"
+    max_backoff = "1s"
+  }
+}
+
+template {
+  source = "etc/consul-templates/load-balancer.tpl"
+  destination = "etc/nginx/conf.d/load-balancer.conf"
+  perms = 0644
+  error_fatal = false
+  command = ["nginx-update", "structure"]
+}
+
+template {
+  source = "etc/consul-templates/peers.tpl"
+  destination = "run/peers"
+  perms = 0644
+  error_fatal = false
+  command = ["nginx-update", "membership"]
+}

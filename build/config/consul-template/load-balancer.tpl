@@ -1,0 +1,86 @@
+{{- /*
+The balancer's listener and how calls go on. Rendered when the balancer starts, from its environment. Nothing of it
+comes from Consul: which replicas there are is peers.tpl's, and Lua reads it without a reload.
+*/ -}}
+upstream grpc_replicas {
+    # Never used: balancer_by_lua names the peer of each try.
+    server 0.0.0.1:1;
+    balancer_by_lua_block { require("balancer").balance() }
+    # Idle connections to replicas that a worker keeps, and how long. A replica's connection is not ended for its
+    # count of calls: an end costs a new connection and brings nothing.
+    keepalive 512;
+    keepalive_requests 1000000000;
+    keepalive_timeout 1h;
+}
+
+limit_conn_zone $binary_remote_addr zone=address:8m;
+limit_conn_status 429;
+
+server {
+    listen {{ envOrDefault "LB_ADDRESS" "0.0.0.0" }}:{{ envOrDefault "LB_PORT" "5000" }} http2 backlog=4096 so_keepalive=60s:10s:6;
+
+    # Connections live until the client or an operator ends them: nginx's default ends one after 1,000 calls, and
+    # calls that cross the GOAWAY are lost.
+    keepalive_requests 1000000000;
+    keepalive_timeout 24h;
+    http2_max_concurrent_streams 128;
+    client_header_timeout 10s;
+    client_body_timeout 24h;
+    # Cuts only clients that stop reading.
+    send_timeout 5m;
+    client_max_body_size 0;
+    client_body_buffer_size 64k;
+    # Metadata: one field of up to 32 KiB, gRPC's usual bound for all of it together is 8 to 16 KiB.
+    large_client_header_buffers 4 32k;
+    limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
+
+    location / {
+        grpc_pass grpc://grpc_replicas;
+        grpc_set_header Host $http_host;
+        grpc_buffer_size 64k;
+        grpc_connect_timeout 500ms;
+        grpc_read_timeout 24h;
+        grpc_send_timeout 24h;
+        grpc_socket_keepalive on;
+        # Only tries that reached nobody are repeated; nginx never sends a call again that it has sent.
+        grpc_next_upstream error timeout;
+        grpc_next_upstream_timeout 900ms;
+        log_by_lua_block { require("balancer").log() }
+
+        error_page 502 503 504 = @unavailable;
+        error_page 429 = @exhausted;
+    }
+
+    # Trailers-only answers (gRPC over HTTP/2, "Responses"): one HEADERS frame that ends the stream, which nginx
+    # makes of a 204.
+    location @unavailable {
+        internal;
+        default_type application/grpc;
+        add_header grpc-status 14 always;
+        add_header grpc-message "no replica could be reached" always;
+        return 204;
+    }
+
+    location @exhausted {
+        internal;
+        default_type application/grpc;
+        add_header grpc-status 8 always;
+        add_header grpc-message "too many calls at once from this address" always;
+        return 204;
+    }
+}
+
+# The balancer's own health and view, for its checks and for people.
+server {
+    listen {{ envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" }}:{{ envOrDefault "LB_STATUS_PORT" "8080" }};
+    default_type text/plain;
+
+    location = /health {
+        return 200 "serving\n";
+    }
+
+    location = /peers {
+        default_type application/json;
+        content_by_lua_block { require("balancer").view() }
+    }
+}

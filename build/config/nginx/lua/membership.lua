@@ -1,0 +1,268 @@
+-- Which replicas there are. One worker, the keeper, turns what consul-template renders into the list that all
+-- workers balance over, and keeps it on disk.
+--
+-- A peer that leaves the rendered list is gone, at once, if the catalogue can vouch for it. It can't when the
+-- servers have come back without their data: they answer 200 with no service. The sign of it is another cluster ID,
+-- or an index that went backwards. Then the peers that are absent are held while they answer, until they are back
+-- in the catalogue or stop answering.
+
+local catalogue = require("catalogue")
+local cidr = require("cidr")
+local http2 = require("http2")
+local peers = require("peers")
+
+local _M = {}
+
+local RENDERED = ngx.config.prefix() .. "run/peers"
+local KEPT = ngx.config.prefix() .. "var/lib/load-balancer/peers"
+-- What is left of the delay from "passing" to "served" besides consul-template's few milliseconds.
+local READ_SECONDS = 0.02
+local PROBE_SECONDS = 0.2
+local PROBE_TIMEOUT_MS = 500
+-- A held peer that is loaded may miss a probe.
+local PROBES_MISSED = 3
+-- How often the catalogue is asked who it is, besides each time that a peer leaves.
+local CATALOGUE_SECONDS = 1
+-- How long a catalogue that has lost its data may be incomplete: agents register again within 34 s, and
+-- consul-template sees it up to block_query_wait later.
+local HOLD_SECONDS = 60
+local ASK_AGAIN_SECONDS = 0.2
+local PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+
+local shared = ngx.shared.membership
+local set_aside = ngx.shared.set_aside
+local networks
+-- Of the keeper alone.
+local list, rendered_text, ask_again_at, misses = {}, nil, nil, {}
+
+local function read(path)
+    local file, err = io.open(path, "rb")
+    if not file then
+        return nil, err
+    end
+    local text = file:read("*a")
+    file:close()
+    return text
+end
+
+-- By rename, so that a reader never sees half a list and a full disk leaves the old one.
+local function keep(text)
+    local file, err = io.open(KEPT .. ".new", "wb")
+    local ok = file
+    if file then
+        ok, err = file:write(text)
+        local closed, close_err = file:close()
+        ok, err = ok and closed, err or close_err
+    end
+    if ok then
+        ok, err = os.rename(KEPT .. ".new", KEPT)
+    end
+    if not ok then
+        ngx.log(ngx.WARN, "the list of peers can't be kept on disk, a restart would not know it: ", err)
+    end
+end
+
+local function save()
+    keep(string.format("# cluster %s index %d lost_until %d\n", shared:get("cluster") or "", shared:get("index") or 0,
+        shared:get("lost_until") or 0) .. shared:get("list"))
+end
+
+local function publish(new, why)
+    local text = peers.format(new)
+    list = new
+    if text == shared:get("list") then
+        return
+    end
+    shared:set("list", text)
+    shared:set("updated", ngx.now())
+    shared:incr("version", 1, 0)
+    save()
+    local keys = {}
+    for _, peer in ipairs(new) do
+        keys[#keys + 1] = peer.key .. (peer.held and " (held)" or "")
+    end
+    ngx.log(ngx.NOTICE, why, ", peers=", #new, " ", table.concat(keys, ", ", 1, math.min(#keys, 20)))
+end
+
+-- Asks the catalogue who it is; true unless it has lost its data, now or within HOLD_SECONDS. nil and the reason when
+-- it can't be asked.
+local function whole()
+    local now, err = catalogue.state()
+    if not now then
+        return nil, err
+    end
+    local cluster, index = shared:get("cluster"), shared:get("index")
+    if (cluster and cluster ~= "" and now.cluster ~= cluster) or (index and now.index < index) then
+        shared:set("lost_until", ngx.time() + HOLD_SECONDS)
+        ngx.log(ngx.WARN, "the catalogue has lost its data: cluster=", now.cluster, " index=", now.index, " after ",
+            cluster, " ", index)
+    end
+    shared:set("index", now.index)
+    if now.cluster ~= cluster then
+        shared:set("cluster", now.cluster)
+        save()
+    end
+    return ngx.time() >= (shared:get("lost_until") or 0)
+end
+
+local function by_key(all)
+    local index = {}
+    for _, peer in ipairs(all) do
+        index[peer.key] = peer
+    end
+    return index
+end
+
+-- Takes the rendered list: what is in it is served at once, what is no longer in it goes as the catalogue vouches.
+local function take(rendered)
+    local present, absent = by_key(rendered), {}
+    for _, peer in ipairs(list) do
+        if not present[peer.key] then
+            absent[#absent + 1] = peer
+        end
+    end
+    local new = { unpack(rendered) }
+    for _, peer in ipairs(absent) do
+        new[#new + 1] = peer
+    end
+    publish(new, "rendered")
+    if #absent == 0 then
+        return true
+    end
+    local vouched, err = whole()
+    if vouched == nil then
+        return false, err
+    end
+    new = { unpack(rendered) }
+    for _, peer in ipairs(absent) do
+        if peer.held or not vouched then
+            if not peer.held then
+                ngx.log(ngx.WARN, "the catalogue has lost its data, holding peer=", peer.key)
+            end
+            peer.held = true
+            new[#new + 1] = peer
+        end
+    end
+    publish(new, vouched and "removed" or "held")
+    return true
+end
+
+local function read_rendered()
+    local text = read(RENDERED)
+    if not text or (text == rendered_text and not (ask_again_at and ngx.now() >= ask_again_at)) then
+        return
+    end
+    local rendered, refused = peers.parse(text, networks)
+    if not rendered then
+        return
+    end
+    if text ~= rendered_text then
+        for _, reason in ipairs(refused) do
+            ngx.log(ngx.WARN, "refused a peer: ", reason)
+        end
+    end
+    local done, err = take(rendered)
+    if not done and not ask_again_at then
+        ngx.log(ngx.WARN, "the catalogue can't be asked about absent peers, keeping them: ", err)
+    end
+    rendered_text = text
+    ask_again_at = not done and ngx.now() + ASK_AGAIN_SECONDS or nil
+end
+
+-- What the probe of one peer says: a held peer stays while it answers, one that was set aside comes back when it
+-- does. True when the peer is to be dropped.
+local function probe_one(peer)
+    if http2.answers(peer.address, peer.port, PROBE_TIMEOUT_MS) then
+        misses[peer.key] = nil
+        if set_aside:get(peer.key) then
+            set_aside:delete(peer.key)
+            ngx.log(ngx.NOTICE, "back in service peer=", peer.key)
+        end
+        return false
+    end
+    misses[peer.key] = (misses[peer.key] or 0) + 1
+    return peer.held and misses[peer.key] >= PROBES_MISSED
+end
+
+local function probe()
+    local threads = {}
+    for _, peer in ipairs(list) do
+        if peer.held or set_aside:get(peer.key) then
+            threads[#threads + 1] = { peer = peer, thread = ngx.thread.spawn(probe_one, peer) }
+        end
+    end
+    local dropped = {}
+    for _, probed in ipairs(threads) do
+        local ok, drop = ngx.thread.wait(probed.thread)
+        if ok and drop then
+            dropped[probed.peer.key] = true
+            misses[probed.peer.key] = nil
+        end
+    end
+    if next(dropped) then
+        -- Of the list as it is now: it may have changed while the probes were out.
+        local kept = {}
+        for _, peer in ipairs(list) do
+            if not (peer.held and dropped[peer.key]) then
+                kept[#kept + 1] = peer
+            end
+        end
+        publish(kept, "held peers stopped answering")
+    end
+end
+
+-- Runs `look` for ever, one after the other, every so many seconds; an error in it is logged, not the end of it.
+local function every(seconds, look)
+    local function run(premature)
+        if premature then
+            return
+        end
+        local ok, err = pcall(look)
+        if not ok then
+            ngx.log(ngx.ERR, err)
+        end
+        ngx.timer.at(seconds, run)
+    end
+    ngx.timer.at(0, run)
+end
+
+function _M.init()
+    local text = os.getenv("PEER_CIDR") or PRIVATE
+    local wrong
+    networks, wrong = cidr.parse(text)
+    if not networks then
+        error("PEER_CIDR: " .. wrong .. " is no IPv4 network such as 10.0.0.0/8")
+    end
+    -- A reload keeps the shared list; a start takes the kept one until Consul has spoken.
+    if not shared:get("list") then
+        local kept = read(KEPT) or "# end\n"
+        local cluster, index, lost_until = kept:match("^# cluster ([%w.-]*) index (%d+) lost_until (%d+)\n")
+        list = peers.parse(kept, networks) or {}
+        shared:set("cluster", cluster)
+        shared:set("index", tonumber(index))
+        shared:set("lost_until", tonumber(lost_until))
+        shared:set("list", peers.format(list))
+        shared:set("updated", ngx.now())
+        shared:incr("version", 1, 0)
+    end
+end
+
+function _M.init_worker()
+    if ngx.worker.id() ~= 0 then
+        return
+    end
+    list = peers.parse(shared:get("list"), networks) or {}
+    if os.getenv("NGINX_UPDATE") == "reload" or os.getenv("NGINX_UPDATE") == "restart" then
+        ngx.timer.at(0, read_rendered)
+    else
+        every(READ_SECONDS, read_rendered)
+    end
+    every(PROBE_SECONDS, probe)
+    every(CATALOGUE_SECONDS, whole)
+end
+
+function _M.networks()
+    return networks
+end
+
+return _M

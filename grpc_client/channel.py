@@ -1,0 +1,87 @@
+"""Opens and connects channels: the retry policy and the channel arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import grpc
+
+from grpc_client.errors import CallFailedError
+from grpc_client.options import Options
+from protos.api_pb2 import PingMessage
+from protos.api_pb2_grpc import PingStub
+
+_READY = grpc.ChannelConnectivity.READY
+_FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+# gRFC A6 (Client Retries): maxAttempts counts the first attempt and is capped at 5; the wait before attempt n
+# is random, up to initialBackoff * backoffMultiplier^(n-1), so all five are made within about 1.5 seconds: time
+# enough for a balancer that restarts. The name [{}] is every method of every service (doc/service_config.md).
+# No retryThrottling: a moment without a balancer fails many calls at once, and throttling would then switch
+# retries off just when they are needed.
+RETRY_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
+    """The channel arguments (``grpc_types.h``) that the options ask for."""
+    arguments: list[tuple[str, str | int]] = [
+        # Channels to one address share a connection unless each has its own pool.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Also switches off transparent retries.
+        ("grpc.enable_retries", int(options.retry)),
+    ]
+    if options.retry:
+        arguments.append(("grpc.service_config", json.dumps(RETRY_SERVICE_CONFIG)))
+    if options.host in {"localhost", "::1"} or options.host.startswith("127."):
+        # gRPC would send even these through http_proxy.
+        arguments.append(("grpc.enable_http_proxy", 0))
+    return arguments
+
+
+def open_channel(options: Options) -> grpc.aio.Channel:
+    """A channel without TLS that has a connection of its own; it connects at the first call."""
+    return grpc.aio.insecure_channel(options.address, options=channel_arguments(options))
+
+
+async def connect(channel: grpc.aio.Channel, options: Options) -> None:
+    """Connects, so that the first call need not.
+
+    Raises:
+        CallFailedError: there is no connection after the timeout, or one was tried and failed.
+    """
+    try:
+        async with asyncio.timeout(options.timeout_seconds):
+            state = channel.get_state(try_to_connect=True)
+            while state not in {_READY, _FAILED}:
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        message = f"no connection within {options.timeout_seconds:g} s"
+        raise CallFailedError(options.address, "DEADLINE_EXCEEDED", message) from None
+    if state is _FAILED:
+        await _explain(channel, options)
+
+
+async def _explain(channel: grpc.aio.Channel, options: Options) -> None:
+    """Makes a call, because only a failed call says why there is no connection; it also tries again."""
+    try:
+        await PingStub(channel).SayHello(
+            PingMessage(greeting=options.greeting), timeout=options.timeout_seconds
+        )
+    except grpc.aio.AioRpcError as error:
+        if channel.get_state() is not _READY:
+            raise CallFailedError.from_rpc_error(options.address, error) from None

@@ -1,0 +1,107 @@
+"""Makes many calls to Ping at once. Also a library for tests: see ``run_load``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+
+import grpc
+
+from grpc_client.channel import connect, open_channel
+from grpc_client.options import Options
+from grpc_client.report import LoadReport
+from grpc_client.tally import Tally
+from protos import api_pb2
+
+SAY_HELLO = "/protos.Ping/SayHello"
+# Timers fire up to some milliseconds late. Starts that are late by no more than this are made up for, so the
+# rate is met; a server that hangs for longer is not answered with a burst.
+_CATCH_UP_SECONDS = 0.1
+
+
+async def run_load(
+    options: Options, *, stop: asyncio.Event | None = None, tally: Tally | None = None
+) -> LoadReport:
+    """Calls ``Ping/SayHello`` as often as ``options`` say and reports.
+
+    It connects first and then starts the clock. Calls in flight at the end are waited for, not cancelled.
+
+    Args:
+        options: how many calls (``count``, by default one) or for how long (``duration_seconds``), how many at
+            a time and over how many connections.
+        stop: once it is set no further call starts.
+        tally: counts into this, so that the caller can watch the load while it runs.
+
+    Raises:
+        CallFailedError: no connection could be made at the start. What fails later is in the report.
+    """
+    tally = tally or Tally()
+    calls = options.count or (math.inf if options.duration_seconds is not None else 1)
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(open_channel(options))
+            for _ in range(int(min(options.connections, calls)))
+        ]
+        await asyncio.gather(*(connect(channel, options) for channel in channels))
+        tally.start()
+        schedule = _Schedule(options, calls, stop or asyncio.Event())
+        # Bytes in, bytes out: the request is serialized once, and the tally parses each different answer once.
+        methods = itertools.cycle([channel.unary_unary(SAY_HELLO) for channel in channels])
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(min(options.concurrency, calls))):
+                group.create_task(_work(options, schedule, methods, tally))
+        tally.end()
+    return LoadReport.from_tally(tally)
+
+
+class _Schedule:
+    """Says when the next call may start; all workers share one."""
+
+    def __init__(self, options: Options, calls: float, stop: asyncio.Event) -> None:
+        now = time.perf_counter()
+        self._calls_left = calls
+        self._deadline = now + (options.duration_seconds or math.inf)
+        self._interval_seconds = 1 / options.rate if options.rate else 0.0
+        self._next_start = now
+        self._stop = stop
+
+    async def may_start(self) -> bool:
+        """Waits until the next call is due. False if there is none: all made, time over or stopped."""
+        if not self._calls_left or self._stop.is_set() or time.perf_counter() >= self._deadline:
+            return False
+        self._calls_left -= 1
+        if not self._interval_seconds:
+            return True
+        due = max(self._next_start, time.perf_counter() - _CATCH_UP_SECONDS)
+        self._next_start = due + self._interval_seconds
+        return await self._wait_until(due)
+
+    async def _wait_until(self, due: float) -> bool:
+        wait_seconds = min(due, self._deadline) - time.perf_counter()
+        if wait_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    await self._stop.wait()
+        return not self._stop.is_set() and due < self._deadline
+
+
+async def _work(
+    options: Options,
+    schedule: _Schedule,
+    methods: Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]],
+    tally: Tally,
+) -> None:
+    request = api_pb2.PingMessage(greeting=options.greeting).SerializeToString()
+    clock = time.perf_counter
+    while await schedule.may_start():
+        started = clock()
+        try:
+            answer = await next(methods)(request, timeout=options.timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            tally.refused(error.code().name, error.details() or "", started=started, ended=clock())
+        else:
+            tally.answered(answer, started=started, ended=clock())

@@ -1,0 +1,131 @@
+"""Asks a server for its services and their descriptors (gRPC Server Reflection Protocol)."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+from grpc_client.errors import CallFailedError, ClientError, one_line
+
+# The two versions have the same messages on the wire (gRFC A15). grpcio-reflection has only v1alpha, and what
+# a server lacks it counts as UNIMPLEMENTED: so v1alpha first, v1 for the servers that have no other.
+_VERSIONS = ("v1alpha", "v1")
+_METHOD = "/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+
+
+class SymbolNotFoundError(ClientError):
+    """The server knows no such file or symbol."""
+
+
+class ReflectionClient:
+    """The server's descriptors, fetched as they are needed.
+
+    Args:
+        channel: a channel to the server; the caller closes it.
+        address: ``host:port`` for error messages.
+        timeout_seconds: deadline of one request to the server.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, timeout_seconds: float) -> None:
+        self.pool = DescriptorPool()
+        self._channel = channel
+        self._address = address
+        self._timeout_seconds = timeout_seconds
+        self._versions = list(_VERSIONS)
+        self._files: dict[str, FileDescriptorProto] = {}
+        self._added: set[str] = set()
+
+    async def services(self) -> list[str]:
+        """The full names of the server's services, sorted.
+
+        Raises:
+            ClientError: the server can't be reached or has no reflection.
+        """
+        response = await self._ask(ServerReflectionRequest(list_services="*"))
+        return sorted(service.name for service in response.list_services_response.service)
+
+    async def service(self, name: str) -> ServiceDescriptor:
+        """The descriptor of a service; what it depends on is in ``pool`` then.
+
+        Raises:
+            SymbolNotFoundError: the server has no service of this name.
+            ClientError: the server can't be reached, has no reflection or sends broken descriptors.
+        """
+        response = await self._ask(ServerReflectionRequest(file_containing_symbol=name))
+        await self._fetch(response)
+        try:
+            for file_name in self._files:
+                self._add(file_name)
+            return self.pool.FindServiceByName(name)
+        except KeyError:
+            raise SymbolNotFoundError(f"{self._address}: no service {name}") from None
+        except TypeError as error:
+            raise ClientError(f"{self._address}: broken descriptor: {one_line(str(error))}") from None
+
+    async def _fetch(self, response: ServerReflectionResponse) -> None:
+        """Keeps the files of a response and asks for those they import, which a server may leave out."""
+        wanted = [response]
+        while wanted:
+            for serialized in wanted.pop().file_descriptor_response.file_descriptor_proto:
+                file = self._parse(serialized)
+                self._files.setdefault(file.name, file)
+            imports = {name for file in self._files.values() for name in file.dependency}
+            for name in sorted(imports - self._files.keys())[:1]:
+                wanted.append(await self._ask(ServerReflectionRequest(file_by_filename=name)))
+                if name not in self._names(wanted[-1]):
+                    raise ClientError(f"{self._address}: the server does not send {name}")
+
+    def _names(self, response: ServerReflectionResponse) -> set[str]:
+        serialized = response.file_descriptor_response.file_descriptor_proto
+        return {self._parse(file).name for file in serialized}
+
+    def _parse(self, serialized: bytes) -> FileDescriptorProto:
+        try:
+            return FileDescriptorProto.FromString(serialized)
+        except DecodeError:
+            raise ClientError(f"{self._address}: broken descriptor") from None
+
+    def _add(self, name: str) -> None:
+        if name not in self._added:
+            self._added.add(name)
+            for imported in self._files[name].dependency:
+                self._add(imported)
+            self.pool.Add(self._files[name])
+
+    async def _ask(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
+        while True:
+            try:
+                response = await self._ask_version(self._versions[0], request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise CallFailedError.from_rpc_error(self._address, error) from None
+                self._versions.pop(0)
+                if not self._versions:
+                    message = "the server has no reflection, which --list and --call need"
+                    raise CallFailedError(self._address, "UNIMPLEMENTED", message) from None
+            else:
+                return self._checked(response)
+
+    async def _ask_version(self, version: str, request: ServerReflectionRequest) -> ServerReflectionResponse:
+        method = self._channel.stream_stream(
+            _METHOD.format(version=version),
+            request_serializer=ServerReflectionRequest.SerializeToString,
+            response_deserializer=ServerReflectionResponse.FromString,
+        )
+        responses = [answer async for answer in method(iter([request]), timeout=self._timeout_seconds)]
+        return responses[0] if responses else ServerReflectionResponse()
+
+    def _checked(self, response: ServerReflectionResponse) -> ServerReflectionResponse:
+        kind = response.WhichOneof("message_response")
+        if kind is None:
+            raise ClientError(f"{self._address}: reflection gave no answer")
+        if kind == "error_response":
+            message = one_line(response.error_response.error_message)
+            if response.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]:
+                raise SymbolNotFoundError(f"{self._address}: {message}")
+            raise ClientError(f"{self._address}: reflection: {message}")
+        return response

@@ -1,0 +1,137 @@
+"""Counts calls while they are made."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from grpc_client.errors import one_line
+from grpc_client.histogram import LatencyHistogram
+from protos import api_pb2
+
+# What a server sends is bounded here, so that a long run can't fill the memory.
+MAX_REPLICAS = 1000
+MAX_ERROR_EVENTS = 10_000
+OTHER_REPLICAS = "(others)"
+_NAME_CHARACTERS = 60
+_HELLO = re.compile(r"Hello from (\S+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent:
+    """A failed call.
+
+    Args:
+        seconds: when it failed, in seconds since the load started.
+        status: the gRPC status' name.
+    """
+
+    seconds: float
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowestCall:
+    """The call that took longest, answered or not.
+
+    Args:
+        milliseconds: how long it took.
+        started_seconds: when it started, in seconds since the load started.
+    """
+
+    milliseconds: float
+    started_seconds: float
+
+
+def replica_name(message: str) -> str:
+    """The host name in ``Hello from <hostname>.``, or the message itself, shortened."""
+    match = _HELLO.fullmatch(message)
+    return one_line(match[1] if match else message, limit=_NAME_CHARACTERS) or "(empty)"
+
+
+class Tally:
+    """Counts answers by replica and failures by status; costs a few microseconds a call.
+
+    It may be read at any time while the load runs, from the same event loop.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.latencies = LatencyHistogram()
+        self.replicas: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.error_samples: dict[str, str] = {}
+        self.error_events: list[ErrorEvent] = []
+        self._started = time.perf_counter()
+        self._ended: float | None = None
+        self._slowest = (0.0, 0.0)
+        self._names: dict[bytes, str] = {}
+
+    @property
+    def ok(self) -> int:
+        """Calls answered OK."""
+        return self.latencies.count
+
+    @property
+    def calls(self) -> int:
+        """Calls that have ended."""
+        return self.ok + self.failed
+
+    @property
+    def seconds(self) -> float:
+        """Time since the load started, until it ended."""
+        return (self._ended if self._ended is not None else time.perf_counter()) - self._started
+
+    @property
+    def slowest(self) -> SlowestCall:
+        """The slowest call up to now; all zero before the first."""
+        seconds, started = self._slowest
+        return SlowestCall(milliseconds=seconds * 1000, started_seconds=started)
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def end(self) -> None:
+        """Stops the clock."""
+        self._ended = time.perf_counter()
+
+    def answered(self, answer: bytes, *, started: float, ended: float) -> None:
+        """Counts a call that was answered.
+
+        Args:
+            answer: the serialized ``PingMessage``; few differ, so each is parsed only once.
+            started: ``time.perf_counter()`` before the call.
+            ended: ``time.perf_counter()`` after it.
+        """
+        name = self._names.get(answer)
+        self.replicas[name if name is not None else self._learn(answer)] += 1
+        self.latencies.add(ended - started)
+        if ended - started > self._slowest[0]:
+            self._slowest = (ended - started, started - self._started)
+
+    def refused(self, status: str, detail: str, *, started: float, ended: float) -> None:
+        """Counts a call that failed; keeps the first message of each status."""
+        self.failed += 1
+        self.errors[status] += 1
+        if status not in self.error_samples:
+            self.error_samples[status] = one_line(detail or "no message")
+        if len(self.error_events) < MAX_ERROR_EVENTS:
+            self.error_events.append(ErrorEvent(seconds=ended - self._started, status=status))
+        if ended - started > self._slowest[0]:
+            self._slowest = (ended - started, started - self._started)
+
+    def _learn(self, answer: bytes) -> str:
+        try:
+            name = replica_name(api_pb2.PingMessage.FromString(answer).greeting)
+        except DecodeError:
+            name = "(unreadable)"
+        if name not in self.replicas and len(self.replicas) >= MAX_REPLICAS:
+            return OTHER_REPLICAS
+        if len(self._names) < MAX_REPLICAS:
+            self._names[answer] = name
+        return name

@@ -1,0 +1,44 @@
+"""``python -m grpc_server``: serves Ping, health and reflection until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from grpc_server.config import ServerConfig
+from grpc_server.server import ServerError, check_port_free
+from grpc_server.workers import run
+from registrar import log
+from registrar.environment import ConfigError
+
+LOG = logging.getLogger("grpc_server")
+
+
+def main() -> int:
+    """Parses, wires and runs. Exit code: 0 stopped by a signal, 1 can't run, 2 usage or configuration."""
+    parser = argparse.ArgumentParser(
+        prog="python -m grpc_server",
+        description="A gRPC server that answers protos.Ping/SayHello with its host name. "
+        "Settings not given here come from BIND_ADDRESS, APP_PORT, GRPC_WORKERS and GRPC_GRACE_SECONDS.",
+    )
+    parser.add_argument("--host", help="address to listen on (default: BIND_ADDRESS, else 0.0.0.0)")
+    parser.add_argument("--port", help="port to listen on (default: APP_PORT, else 7777)")
+    arguments = parser.parse_args()
+    given = {"BIND_ADDRESS": arguments.host, "APP_PORT": arguments.port}
+    log.configure()
+    try:
+        config = ServerConfig.from_env({**os.environ, **{name: text for name, text in given.items() if text}})
+        check_port_free(config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ServerError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
+        return 1
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

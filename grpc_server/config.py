@@ -1,0 +1,35 @@
+"""What the server reads from its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from registrar.environment import EnvironmentReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The server's settings; README.md has the table of variables."""
+
+    address: str
+    port: int
+    workers: int
+    grace_seconds: float
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
+        """Reads the variables.
+
+        Raises:
+            ConfigError: with a line for each variable that is wrong.
+        """
+        reader = EnvironmentReader(env)
+        config = cls(
+            address=reader.host("BIND_ADDRESS", "0.0.0.0"),  # noqa: S104 - a container's own network
+            port=reader.port("APP_PORT", 7777),
+            workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
+            grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
+        )
+        reader.raise_problems()
+        return config

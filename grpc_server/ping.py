@@ -1,0 +1,29 @@
+"""The Ping service."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any
+
+import grpc
+
+from protos import api_pb2, api_pb2_grpc
+
+LOG = logging.getLogger("grpc_server")
+
+
+class Ping(api_pb2_grpc.PingServicer):
+    """Answers with the name of the host it runs on."""
+
+    def __init__(self, hostname: str | None = None) -> None:
+        self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname or socket.gethostname()}.")
+
+    async def SayHello(  # type: ignore[override] # the stub speaks of both kinds of server  # noqa: N802
+        self,
+        request: api_pb2.PingMessage,
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the signature is gRPC's
+    ) -> api_pb2.PingMessage:
+        """Answers ``Hello from <hostname>.`` and logs the message received."""
+        LOG.info("received greeting=%r", request.greeting)
+        return self._answer

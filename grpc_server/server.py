@@ -1,0 +1,97 @@
+"""Start-up, main loop and shutdown of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from grpc_server.config import ServerConfig
+from grpc_server.ping import Ping
+from protos import api_pb2, api_pb2_grpc
+from registrar.environment import host_port
+
+LOG = logging.getLogger("grpc_server")
+PING = api_pb2.DESCRIPTOR.services_by_name["Ping"].full_name
+# The health service's name for the server as a whole, by the gRPC health checking protocol.
+OVERALL = ""
+
+
+class ServerError(Exception):
+    """The server can't run."""
+
+
+def check_port_free(config: ServerConfig) -> None:
+    """Finds out whether the port can be had.
+
+    gRPC sets SO_REUSEPORT when there are several workers, and would then share a port with a stranger.
+
+    Raises:
+        ServerError: the port is in use, or the address is none of this host's.
+    """
+    family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.address, config.port))
+            # Two sockets that both set SO_REUSEADDR may both bind; only one of them may listen.
+            probe.listen()
+        except OSError as error:
+            raise ServerError(f"can't listen on {host_port(config.address, config.port)}: {error.strerror}") from error
+
+
+async def build(config: ServerConfig) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """Makes the server with its services, listening but not started.
+
+    Raises:
+        ServerError: the port can't be had.
+    """
+    # Connections live until the client or an operator ends them, so no max_connection_age.
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", int(config.workers > 1)),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", 64 * 1024),
+        ]
+    )
+    api_pb2_grpc.add_PingServicer_to_server(Ping(), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((PING, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = host_port(config.address, config.port)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ServerError(f"can't listen on {address}: {error}") from error
+    for name in (OVERALL, PING):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, servicer
+
+
+async def serve(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls in flight get the grace.
+
+    Raises:
+        ServerError: the port can't be had.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server, servicer = await build(config)
+    await server.start()
+    LOG.info("serving address=%s", host_port(config.address, config.port))
+    await stop.wait()
+    LOG.info("stopping grace_seconds=%g", config.grace_seconds)
+    await servicer.enter_graceful_shutdown()
+    await server.stop(config.grace_seconds)
+    with contextlib.suppress(asyncio.CancelledError):
+        await server.wait_for_termination()
+    LOG.info("stopped")

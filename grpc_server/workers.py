@@ -1,0 +1,64 @@
+"""Several server processes on one port: each is an event loop of its own, the kernel shares out connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+from multiprocessing.connection import wait
+from types import FrameType
+
+from grpc_server.config import ServerConfig
+from grpc_server.server import ServerError, serve
+from registrar import log
+
+LOG = logging.getLogger("grpc_server")
+
+
+def run(config: ServerConfig) -> int:
+    """Runs ``config.workers`` servers and returns the exit code.
+
+    A worker that dies ends all of them: supervisord then starts a whole server, not a part of one.
+    """
+    if config.workers == 1:
+        return run_one(config)
+    # gRPC's threads don't survive a fork, so the workers are started afresh.
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(config,), daemon=True) for _ in range(config.workers)]
+    stopping = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+
+    for worker in workers:
+        worker.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    wait([worker.sentinel for worker in workers])
+    if not stopping.is_set():
+        LOG.error("a worker ended, stopping the others")
+        stop(0, None)
+    for worker in workers:
+        worker.join()
+    return max(abs(worker.exitcode or 0) for worker in workers) and 1
+
+
+def run_one(config: ServerConfig) -> int:
+    """Runs one server in this process and returns the exit code."""
+    try:
+        asyncio.run(serve(config))
+    except ServerError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
+        return 1
+    return 0
+
+
+def _worker(config: ServerConfig) -> None:
+    log.configure()
+    sys.exit(run_one(config))

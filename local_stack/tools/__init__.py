@@ -1,0 +1,10 @@
+"""Finds the programs that the stack runs: nginx, Consul and consul-template.
+
+Only the standard library is imported, so that `python3 -m local_stack.tools` works from a bare checkout.
+"""
+
+from local_stack.tools.catalogue import TOOLS
+from local_stack.tools.errors import ToolError
+from local_stack.tools.finder import find
+
+__all__ = ["TOOLS", "ToolError", "find"]

@@ -1,0 +1,70 @@
+"""Where tools are looked for and kept: the environment, read once."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_stack.tools.catalogue import Tool
+from local_stack.tools.errors import UnavailableError
+
+RELEASES_URL = "https://releases.hashicorp.com"
+# Where servers are installed; a PATH of a user who is not root often leaves them out.
+_SERVER_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+# Where go.dev/doc/install puts Go, which leaves PATH to the reader.
+_GO_DIRECTORY = "/usr/local/go/bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The machine as the tool finder sees it.
+
+    Attributes:
+        directories: where programs are looked for, in order.
+        cache: the directory that downloaded and built tools are kept in.
+        releases_url: where the official releases are; LOCAL_STACK_RELEASES_URL.
+        root: whether packages may be installed.
+        policy_file: what Debian's packages ask before they start a service.
+
+    """
+
+    directories: tuple[Path, ...]
+    cache: Path
+    releases_url: str = RELEASES_URL
+    root: bool = False
+    policy_file: Path = Path("/usr/sbin/policy-rc.d")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Places":
+        """Read PATH, XDG_CACHE_HOME, HOME and LOCAL_STACK_RELEASES_URL."""
+        names = [name for name in env.get("PATH", os.defpath).split(os.pathsep) if name]
+        # A relative XDG_CACHE_HOME is invalid and ignored (XDG Base Directory Specification).
+        xdg = Path(env.get("XDG_CACHE_HOME", ""))
+        home = Path(env["HOME"]) if env.get("HOME") else Path.home()
+        return cls(
+            directories=tuple(
+                Path(name).absolute() for name in dict.fromkeys([*names, *_SERVER_DIRECTORIES])
+            ),
+            cache=(xdg if xdg.is_absolute() else home / ".cache") / "grpc-load-balancing",
+            releases_url=env.get("LOCAL_STACK_RELEASES_URL", "").rstrip("/") or RELEASES_URL,
+            root=os.geteuid() == 0,
+        )
+
+    def program(self, name: str) -> str:
+        """Return the path of a program that installs tools.
+
+        Raises:
+            UnavailableError: if there is none.
+
+        """
+        found = shutil.which(name, path=os.pathsep.join(map(str, self.directories)))
+        if not found and name == "go":
+            found = shutil.which(name, path=_GO_DIRECTORY)
+        if not found:
+            raise UnavailableError(f"{name} is not on PATH")
+        return found
+
+    def cached(self, tool: Tool) -> Path:
+        """Return where a downloaded or built tool is kept."""
+        return self.cache / f"{tool.name}-{tool.version}" / tool.name

@@ -1,0 +1,88 @@
+"""Health checks: what Consul is asked to run, and the same question asked here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import requests
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds in the form of Go's ``time.ParseDuration``, which Consul's API reads."""
+    return f"{round(seconds * 1000)}ms"
+
+
+class Check(Protocol):
+    """A health check of a service."""
+
+    timeout_seconds: float
+
+    def definition(self) -> dict[str, object]:
+        """The check as Consul's API page "Register Check" has it, without its initial status."""
+
+    def passes(self) -> bool:
+        """Whether the service passes right now; never raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpCheck:
+    """Passes on an answer of 200 to 299, as Consul's HTTP check does."""
+
+    url: str
+    interval_seconds: float
+    timeout_seconds: float
+
+    def definition(self) -> dict[str, object]:
+        """See :meth:`Check.definition`."""
+        return {
+            "Name": f"HTTP GET {self.url}",
+            "HTTP": self.url,
+            "Interval": go_duration(self.interval_seconds),
+            "Timeout": go_duration(self.timeout_seconds),
+        }
+
+    def passes(self) -> bool:
+        """See :meth:`Check.passes`."""
+        try:
+            with requests.get(self.url, timeout=self.timeout_seconds, stream=True) as response:
+                return 200 <= response.status_code < 300  # noqa: PLR2004 - the statuses that Consul takes
+        except requests.RequestException:
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpcCheck:
+    """Passes on SERVING from the standard health service; no service name asks for the server as a whole."""
+
+    target: str
+    service: str
+    interval_seconds: float
+    timeout_seconds: float
+
+    def definition(self) -> dict[str, object]:
+        """See :meth:`Check.definition`."""
+        endpoint = f"{self.target}/{self.service}" if self.service else self.target
+        return {
+            "Name": f"gRPC health of {endpoint}",
+            "GRPC": endpoint,
+            "GRPCUseTLS": False,
+            "Interval": go_duration(self.interval_seconds),
+            "Timeout": go_duration(self.timeout_seconds),
+        }
+
+    def passes(self) -> bool:
+        """See :meth:`Check.passes`."""
+        # Imported here: only gRPC checks pay for it.
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        # A channel of its own each time: a channel that failed to connect waits a second before it tries again.
+        with grpc.insecure_channel(self.target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(service=self.service), timeout=self.timeout_seconds
+                )
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

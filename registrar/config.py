@@ -1,0 +1,122 @@
+"""What the registrar reads from its environment."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from registrar.checks import Check, GrpcCheck, HttpCheck
+from registrar.environment import EnvironmentReader, host_port, is_host
+
+# What both a DNS label (RFC 1123, plus the underscore of Compose's names) and an nginx or Lua string can carry.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
+_TAG = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
+# A gRPC service name: a proto package and a name, as in https://protobuf.dev/reference/protobuf/proto3-spec.
+_GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+# Agent weights are 1 to 65535, by Consul's API page "Register Service".
+_MAX_WEIGHT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistrarConfig:
+    """The registrar's settings; README.md has the table of variables."""
+
+    app_name: str
+    app_port: int
+    app_address: str
+    tags: tuple[str, ...]
+    weight: int
+    consul_address: str
+    consul_port: int
+    check: Check | None
+    drain_seconds: float
+    hostname: str
+
+    @property
+    def service_id(self) -> str:
+        """The ID of this instance; it carries the host's name, so it is one of its kind in the cluster."""
+        return f"{self.app_name}-{self.hostname}-{self.app_port}"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], hostname: str | None = None) -> RegistrarConfig:
+        """Reads the variables.
+
+        Raises:
+            ConfigError: with a line for each variable that is missing or wrong.
+        """
+        reader = EnvironmentReader(env)
+        app_name = reader.text("APP_NAME")
+        if app_name and not _NAME.fullmatch(app_name):
+            reader.problem("APP_NAME", f"{app_name!r} is no name of 1 to 63 letters, digits, - and _")
+        app_port = reader.port("APP_PORT")
+        app_address = reader.host("APP_ADDRESS", "")
+        config = cls(
+            app_name=app_name,
+            app_port=app_port,
+            app_address=app_address,
+            tags=_tags(reader),
+            weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),
+            consul_address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
+            consul_port=reader.port("CONSUL_PORT"),
+            check=_check(reader, app_address or "127.0.0.1", app_port),
+            drain_seconds=reader.seconds("DRAIN_SECONDS", 2, low=0, high=3600),
+            hostname=hostname or socket.gethostname(),
+        )
+        reader.raise_problems()
+        return config
+
+
+def _tags(reader: EnvironmentReader) -> tuple[str, ...]:
+    tags = tuple(tag.strip() for tag in reader.text("TAGS").split(",") if tag.strip())
+    for tag in tags:
+        if not _TAG.fullmatch(tag):
+            reader.problem("TAGS", f"{tag!r} is no tag of 1 to 128 printable characters without spaces")
+    return tags
+
+
+def _check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
+    kind = reader.choice("HEALTH_CHECK_TYPE", ("", "http", "grpc"), "")
+    endpoint = reader.text("HEALTH_CHECK_ENDPOINT", "")
+    interval = reader.seconds("HEALTH_CHECK_INTERVAL", 1, low=0.1, high=3600)
+    timeout = reader.seconds("HEALTH_CHECK_TIMEOUT", 1, low=0.1, high=3600)
+    if not kind:
+        if endpoint:
+            reader.problem("HEALTH_CHECK_TYPE", "is not set, but HEALTH_CHECK_ENDPOINT is; set it to http or grpc")
+        return None
+    try:
+        if kind == "http":
+            return HttpCheck(
+                url=_http_url(endpoint, address, port), interval_seconds=interval, timeout_seconds=timeout
+            )
+        target, service = _grpc_target(endpoint, address, port)
+        return GrpcCheck(target=target, service=service, interval_seconds=interval, timeout_seconds=timeout)
+    except ValueError as error:
+        reader.problem("HEALTH_CHECK_ENDPOINT", str(error))
+        return None
+
+
+def _http_url(endpoint: str, address: str, port: int) -> str:
+    if " " in endpoint:
+        raise ValueError(f"{endpoint!r} holds a space")
+    if not endpoint or endpoint.startswith("/"):
+        return f"http://{host_port(address, port)}{endpoint or '/'}"
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{endpoint!r} is no path that begins with / and no http or https URL")
+    return endpoint
+
+
+def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
+    target, _, service = endpoint.partition("/")
+    if service and not _GRPC_SERVICE.fullmatch(service):
+        raise ValueError(f"{service!r} is no gRPC service name")
+    if not target:
+        return host_port(address, port), service
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]*)):(\d{1,5})", target)
+    host = match and (match[1] or match[2] or address)
+    if not match or not host or not is_host(host) or not 1 <= int(match[3]) <= 65535:  # noqa: PLR2004 - ports
+        raise ValueError(f"{endpoint!r} is no host:port, optionally with /service behind it")
+    return host_port(host, int(match[3])), service
