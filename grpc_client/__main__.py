@@ -12,12 +12,12 @@ from grpc_client.errors import ClientError, UsageError
 
 
 def main() -> int:
-    """Parses, runs and gives the exit code: 0 every call OK, 1 failed at run time, 2 wrong usage."""
+    """Parse, run and return the exit code: 0 every call OK, 1 failed at run time, 2 wrong usage."""
     try:
         return asyncio.run(run(parse_arguments(sys.argv[1:])))
     except UsageError as error:
         for problem in error.problems:
-            print(f"grpc_client: {problem} (see --help)", file=sys.stderr)
+            print(f"grpc_client: {problem}", file=sys.stderr)
         return error.exit_code
     except ClientError as error:
         print(f"grpc_client: {error}", file=sys.stderr)

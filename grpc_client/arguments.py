@@ -22,14 +22,15 @@ class _OneLineParser(argparse.ArgumentParser):
     """argparse prints the usage and then the error; here an error is an exception for the caller to print."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError([message.removeprefix("argument ")])
+        raise UsageError([f"{message.removeprefix('argument ')} (see --help)"])
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
-    """Parses the command line, without the program's name.
+    """Parse the command line, without the program's name.
 
     Raises:
         UsageError: with every problem found.
+
     """
     return Options(**vars(_parser().parse_args(arguments)))
 

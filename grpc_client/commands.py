@@ -12,8 +12,7 @@ from types import ModuleType
 
 import grpc
 
-from grpc_client.channel import open_channel
-from grpc_client.errors import CallFailedError
+from grpc_client.channel import call_failed, open_channel
 from grpc_client.invoke import call_method, list_methods, method_lines
 from grpc_client.load import run_load
 from grpc_client.options import Options
@@ -26,11 +25,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run(options: Options) -> int:
-    """Does what the options ask for and gives the exit code.
+    """Do what the options ask for and return the exit code.
 
     Raises:
         ClientError: it could not be done.
         asyncio.CancelledError: a signal ended it before there was anything to report.
+
     """
     if options.list_services:
         command = _list_methods
@@ -51,7 +51,7 @@ async def _say_hello(options: Options) -> None:
         try:
             answer = await PingStub(channel).SayHello(request, timeout=options.timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            raise CallFailedError.from_rpc_error(options.address, error) from None
+            raise call_failed(channel, options, error) from None
     print(f"Response from server: {answer.greeting}")
 
 
@@ -89,18 +89,15 @@ def _import_live() -> ModuleType | None:
     try:
         # Here, not above: only a terminal needs rich, and the images are without it.
         from grpc_client import live
-    except ModuleNotFoundError as error:
-        print(
-            f"grpc_client: no live view without {error.name}: pip install 'grpc-load-balancing[cli]'",
-            file=sys.stderr,
-        )
+    except ModuleNotFoundError:
+        print("grpc_client: no live view without rich: install grpc-load-balancing[cli]", file=sys.stderr)
         return None
     return live
 
 
 @contextlib.contextmanager
 def _on_stop_signal(*actions: Callable[[], object]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM does the first action, the second one the second; the last one stays."""
+    """Do the first action at the first SIGINT or SIGTERM, the second at the second; the last one stays."""
     loop, left = asyncio.get_running_loop(), list(actions)
 
     def act() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import grpc
-
 SAMPLE_CHARACTERS = 200
 
 
@@ -20,6 +18,7 @@ class UsageError(ClientError):
 
     Args:
         problems: every problem found, one line each.
+
     """
 
     exit_code = 2
@@ -36,20 +35,16 @@ class CallFailedError(ClientError):
         address: ``host:port`` of the server.
         status: the gRPC status' name, for example ``UNAVAILABLE``.
         detail: the status' message.
+
     """
 
     def __init__(self, address: str, status: str, detail: str) -> None:
         super().__init__(f"{address}: {status}: {detail}")
         self.status = status
 
-    @classmethod
-    def from_rpc_error(cls, address: str, error: grpc.aio.AioRpcError) -> CallFailedError:
-        """Translates gRPC's own exception."""
-        return cls(address, error.code().name, one_line(error.details() or "no message"))
-
 
 def one_line(text: str, *, limit: int = SAMPLE_CHARACTERS) -> str:
-    """Makes a text from the network fit to be shown: one line, printable, at most ``limit`` characters."""
+    """Make a text from the network fit to be shown: one line, printable, at most ``limit`` characters."""
     line = "".join(character if character.isprintable() else " " for character in text)
     line = " ".join(line.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -29,7 +29,7 @@ class LatencyHistogram:
         self.largest_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts one latency."""
+        """Count one latency."""
         self.count += 1
         if seconds > self.largest_seconds:
             self.largest_seconds = seconds
@@ -39,10 +39,11 @@ class LatencyHistogram:
         self._buckets[index if index < _BUCKETS else _BUCKETS - 1] += 1
 
     def percentile_seconds(self, percent: float) -> float:
-        """The latency that ``percent`` of all latencies do not exceed (nearest rank).
+        """Return the latency that ``percent`` of all latencies do not exceed (nearest rank).
 
         Raises:
             ValueError: no latency was counted.
+
         """
         if not self.count:
             raise ValueError("no latency was counted")
@@ -51,12 +52,12 @@ class LatencyHistogram:
         for index, bucket in enumerate(self._buckets):
             seen += bucket
             if seen >= rank:
-                middle = _SMALLEST_SECONDS * _GROWTH ** (index + 0.5)
+                middle: float = _SMALLEST_SECONDS * _GROWTH ** (index + 0.5)
                 return min(max(middle, self.smallest_seconds), self.largest_seconds)
         raise AssertionError("the buckets hold fewer latencies than were counted")
 
     def copy(self) -> LatencyHistogram:
-        """What was counted up to now."""
+        """Return what was counted up to now."""
         twin = LatencyHistogram()
         twin._buckets = self._buckets[:]
         twin.count = self.count
@@ -65,7 +66,7 @@ class LatencyHistogram:
         return twin
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
-        """What was counted after ``earlier`` was copied; its smallest and largest are those of its buckets."""
+        """Return what was counted after ``earlier`` was copied; its extremes are its buckets' ends."""
         difference = LatencyHistogram()
         difference._buckets = array("Q", map(int.__sub__, self._buckets, earlier._buckets))
         difference.count = self.count - earlier.count

@@ -8,28 +8,29 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from grpc_client.channel import open_channel
-from grpc_client.errors import CallFailedError, UsageError, one_line
+from grpc_client.channel import call_failed, open_channel
+from grpc_client.errors import ClientError, UsageError, one_line
 from grpc_client.options import Options
 from grpc_client.reflection import ReflectionClient, SymbolNotFoundError
 
 
 async def list_methods(options: Options) -> dict[str, list[dict[str, Any]]]:
-    """The methods of each service of the server: name, types and which side streams.
+    """Return the methods of each service of the server: name, types and which side streams.
 
     A service that the server names but does not describe has no methods here.
 
     Raises:
         ClientError: the server can't be reached or has no reflection.
+
     """
     listed: dict[str, list[dict[str, Any]]] = {}
     async with open_channel(options) as channel:
-        client = ReflectionClient(channel, options.address, options.timeout_seconds)
+        client = ReflectionClient(channel, options)
         for name in await client.services():
             try:
                 listed[name] = [_describe(method) for method in (await client.service(name)).methods]
@@ -39,7 +40,7 @@ async def list_methods(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def method_lines(listed: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A line for each method, its name as ``--call`` takes it and its types as a .proto file has them."""
+    """Write a line for each method: its name as ``--call`` takes it, its types as in a .proto file."""
     lines = []
     for service, methods in listed.items():
         for method in methods:
@@ -52,30 +53,32 @@ def method_lines(listed: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 async def call_method(options: Options) -> AsyncGenerator[str, None]:
-    """Calls ``options.method`` with ``options.data`` and gives each answer as one line of JSON.
+    """Call ``options.method`` with ``options.data`` and yield each answer as one line of JSON.
 
     Raises:
         UsageError: there is no such method, or the data is no JSON or does not fit the request's type.
         ClientError: the server can't be reached, has no reflection, or the call failed.
+
     """
-    documents = split_documents(options.data or "{}")
+    documents = split_documents("{}" if options.data is None else options.data)
     service_name, _, method_name = (options.method or "").removeprefix("/").partition("/")
     async with open_channel(options) as channel:
-        client = ReflectionClient(channel, options.address, options.timeout_seconds)
+        client = ReflectionClient(channel, options)
         method = _find(await _service(client, service_name), method_name)
         requests = parse_requests(documents, method, client.pool)
         try:
             async for answer in _call(channel, method, requests, options.timeout_seconds):
-                yield json_format.MessageToJson(answer, indent=None, descriptor_pool=client.pool)
+                yield _to_json(answer, client.pool, options.address)
         except grpc.aio.AioRpcError as error:
-            raise CallFailedError.from_rpc_error(options.address, error) from None
+            raise call_failed(channel, options, error) from None
 
 
 def split_documents(data: str) -> list[str]:
-    """Splits text into the JSON documents that stand in it one after the other.
+    """Split text into the JSON documents that stand in it one after the other.
 
     Raises:
         UsageError: it is not JSON.
+
     """
     documents, position, decoder = [], 0, json.JSONDecoder()
     try:
@@ -90,20 +93,36 @@ def split_documents(data: str) -> list[str]:
 
 
 def parse_requests(documents: Sequence[str], method: MethodDescriptor, pool: DescriptorPool) -> list[Message]:
-    """Makes the method's requests of JSON documents.
+    """Make the method's requests of JSON documents.
 
     Raises:
         UsageError: their number or one of them does not fit the method.
+
     """
     if method.client_streaming and len(documents) == 1 and documents[0].startswith("["):
         documents = [json.dumps(element) for element in json.loads(documents[0])]
     if not method.client_streaming and len(documents) != 1:
         raise UsageError([f"--data: {method.full_name} takes one message, got {len(documents)}"])
-    message_class = GetMessageClass(method.input_type)
+    return [_parse_request(document, method.input_type, pool) for document in documents]
+
+
+def _parse_request(document: str, request_type: Descriptor, pool: DescriptorPool) -> Message:
+    name = request_type.full_name
+    # Only some of protobuf's own types are anything but an object in JSON.
+    if not document.startswith("{") and not name.startswith("google.protobuf."):
+        raise UsageError([f"--data: a {name} must be a JSON object, got {one_line(document)}"])
     try:
-        return [json_format.Parse(document, message_class(), descriptor_pool=pool) for document in documents]
+        return json_format.Parse(document, GetMessageClass(request_type)(), descriptor_pool=pool)
     except (json_format.ParseError, UnicodeEncodeError) as error:
-        raise UsageError([f"--data: not a {method.input_type.full_name}: {one_line(str(error))}"]) from None
+        raise UsageError([f"--data: not a {name}: {one_line(str(error))}"]) from None
+
+
+def _to_json(answer: Message, pool: DescriptorPool, address: str) -> str:
+    try:
+        return json_format.MessageToJson(answer, indent=None, descriptor_pool=pool)
+    except (json_format.Error, TypeError) as error:
+        # For example a google.protobuf.Any that holds a type unknown here.
+        raise ClientError(f"{address}: the answer can't be shown as JSON: {one_line(str(error))}") from None
 
 
 def _describe(method: MethodDescriptor) -> dict[str, Any]:
@@ -144,7 +163,7 @@ async def _call(
     # Which of the four types it is shows only at run time.
     call: Any = opener(
         f"/{method.containing_service.full_name}/{method.name}",
-        request_serializer=Message.SerializeToString,
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
     answers = call(iter(requests) if method.client_streaming else requests[0], timeout=timeout_seconds)

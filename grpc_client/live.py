@@ -1,4 +1,4 @@
-"""The view of a running load on a terminal, and its report in colour. Needs rich, which the extra ``cli`` brings."""
+"""Shows a running load, and its report, on a terminal. Needs rich, which the extra ``cli`` brings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFRESH_SECONDS = 0.25
 WINDOW_SECONDS = 5.0
 # A replica that has answered nothing for so long is no longer shown; the report has them all.
 _FORGET_SECONDS = 30.0
-_BAR_CHARACTERS = 40
+_BAR_CHARACTERS = 36
 _NAME_CHARACTERS = 24
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_cyan", "bright_green")
 
@@ -45,30 +45,33 @@ class LiveView:
         options: what the load was asked to do.
         tally: what the load counts into.
         block: the character of the bars.
+
     """
 
     def __init__(self, options: Options, tally: Tally, *, block: str = "█") -> None:
         self._options = options
         self._tally = tally
         self._block = block
-        self._snapshots: deque[_Snapshot] = deque()
+        nothing = _Snapshot(seconds=0.0, replicas=Counter(), latencies=LatencyHistogram())
+        self._snapshots = deque([nothing])
         self._last_answer: dict[str, float] = {}
 
     def draw(self) -> Text:
-        """Takes a snapshot and draws what happened since the oldest one in the window."""
+        """Take a snapshot and draw what happened since the oldest one in the window."""
+        if not self._tally.started:
+            return Text(f"connecting to {self._options.address}", style="dim")
         now = _Snapshot(
             seconds=self._tally.seconds,
             replicas=self._tally.replicas.copy(),
             latencies=self._tally.latencies.copy(),
         )
-        before = self._snapshots[-1].replicas if self._snapshots else Counter()
         for name, calls in now.replicas.items():
-            if calls != before[name]:
+            if calls != self._snapshots[-1].replicas[name]:
                 self._last_answer[name] = now.seconds
         self._snapshots.append(now)
         while len(self._snapshots) > 2 and self._snapshots[1].seconds <= now.seconds - WINDOW_SECONDS:
             self._snapshots.popleft()
-        lines = [self._progress(), self._rates(now), *self._errors(), Text(), *self._bars(now)]
+        lines = [self._progress(), *self._rates(now), *self._errors(), Text(), *self._bars(now)]
         return Text("\n", no_wrap=True, overflow="crop").join(lines)
 
     def _progress(self) -> Text:
@@ -84,16 +87,20 @@ class LiveView:
             (f"{self._options.address}  ", "bold"),
             (self._block * filled, "green"),
             (self._block * (_BAR_CHARACTERS - filled), "bright_black"),
-            f"  {amount}: {self._tally.ok} OK, {self._tally.failed} failed",
+            f"  {amount}",
         )
 
-    def _rates(self, now: _Snapshot) -> Text:
+    def _rates(self, now: _Snapshot) -> list[Text]:
         oldest = self._snapshots[0]
         recent = now.latencies.since(oldest.latencies)
+        counts = f"{self._tally.ok} OK, {self._tally.failed} failed"
         if not recent.count:
-            return Text("no answer in the last seconds", style="yellow")
+            return [Text(counts), Text("no answer in the last seconds", style="yellow")]
         rate = recent.count / (now.seconds - oldest.seconds)
-        return Text(f"{rate:.0f} calls/s  {LatencySummary.from_histogram(recent)}")
+        return [
+            Text(f"{counts}, {rate:.0f} calls/s"),
+            Text(f"latency: {LatencySummary.from_histogram(recent)}"),
+        ]
 
     def _errors(self) -> list[Text]:
         samples = self._tally.error_samples
@@ -121,7 +128,7 @@ class LiveView:
 
 @contextlib.asynccontextmanager
 async def shown(options: Options, tally: Tally) -> AsyncIterator[None]:
-    """Shows the view until the block ends, then takes it off the terminal."""
+    """Show the view until the block ends, then take it off the terminal."""
     console = Console()
     view = LiveView(options, tally, block="█" if console.encoding.startswith("utf") else "#")
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -141,7 +148,7 @@ async def _refresh(view: LiveView, live: Live) -> None:
 
 
 def print_report(report: LoadReport) -> None:
-    """Prints the report with ruled tables."""
+    """Print the report with ruled tables."""
     console = Console()
     for line in summary_lines(report):
         console.print(Text(line))

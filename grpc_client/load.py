@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import grpc
 
@@ -22,22 +23,25 @@ SAY_HELLO = "/protos.Ping/SayHello"
 # rate is met; a server that hangs for longer is not answered with a burst.
 _CATCH_UP_SECONDS = 0.1
 
+_Methods: TypeAlias = "Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]"
+
 
 async def run_load(
     options: Options, *, stop: asyncio.Event | None = None, tally: Tally | None = None
 ) -> LoadReport:
-    """Calls ``Ping/SayHello`` as often as ``options`` say and reports.
+    """Call ``Ping/SayHello`` as often as ``options`` say and report.
 
     It connects first and then starts the clock. Calls in flight at the end are waited for, not cancelled.
 
     Args:
-        options: how many calls (``count``, by default one) or for how long (``duration_seconds``), how many at
-            a time and over how many connections.
+        options: how many calls (``count``, by default one) or for how long (``duration_seconds``), how many
+            at a time and over how many connections.
         stop: once it is set no further call starts.
         tally: counts into this, so that the caller can watch the load while it runs.
 
     Raises:
         CallFailedError: no connection could be made at the start. What fails later is in the report.
+
     """
     tally = tally or Tally()
     calls = options.count or (math.inf if options.duration_seconds is not None else 1)
@@ -49,8 +53,8 @@ async def run_load(
         await asyncio.gather(*(connect(channel, options) for channel in channels))
         tally.start()
         schedule = _Schedule(options, calls, stop or asyncio.Event())
-        # Bytes in, bytes out: the request is serialized once, and the tally parses each different answer once.
-        methods = itertools.cycle([channel.unary_unary(SAY_HELLO) for channel in channels])
+        # Bytes in, bytes out: the request is serialized once, each different answer is parsed once.
+        methods: _Methods = itertools.cycle([channel.unary_unary(SAY_HELLO) for channel in channels])
         async with asyncio.TaskGroup() as group:
             for _ in range(int(min(options.concurrency, calls))):
                 group.create_task(_work(options, schedule, methods, tally))
@@ -70,7 +74,7 @@ class _Schedule:
         self._stop = stop
 
     async def may_start(self) -> bool:
-        """Waits until the next call is due. False if there is none: all made, time over or stopped."""
+        """Wait until the next call is due. False if there is none: all made, time over or stopped."""
         if not self._calls_left or self._stop.is_set() or time.perf_counter() >= self._deadline:
             return False
         self._calls_left -= 1
@@ -89,14 +93,9 @@ class _Schedule:
         return not self._stop.is_set() and due < self._deadline
 
 
-async def _work(
-    options: Options,
-    schedule: _Schedule,
-    methods: Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]],
-    tally: Tally,
-) -> None:
+async def _work(options: Options, schedule: _Schedule, methods: _Methods, tally: Tally) -> None:
     request = api_pb2.PingMessage(greeting=options.greeting).SerializeToString()
-    clock = time.perf_counter
+    clock = tally.clock
     while await schedule.may_start():
         started = clock()
         try:

@@ -33,6 +33,7 @@ class Options:
 
     Raises:
         UsageError: with every problem found.
+
     """
 
     host: str = "localhost"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from grpc_reflection.v1alpha.reflection_pb2 import (  # type: ignore[import-untyped,unused-ignore] # typed only with types-grpcio-reflection
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
+from grpc_client.channel import call_failed
 from grpc_client.errors import CallFailedError, ClientError, one_line
+from grpc_client.options import Options
 
 # The two versions have the same messages on the wire (gRFC A15). grpcio-reflection has only v1alpha, and what
 # a server lacks it counts as UNIMPLEMENTED: so v1alpha first, v1 for the servers that have no other.
@@ -26,34 +33,36 @@ class ReflectionClient:
 
     Args:
         channel: a channel to the server; the caller closes it.
-        address: ``host:port`` for error messages.
-        timeout_seconds: deadline of one request to the server.
+        options: the server's address for error messages, and the deadline of each request.
+
     """
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, timeout_seconds: float) -> None:
+    def __init__(self, channel: grpc.aio.Channel, options: Options) -> None:
         self.pool = DescriptorPool()
         self._channel = channel
-        self._address = address
-        self._timeout_seconds = timeout_seconds
+        self._options = options
+        self._address = options.address
         self._versions = list(_VERSIONS)
         self._files: dict[str, FileDescriptorProto] = {}
         self._added: set[str] = set()
 
     async def services(self) -> list[str]:
-        """The full names of the server's services, sorted.
+        """Return the full names of the server's services, sorted.
 
         Raises:
             ClientError: the server can't be reached or has no reflection.
+
         """
         response = await self._ask(ServerReflectionRequest(list_services="*"))
         return sorted(service.name for service in response.list_services_response.service)
 
     async def service(self, name: str) -> ServiceDescriptor:
-        """The descriptor of a service; what it depends on is in ``pool`` then.
+        """Return the descriptor of a service; what it depends on is in ``pool`` then.
 
         Raises:
             SymbolNotFoundError: the server has no service of this name.
             ClientError: the server can't be reached, has no reflection or sends broken descriptors.
+
         """
         response = await self._ask(ServerReflectionRequest(file_containing_symbol=name))
         await self._fetch(response)
@@ -67,25 +76,24 @@ class ReflectionClient:
             raise ClientError(f"{self._address}: broken descriptor: {one_line(str(error))}") from None
 
     async def _fetch(self, response: ServerReflectionResponse) -> None:
-        """Keeps the files of a response and asks for those they import, which a server may leave out."""
-        wanted = [response]
-        while wanted:
-            for serialized in wanted.pop().file_descriptor_response.file_descriptor_proto:
-                file = self._parse(serialized)
-                self._files.setdefault(file.name, file)
-            imports = {name for file in self._files.values() for name in file.dependency}
-            for name in sorted(imports - self._files.keys())[:1]:
-                wanted.append(await self._ask(ServerReflectionRequest(file_by_filename=name)))
-                if name not in self._names(wanted[-1]):
-                    raise ClientError(f"{self._address}: the server does not send {name}")
+        """Keep the files of a response and ask for those they import, which a server may leave out."""
+        self._keep(response)
+        while missing := self._missing_imports():
+            name = min(missing)
+            with contextlib.suppress(SymbolNotFoundError):
+                self._keep(await self._ask(ServerReflectionRequest(file_by_filename=name)))
+            if name not in self._files:
+                raise ClientError(f"{self._address}: the server does not send {name}")
 
-    def _names(self, response: ServerReflectionResponse) -> set[str]:
-        serialized = response.file_descriptor_response.file_descriptor_proto
-        return {self._parse(file).name for file in serialized}
+    def _missing_imports(self) -> set[str]:
+        imports = {name for file in self._files.values() for name in file.dependency}
+        return imports - self._files.keys()
 
-    def _parse(self, serialized: bytes) -> FileDescriptorProto:
+    def _keep(self, response: ServerReflectionResponse) -> None:
         try:
-            return FileDescriptorProto.FromString(serialized)
+            for serialized in response.file_descriptor_response.file_descriptor_proto:
+                file = FileDescriptorProto.FromString(serialized)
+                self._files.setdefault(file.name, file)
         except DecodeError:
             raise ClientError(f"{self._address}: broken descriptor") from None
 
@@ -102,7 +110,7 @@ class ReflectionClient:
                 response = await self._ask_version(self._versions[0], request)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise CallFailedError.from_rpc_error(self._address, error) from None
+                    raise call_failed(self._channel, self._options, error) from None
                 self._versions.pop(0)
                 if not self._versions:
                     message = "the server has no reflection, which --list and --call need"
@@ -116,7 +124,9 @@ class ReflectionClient:
             request_serializer=ServerReflectionRequest.SerializeToString,
             response_deserializer=ServerReflectionResponse.FromString,
         )
-        responses = [answer async for answer in method(iter([request]), timeout=self._timeout_seconds)]
+        responses = [
+            answer async for answer in method(iter([request]), timeout=self._options.timeout_seconds)
+        ]
         return responses[0] if responses else ServerReflectionResponse()
 
     def _checked(self, response: ServerReflectionResponse) -> ServerReflectionResponse:

@@ -21,10 +21,11 @@ class LatencySummary:
 
     @classmethod
     def from_histogram(cls, latencies: LatencyHistogram) -> LatencySummary:
-        """Summarizes a histogram.
+        """Summarize a histogram.
 
         Raises:
             ValueError: it is empty.
+
         """
         p50, p95, p99 = (latencies.percentile_seconds(percent) * 1000 for percent in (50, 95, 99))
         return cls(p50=p50, p95=p95, p99=p99, max=latencies.largest_seconds * 1000)
@@ -47,6 +48,7 @@ class LoadReport:
         error_samples: the first message of each status.
         error_events: when each call failed, the first 10,000 of them.
         slowest: the slowest call, failed ones included.
+
     """
 
     ok: int
@@ -61,7 +63,7 @@ class LoadReport:
 
     @classmethod
     def from_tally(cls, tally: Tally) -> LoadReport:
-        """The report of what was counted up to now."""
+        """Make the report of what was counted up to now."""
         return cls(
             ok=tally.ok,
             failed=tally.failed,
@@ -85,7 +87,7 @@ class LoadReport:
         return self.ok / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` prints; its fields are stable.
+        """Return the document that ``--json`` prints; its fields are stable.
 
         ``calls``, ``ok`` and ``failed`` are counts; ``seconds`` is the whole run; ``calls_per_second`` counts
         calls answered OK; ``latency_ms`` (``p50``, ``p95``, ``p99``, ``max``) too, each ``null`` if there was
@@ -119,18 +121,16 @@ class Table:
 
 
 def summary_lines(report: LoadReport) -> list[str]:
-    """The lines above the tables."""
-    lines = [
-        f"{report.calls} calls in {report.seconds:.2f} s: {report.ok} OK, {report.failed} failed, "
-        f"{report.calls_per_second:.0f} calls/s"
-    ]
+    """Write the lines above the tables."""
+    counts = f"{report.calls} calls in {report.seconds:.2f} s: {report.ok} OK, {report.failed} failed"
+    lines = [f"{counts}, {report.calls_per_second:.0f} calls/s"]
     if report.latency:
         lines.append(f"latency: {report.latency}")
     return lines
 
 
 def tables(report: LoadReport) -> list[Table]:
-    """Answers by replica and errors by status; a table without rows is left out."""
+    """Make the tables of answers by replica and of errors by status; one without rows is left out."""
     replicas = [(name, str(calls), f"{calls / report.ok:.1%}") for name, calls in report.replicas.items()]
     errors = [(status, str(calls), report.error_samples[status]) for status, calls in report.errors.items()]
     found = [
@@ -141,7 +141,7 @@ def tables(report: LoadReport) -> list[Table]:
 
 
 def text_report(report: LoadReport) -> str:
-    """The report in plain text."""
+    """Write the report in plain text."""
     blocks = ["\n".join(summary_lines(report)), *(_text_table(table) for table in tables(report))]
     return "\n\n".join(blocks)
 

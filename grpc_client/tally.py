@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -28,6 +30,7 @@ class ErrorEvent:
     Args:
         seconds: when it failed, in seconds since the load started.
         status: the gRPC status' name.
+
     """
 
     seconds: float
@@ -41,6 +44,7 @@ class SlowestCall:
     Args:
         milliseconds: how long it took.
         started_seconds: when it started, in seconds since the load started.
+
     """
 
     milliseconds: float
@@ -48,7 +52,7 @@ class SlowestCall:
 
 
 def replica_name(message: str) -> str:
-    """The host name in ``Hello from <hostname>.``, or the message itself, shortened."""
+    """Return the host name in ``Hello from <hostname>.``, or the message itself, shortened."""
     match = _HELLO.fullmatch(message)
     return one_line(match[1] if match else message, limit=_NAME_CHARACTERS) or "(empty)"
 
@@ -57,17 +61,22 @@ class Tally:
     """Counts answers by replica and failures by status; costs a few microseconds a call.
 
     It may be read at any time while the load runs, from the same event loop.
+
+    Args:
+        clock: the time in seconds, from any origin.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.failed = 0
         self.latencies = LatencyHistogram()
         self.replicas: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.error_samples: dict[str, str] = {}
         self.error_events: list[ErrorEvent] = []
-        self._started = time.perf_counter()
-        self._ended: float | None = None
+        self._started: float = math.nan
+        self._ended: float = math.nan
         self._slowest = (0.0, 0.0)
         self._names: dict[bytes, str] = {}
 
@@ -82,9 +91,16 @@ class Tally:
         return self.ok + self.failed
 
     @property
+    def started(self) -> bool:
+        """Whether the clock has started; it stays true after the end."""
+        return not math.isnan(self._started)
+
+    @property
     def seconds(self) -> float:
         """Time since the load started, until it ended."""
-        return (self._ended if self._ended is not None else time.perf_counter()) - self._started
+        if not self.started:
+            return 0.0
+        return (self.clock() if math.isnan(self._ended) else self._ended) - self._started
 
     @property
     def slowest(self) -> SlowestCall:
@@ -93,20 +109,21 @@ class Tally:
         return SlowestCall(milliseconds=seconds * 1000, started_seconds=started)
 
     def start(self) -> None:
-        """Starts the clock."""
-        self._started = time.perf_counter()
+        """Start the clock."""
+        self._started = self.clock()
 
     def end(self) -> None:
-        """Stops the clock."""
-        self._ended = time.perf_counter()
+        """Stop the clock."""
+        self._ended = self.clock()
 
     def answered(self, answer: bytes, *, started: float, ended: float) -> None:
-        """Counts a call that was answered.
+        """Count a call that was answered.
 
         Args:
             answer: the serialized ``PingMessage``; few differ, so each is parsed only once.
-            started: ``time.perf_counter()`` before the call.
-            ended: ``time.perf_counter()`` after it.
+            started: the clock before the call.
+            ended: the clock after it.
+
         """
         name = self._names.get(answer)
         self.replicas[name if name is not None else self._learn(answer)] += 1
@@ -115,7 +132,7 @@ class Tally:
             self._slowest = (ended - started, started - self._started)
 
     def refused(self, status: str, detail: str, *, started: float, ended: float) -> None:
-        """Counts a call that failed; keeps the first message of each status."""
+        """Count a call that failed; keep the first message of each status."""
         self.failed += 1
         self.errors[status] += 1
         if status not in self.error_samples:

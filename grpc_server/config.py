@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registrar.environment import EnvironmentReader
+from registrar.environment import EnvironmentReader, hostname
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class ServerConfig:
     port: int
     workers: int
     grace_seconds: float
+    hostname: str
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -30,6 +31,7 @@ class ServerConfig:
             port=reader.port("APP_PORT", 7777),
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
             grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
+            hostname=hostname(env),
         )
         reader.raise_problems()
         return config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import Any
 
 import grpc
@@ -16,8 +15,8 @@ LOG = logging.getLogger("grpc_server")
 class Ping(api_pb2_grpc.PingServicer):
     """Answers with the name of the host it runs on."""
 
-    def __init__(self, hostname: str | None = None) -> None:
-        self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname or socket.gethostname()}.")
+    def __init__(self, hostname: str) -> None:
+        self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname}.")
 
     async def SayHello(  # type: ignore[override] # the stub speaks of both kinds of server  # noqa: N802
         self,

@@ -61,7 +61,7 @@ async def build(config: ServerConfig) -> tuple[grpc.aio.Server, health.aio.Healt
             ("grpc.max_metadata_size", 64 * 1024),
         ]
     )
-    api_pb2_grpc.add_PingServicer_to_server(Ping(), server)
+    api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((PING, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from registrar.checks import Check, GrpcCheck, HttpCheck
-from registrar.environment import EnvironmentReader, host_port, is_host
+from registrar.environment import EnvironmentReader, host_port, hostname, is_host
 
 # What both a DNS label (RFC 1123, plus the underscore of Compose's names) and an nginx or Lua string can carry.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
@@ -41,7 +40,7 @@ class RegistrarConfig:
         return f"{self.app_name}-{self.hostname}-{self.app_port}"
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str], hostname: str | None = None) -> RegistrarConfig:
+    def from_env(cls, env: Mapping[str, str]) -> RegistrarConfig:
         """Reads the variables.
 
         Raises:
@@ -63,7 +62,7 @@ class RegistrarConfig:
             consul_port=reader.port("CONSUL_PORT"),
             check=_check(reader, app_address or "127.0.0.1", app_port),
             drain_seconds=reader.seconds("DRAIN_SECONDS", 2, low=0, high=3600),
-            hostname=hostname or socket.gethostname(),
+            hostname=hostname(env),
         )
         reader.raise_problems()
         return config
@@ -103,9 +102,11 @@ def _http_url(endpoint: str, address: str, port: int) -> str:
         raise ValueError(f"{endpoint!r} holds a space")
     if not endpoint or endpoint.startswith("/"):
         return f"http://{host_port(address, port)}{endpoint or '/'}"
+    if endpoint.startswith(":"):
+        endpoint = f"http://{host_port(address, 0).removesuffix(':0')}{endpoint}"
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError(f"{endpoint!r} is no path that begins with / and no http or https URL")
+        raise ValueError(f"{endpoint!r} is no path that begins with /, no :port/path and no http or https URL")
     return endpoint
 
 

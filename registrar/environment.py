@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
 
@@ -100,3 +101,8 @@ def is_host(text: str) -> bool:
 def host_port(host: str, port: int) -> str:
     """``host:port``, with the brackets that an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def hostname(env: Mapping[str, str]) -> str:
+    """The name of this container: HOSTNAME, which Docker sets, else the host's."""
+    return env.get("HOSTNAME") or socket.gethostname()

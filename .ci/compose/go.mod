@@ -1,6 +1,7 @@
-// Builds Docker Compose v2 from its module: see .ci/compose-v2.
-module compose-tool
+// Docker Compose 2 for machines whose docker has none: see .ci/compose-v2. After a change: go mod tidy.
+module grpc-load-balancing/ci/compose
 
+// What Compose's own go.mod asks for.
 go 1.24.9
 
 tool github.com/docker/compose/v2/cmd

@@ -133,7 +133,7 @@ CONSUL = Tool(
         package="github.com/hashicorp/consul",
         module="consul",
         go_version="1.25.9",
-        minutes=5,
+        minutes=7,
         disk_gigabytes=5,
     ),
     download_megabytes=70,

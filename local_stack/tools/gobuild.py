@@ -4,16 +4,17 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from local_stack.tools import cache
 from local_stack.tools.catalogue import GoBuild, Tool, parse_version
 from local_stack.tools.errors import UnavailableError
 from local_stack.tools.places import Places
-from local_stack.tools.progress import Ticker, say
+from local_stack.tools.progress import Ticker, duration, say
 
-_MODULES = Path(__file__).resolve().parent.parent / "go"
+MODULES = Path(__file__).resolve().parent.parent / "go"
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 # A build on a slow machine takes a few times what it takes here; one past this is stuck.
@@ -46,11 +47,12 @@ def build(tool: Tool, places: Places) -> Path:
             f" (and {tool.go.disk_gigabytes} GB in Go's caches); log: {log}"
         )
         ticker = Ticker(f"building {tool} with Go", expected)
-        code = _install(tool, tool.go, [go, "install"], directory, env, log, ticker)
+        with log.open("wb") as file, _started(_command(tool, tool.go, go), directory, env, file) as process:
+            code = _wait(process, ticker, tool.go.minutes * 60 * _LIMIT_FACTOR)
         if code:
             raise UnavailableError(_failure(code, log))
         built = cache.keep(tool, places, directory / tool.name)
-    say(f"built {tool} in {ticker.elapsed_seconds:.0f} s: {built}")
+    say(f"built {tool} in {duration(ticker.elapsed_seconds)}: {built}")
     return built
 
 
@@ -79,52 +81,47 @@ def _require_go(tool: Tool, recipe: GoBuild, go: str, directory: Path, env: dict
         )
 
 
-def _install(
-    tool: Tool,
-    recipe: GoBuild,
-    install: list[str],
-    directory: Path,
-    env: dict[str, str],
-    log: Path,
-    ticker: Ticker,
-) -> int:
-    """Run `go install`, say how far it is, and return its exit code."""
-    target = recipe.package if recipe.module else f"{recipe.package}@v{tool.version}"
-    flags = ["-trimpath", "-mod=readonly", "-ldflags=-s -w"]
-    working_directory = _MODULES / recipe.module if recipe.module else directory
-    limit_seconds = recipe.minutes * 60 * _LIMIT_FACTOR
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*install, *flags, target],
-            cwd=working_directory,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that its compilers can be stopped with it
-        )
-        with _stopped_at_exit(process):
-            while ticker.elapsed_seconds < limit_seconds:
-                try:
-                    return process.wait(_POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    ticker.tick()
-    raise UnavailableError(f"go install did not end within {limit_seconds // 60} minutes; log: {log}")
+def _command(tool: Tool, recipe: GoBuild, go: str) -> list[str]:
+    """Return the command that puts the program into GOBIN."""
+    install = ["install", "-trimpath", "-mod=readonly", "-ldflags=-s -w"]
+    if recipe.module:
+        # -C must stand first (Go 1.20 and newer).
+        return [go, "-C", str(MODULES / recipe.module), *install, recipe.package]
+    return [go, *install, f"{recipe.package}@v{tool.version}"]
 
 
 @contextmanager
-def _stopped_at_exit(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave no compiler behind, whatever ends the wait."""
+def _started(
+    command: list[str], directory: Path, env: dict[str, str], log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command, and leave no process of it behind whatever ends the wait for it."""
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that its compilers can be stopped with it
+    )
     try:
-        yield
+        yield process
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if process.poll() is None:
                 os.killpg(process.pid, number)
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(_STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
+
+
+def _wait(process: subprocess.Popen[bytes], ticker: Ticker, limit_seconds: float) -> int:
+    """Return a process's exit code, and say meanwhile how long it has been running."""
+    while ticker.elapsed_seconds < limit_seconds:
+        try:
+            return process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            ticker.tick()
+    raise UnavailableError(f"go install did not end within {duration(limit_seconds)}")
 
 
 def _failure(code: int, log: Path) -> str:

@@ -14,6 +14,7 @@ from local_stack.tools.probe import on_path
 from local_stack.tools.progress import say
 
 _UPDATE_TIMEOUT_SECONDS = 120
+_SYSTEMD = Path("/run/systemd/system")
 _MARK = "# Written by local_stack"
 # invoke-rc.d and deb-systemd-invoke ask this file before they start a service; 101 is "forbidden by policy"
 # (policy-rc.d specification). It forbids nothing once the process that wrote it has ended.
@@ -84,6 +85,8 @@ def _install_apt(tool: Tool, places: Places) -> None:
                 raise
             _update_apt(places)  # a list that is too old names packages that the mirror no longer has
             _install(tool, places, *_APT_GET)
+    if _SYSTEMD.is_dir():
+        say(f"{tool}: its own service was not started; `systemctl disable {tool.name}` keeps it off at boot")
 
 
 def _update_apt(places: Places) -> None:

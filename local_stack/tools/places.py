@@ -10,10 +10,8 @@ from local_stack.tools.catalogue import Tool
 from local_stack.tools.errors import UnavailableError
 
 RELEASES_URL = "https://releases.hashicorp.com"
-# Where servers are installed; a PATH of a user who is not root often leaves them out.
-_SERVER_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
-# Where go.dev/doc/install puts Go, which leaves PATH to the reader.
-_GO_DIRECTORY = "/usr/local/go/bin"
+# What PATH often leaves out: where servers are, for users other than root, and where go.dev says to put Go.
+_MORE_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/go/bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,7 @@ class Places:
         xdg = Path(env.get("XDG_CACHE_HOME", ""))
         home = Path(env["HOME"]) if env.get("HOME") else Path.home()
         return cls(
-            directories=tuple(
-                Path(name).absolute() for name in dict.fromkeys([*names, *_SERVER_DIRECTORIES])
-            ),
+            directories=tuple(Path(name).absolute() for name in dict.fromkeys([*names, *_MORE_DIRECTORIES])),
             cache=(xdg if xdg.is_absolute() else home / ".cache") / "grpc-load-balancing",
             releases_url=env.get("LOCAL_STACK_RELEASES_URL", "").rstrip("/") or RELEASES_URL,
             root=os.geteuid() == 0,
@@ -59,8 +55,6 @@ class Places:
 
         """
         found = shutil.which(name, path=os.pathsep.join(map(str, self.directories)))
-        if not found and name == "go":
-            found = shutil.which(name, path=_GO_DIRECTORY)
         if not found:
             raise UnavailableError(f"{name} is not on PATH")
         return found

@@ -52,7 +52,8 @@ def on_path(tool: Tool, places: Places) -> Path:
     reasons = []
     seen = set()
     for candidate in (directory / tool.name for directory in places.directories):
-        if not candidate.is_file() or not os.access(candidate, os.X_OK) or candidate.resolve() in seen:
+        # access() first: it does not raise for a directory that may not be read.
+        if not os.access(candidate, os.X_OK) or not candidate.is_file() or candidate.resolve() in seen:
             continue
         seen.add(candidate.resolve())
         try:

@@ -35,8 +35,8 @@ def download(tool: Tool, places: Places) -> Path:
     here and their signature is not checked.
 
     Raises:
-        UnavailableError: if there is none for this machine, the server is out of reach or too slow, or the release
-            is not what its sum says.
+        UnavailableError: if there is none for this machine, the server is out of reach or too slow, or the
+            release is not what its sum says.
 
     """
     architecture = _ARCHITECTURES.get(platform.machine().lower())

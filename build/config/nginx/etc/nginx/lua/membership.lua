@@ -13,8 +13,9 @@ local peers = require("peers")
 
 local _M = {}
 
-local RENDERED = ngx.config.prefix() .. "run/peers"
-local KEPT = ngx.config.prefix() .. "var/lib/load-balancer/peers"
+local ROOT = ngx.config.prefix() .. "../../"
+local RENDERED = ROOT .. "run/peers"
+local KEPT = ROOT .. "var/lib/load-balancer/peers"
 -- What is left of the delay from "passing" to "served" besides consul-template's few milliseconds.
 local READ_SECONDS = 0.02
 local PROBE_SECONDS = 0.2

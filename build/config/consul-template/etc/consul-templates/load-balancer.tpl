@@ -17,7 +17,9 @@ limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
 
 server {
-    listen {{ envOrDefault "LB_ADDRESS" "0.0.0.0" }}:{{ envOrDefault "LB_PORT" "5000" }} http2 backlog=4096 so_keepalive=60s:10s:6;
+    {{- range envOrDefault "LB_LISTEN" "0.0.0.0:5000" | split " " }}
+    listen {{ . }} http2 backlog=4096 so_keepalive=60s:10s:6;
+    {{- end }}
 
     # Connections live until the client or an operator ends them: nginx's default ends one after 1,000 calls, and
     # calls that cross the GOAWAY are lost.

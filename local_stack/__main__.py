@@ -1,0 +1,104 @@
+"""``python -m local_stack``: the stack of docker-compose.yaml without Docker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+
+from rich.console import Console
+
+from local_stack import listing, logs
+from local_stack.arguments import parser
+from local_stack.errors import LocalStackError
+from local_stack.readiness import wait_ready
+from local_stack.settings import Directory
+from local_stack.stack import Stack, say
+
+
+def main() -> int:
+    """Parses, wires and runs. Exit code: 0 done, 1 failed, 2 usage."""
+    arguments = parser().parse_args()
+    # `kill` of a foreground stack is an end as orderly as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(arguments)
+    except LocalStackError as error:
+        print(f"local_stack: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of `logs | head` is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carries out one command.
+
+    Raises:
+        LocalStackError: it can't be done; the message says why.
+    """
+    stack = Stack(Directory(), os.environ)
+    match arguments.command:
+        case "up":
+            up(stack, arguments)
+        case "down":
+            stack.down(volumes=arguments.volumes)
+        case "scale":
+            stack.scale(dict(arguments.scale))
+            wait_ready(stack, arguments.timeout)
+        case "ps":
+            show = listing.rows(stack)
+            if arguments.json:
+                print(json.dumps(listing.as_json(show), indent=2))
+            else:
+                listing.table(show, Console(soft_wrap=not sys.stdout.isatty()))
+        case "logs":
+            logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail)
+        case _:
+            signals(stack, arguments)
+
+
+def signals(stack: Stack, arguments: argparse.Namespace) -> None:
+    """The commands that stop, start or signal containers."""
+    stack.require_up()
+    containers = stack.containers(arguments.names)
+    match arguments.command:
+        case "kill":
+            stack.kill(containers, arguments.signal)
+        case "stop":
+            stack.stop(containers)
+        case "start":
+            stack.start(containers)
+        case "restart":
+            stack.stop(containers)
+            stack.start(containers)
+        case "pause" | "unpause":
+            stack.pause(containers, resume=arguments.command == "unpause")
+
+
+def up(stack: Stack, arguments: argparse.Namespace) -> None:
+    """``up``: starts the stack, waits until it answers, follows its logs unless detached."""
+    given = {"address_base": arguments.address_base, "port": arguments.port, "consul_port": arguments.consul_port}
+    settings = replace(stack.settings, **{name: value for name, value in given.items() if value is not None})
+    try:
+        stack.up(dict(arguments.scale), settings)
+        wait_ready(stack, arguments.timeout)
+        say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
+        if not arguments.detach:
+            logs.show(stack, (), sys.stdout, follow=True, lines=None)
+    except KeyboardInterrupt:
+        if not arguments.detach:
+            say("stopping")
+            stack.stop(stack.containers())
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

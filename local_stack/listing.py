@@ -1,0 +1,66 @@
+"""``ps``: every container with its address, state, health and programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from local_stack.errors import LocalStackError
+from local_stack.readiness import health_by_node
+from local_stack.stack import Stack
+from local_stack.supervisor import Program, Supervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One container: ``health`` is what Consul says of it, empty when it says nothing."""
+
+    name: str
+    service: str
+    address: str
+    state: str
+    health: str
+    programs: list[Program]
+
+
+def rows(stack: Stack) -> list[Row]:
+    """The containers of a stack as they are now."""
+    try:
+        health = health_by_node(stack)
+    except LocalStackError:
+        health = {}
+    states = {program.name: program.state for program in stack.supervisor.programs()}
+    result = []
+    for container in stack.containers():
+        state = states.get(container.name, "GONE")
+        running = state == "RUNNING"
+        programs = Supervisor(container.path / "run" / "supervisor.sock").programs() if running else []
+        result.append(
+            Row(
+                name=container.name,
+                service=container.service.name,
+                address=container.address,
+                state=state.lower(),
+                health=health.get(container.name, "") if running else "",
+                programs=[program for program in programs if program.name != "exit-on-fatal"],
+            )
+        )
+    return result
+
+
+def as_json(listing: list[Row]) -> list[dict[str, object]]:
+    """The rows for machines."""
+    return [asdict(row) for row in listing]
+
+
+def table(listing: list[Row], console: Console) -> None:
+    """The rows for people."""
+    result = Table(box=None, pad_edge=False)
+    for heading in ("NAME", "ADDRESS", "STATE", "HEALTH", "PROGRAMS"):
+        result.add_column(heading, overflow="fold")
+    for row in listing:
+        programs = ", ".join(f"{program.name} {program.state.lower()} {program.pid or '-'}" for program in row.programs)
+        result.add_row(row.name, row.address, row.state, row.health or "-", programs or "-")
+    console.print(result)

@@ -1,0 +1,108 @@
+"""Whether the stack is ready: every replica passes in Consul and answers through the balancer."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import consul
+import grpc
+import requests
+
+from local_stack.container import Container
+from local_stack.errors import LocalStackError
+from local_stack.stack import Stack
+from protos import api_pb2, api_pb2_grpc
+
+_POLL_SECONDS = 0.05
+_CALL_SECONDS = 1.0
+_LOG_LINES = 15
+
+
+def health_by_node(stack: Stack) -> dict[str, str]:
+    """What Consul says of every container: the worst status of its node's and services' checks.
+
+    Raises:
+        LocalStackError: Consul is out of reach.
+    """
+    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
+    try:
+        _, checks = client.health.state("any")
+    except (consul.ConsulException, requests.RequestException) as error:
+        raise LocalStackError(f"Consul at port {stack.settings.consul_port} can't be read: {error}") from error
+    order = ("passing", "warning", "critical")
+    result: dict[str, str] = {}
+    for check in checks:
+        status = check["Status"]
+        before = result.get(check["Node"], "passing")
+        result[check["Node"]] = max(status, before, key=lambda item: order.index(item) if item in order else 2)
+    return result
+
+
+def registered(stack: Stack, application: str) -> set[str]:
+    """The nodes whose instance of an application passes."""
+    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
+    try:
+        _, instances = client.health.service(application, passing=True)
+    except (consul.ConsulException, requests.RequestException):
+        return set()
+    return {instance["Node"]["Node"] for instance in instances}
+
+
+def wait_ready(stack: Stack, seconds: float) -> None:
+    """Waits until every replica passes in Consul and has answered through the balancer's port.
+
+    Raises:
+        LocalStackError: that did not happen in time; with the reason and the last lines of the logs.
+    """
+    deadline = time.monotonic() + seconds
+    replicas = [container for container in stack.containers() if container.service.scalable]
+    for application in {container.service.environment.get("APP_NAME", "") for container in replicas}:
+        of_application = [c for c in replicas if c.service.environment.get("APP_NAME") == application]
+        wanted = {container.name for container in of_application}
+        missing = wanted - registered(stack, application)
+        while missing:
+            if time.monotonic() > deadline:
+                raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", of_application, missing)
+            time.sleep(_POLL_SECONDS)
+            missing = wanted - registered(stack, application)
+    callable_ones = [c for c in replicas if "grpc_server" in c.service.components]
+    if callable_ones:
+        _wait_answers(stack, callable_ones, deadline)
+
+
+def _wait_answers(stack: Stack, replicas: list[Container], deadline: float) -> None:
+    missing = {container.name for container in replicas}
+    problem = ""
+    with grpc.insecure_channel(
+        f"127.0.0.1:{stack.settings.port}", options=[("grpc.initial_reconnect_backoff_ms", 100)]
+    ) as channel:
+        ping = api_pb2_grpc.PingStub(channel)
+        while missing:
+            try:
+                answer = ping.SayHello(api_pb2.PingMessage(greeting="are you there?"), timeout=_CALL_SECONDS)
+            except grpc.RpcError as error:
+                problem = f"; the last call failed: {error.code().name} {error.details()}"
+                time.sleep(_POLL_SECONDS)
+            else:
+                name = answer.greeting.removeprefix("Hello from ").removesuffix(".")
+                if name not in missing:
+                    time.sleep(_POLL_SECONDS / 10)
+                missing.discard(name)
+            if missing and time.monotonic() > deadline:
+                message = f"no answer through port {stack.settings.port} from: {', '.join(sorted(missing))}{problem}"
+                raise _not_ready(message, [*stack.containers(["load-balancer"]), *replicas], missing)
+
+
+def _not_ready(reason: str, containers: Iterable[Container], missing: set[str]) -> LocalStackError:
+    lines = [reason]
+    for container in containers:
+        if container.name in missing or not container.service.scalable:
+            lines.append(f"last lines of {container.name}:")
+            try:
+                with container.log.open(errors="replace") as log:
+                    lines += [f"    {line.rstrip()}" for line in deque(log, maxlen=_LOG_LINES)]
+            except FileNotFoundError:
+                lines.append("    (it has printed nothing)")
+    return LocalStackError("\n".join(lines))

@@ -1,0 +1,134 @@
+"""Talks to supervisords: the outer one of the stack, and the one of each container."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import Faults, SupervisorTransport
+
+from local_stack.errors import LocalStackError
+from local_stack.settings import Directory
+
+_START_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program under a supervisord, as supervisord names its states (supervisord.org/subprocess.html)."""
+
+    name: str
+    state: str
+    pid: int
+
+
+class SupervisorGoneError(LocalStackError):
+    """Nobody answers at the control socket."""
+
+
+class Supervisor:
+    """A supervisord behind its control socket."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket = socket_path
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html).
+
+        Raises:
+            SupervisorGoneError: nobody answers.
+            xmlrpc.client.Fault: supervisord says no.
+        """
+        # A transport each time: one that once failed to connect fails for ever.
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport, allow_none=True)
+        try:
+            return getattr(proxy.supervisor, method)(*arguments)
+        except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
+            raise SupervisorGoneError(f"no supervisord answers at {self._socket}: {error}") from error
+
+    def alive(self) -> bool:
+        """Whether supervisord answers and runs."""
+        try:
+            return bool(self.call("getState")["statename"] == "RUNNING")
+        except SupervisorGoneError:
+            return False
+
+    def programs(self) -> list[Program]:
+        """Its programs; none when nobody answers."""
+        try:
+            infos = self.call("getAllProcessInfo")
+        except SupervisorGoneError:
+            return []
+        return [Program(name=info["name"], state=info["statename"], pid=info["pid"]) for info in infos]
+
+    def state(self, name: str) -> Program | None:
+        """One program, None when it is not known."""
+        return next((program for program in self.programs() if program.name == name), None)
+
+    def tell(self, method: str, name: str, *arguments: Any) -> None:
+        """Calls a method on a program; being in the wanted state already is no error."""
+        fine = (Faults.ALREADY_STARTED, Faults.NOT_RUNNING, Faults.BAD_NAME, Faults.ALREADY_ADDED)
+        try:
+            self.call(method, name, *arguments)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode not in fine:
+                raise LocalStackError(f"supervisord: {method} {name}: {fault.faultString}") from fault
+
+
+def start_outer(directory: Directory) -> Supervisor:
+    """Starts the stack's own supervisord in the background and waits until it answers.
+
+    Raises:
+        LocalStackError: it does not answer in time.
+    """
+    directory.programs.mkdir(parents=True, exist_ok=True)
+    # The limit of a Unix socket's path, less supervisord's own suffix for the moment of its making.
+    if len(os.fsencode(directory.containers / "hello_server-100" / "run" / "supervisor.sock.12345")) > 107:  # noqa: PLR2004
+        raise LocalStackError(f"{directory.path} is too long a path for Unix sockets; use a checkout in a shorter one")
+    configuration = directory.path / "supervisord.conf"
+    configuration.write_text(
+        "; Written by local_stack: one program a container.\n"
+        "[supervisord]\nlogfile=supervisord.log\npidfile=supervisord.pid\nnocleanup=true\n"
+        "[unix_http_server]\nfile=supervisor.sock\nchmod=0700\n"
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+        "[include]\nfiles=programs/*.conf\n"
+    )
+    supervisord = Path(sys.executable).parent / "supervisord"
+    # In a session of its own, so that Ctrl-C in the terminal is not its end.
+    process = subprocess.Popen(
+        [supervisord, "--nodaemon", "--configuration", configuration.name],
+        cwd=directory.path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    supervisor = Supervisor(directory.socket)
+    deadline = time.monotonic() + _START_SECONDS
+    while not supervisor.alive():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise LocalStackError(f"supervisord does not start; see {directory.path / 'supervisord.log'}")
+        time.sleep(0.05)
+    return supervisor
+
+
+def port_in_use(address: str, port: int) -> bool:
+    """Whether somebody listens at an address and port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            probe.listen()
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,227 @@
+"""``run_load`` as other tests use it: in the event loop of the server that it calls."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+
+from grpc_client.errors import CallFailedError
+from grpc_client.load import run_load
+from grpc_client.options import Options
+from grpc_client.report import LoadReport
+from grpc_client.tally import Tally
+from protos.api_pb2 import PingMessage
+
+Context = grpc.aio.ServicerContext[PingMessage, PingMessage]
+
+
+class Ping:
+    """A Ping server that counts calls and connections, and whose answers can be held back or made to fail."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fail = False
+
+    @property
+    def calls(self) -> int:
+        return len(self.peers)
+
+    async def say_hello(self, _request: PingMessage, context: Context) -> PingMessage:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.peers.append(context.peer())
+        await self.open.wait()
+        self.in_flight -= 1
+        if self.fail:
+            await context.abort(grpc.StatusCode.ABORTED, "told to fail")
+        return PingMessage(greeting="Hello from aaa.")
+
+
+@contextlib.asynccontextmanager
+async def served(ping: Ping) -> AsyncIterator[int]:
+    """Serve on a free port and give it."""
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+def load(ping: Ping, **options: float) -> LoadReport:
+    """Run a load against a server of its own."""
+
+    async def scenario() -> LoadReport:
+        async with served(ping) as port:
+            return await run_load(Options(host="127.0.0.1", port=port, **options))  # type: ignore[arg-type] # whole numbers where the options want them
+
+    return asyncio.run(scenario())
+
+
+async def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Poll until a condition holds, for half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within 30 s")
+        await asyncio.sleep(0.01)
+
+
+async def reached(tally: Tally, calls: int) -> None:
+    """Wait until the load has made so many calls."""
+    await wait_until(lambda: tally.calls >= calls, f"{calls} calls")
+
+
+def test_count_is_the_number_of_calls_the_server_gets() -> None:
+    ping = Ping()
+    report = load(ping, count=101, concurrency=7)
+    assert (report.ok, report.failed, ping.calls) == (101, 0, 101)
+    assert report.replicas == {"aaa": 101}
+
+
+def test_concurrency_is_the_number_of_calls_in_flight() -> None:
+    async def scenario() -> int:
+        ping = Ping()
+        ping.open.clear()
+        async with served(ping) as port:
+            options = Options(host="127.0.0.1", port=port, count=300, concurrency=6)
+            running = asyncio.create_task(run_load(options))
+            await wait_until(lambda: ping.in_flight == 6, "six calls in flight")
+            ping.open.set()
+            await running
+        return ping.most_in_flight
+
+    assert asyncio.run(scenario()) == 6
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_connections_is_the_number_of_connections_the_server_sees(connections: int) -> None:
+    ping = Ping()
+    load(ping, count=30, concurrency=6, connections=connections)
+    assert len(set(ping.peers)) == connections
+
+
+def test_calls_in_flight_at_the_end_of_the_duration_are_answered() -> None:
+    async def scenario() -> tuple[LoadReport, int]:
+        ping = Ping()
+        ping.open.clear()
+        async with served(ping) as port:
+            options = Options(host="127.0.0.1", port=port, duration_seconds=0.2, concurrency=4)
+            running = asyncio.create_task(run_load(options))
+            done, _ = await asyncio.wait([running], timeout=0.5)
+            assert not done
+            ping.open.set()
+            return await running, ping.calls
+
+    report, calls = asyncio.run(scenario())
+    assert (report.ok, report.failed, calls) == (4, 0, 4)
+    assert report.slowest.milliseconds > 200
+
+
+def test_the_rate_is_kept() -> None:
+    report = load(Ping(), duration_seconds=2, rate=100, concurrency=4)
+    assert 150 <= report.ok <= 201
+    assert report.seconds == pytest.approx(2, abs=0.5)
+
+
+def test_a_slow_rate_ends_with_the_duration() -> None:
+    report = load(Ping(), duration_seconds=0.3, rate=0.1)
+    assert report.ok == 1
+    assert report.seconds < 5
+
+
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
+    async def scenario() -> LoadReport:
+        tally, stop = Tally(), asyncio.Event()
+        async with served(Ping()) as port:
+            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=rate)
+            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+            await reached(tally, 1)
+            stop.set()
+            return await running
+
+    report = asyncio.run(scenario())
+    assert report.failed == 0
+    assert report.seconds < 60
+
+
+def test_the_report_says_when_calls_failed() -> None:
+    async def scenario() -> tuple[LoadReport, float, float]:
+        ping, tally, stop = Ping(), Tally(), asyncio.Event()
+        async with served(ping) as port:
+            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=200)
+            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+            await reached(tally, 20)
+            began, ping.fail = tally.seconds, True
+            await reached(tally, tally.calls + 20)
+            ended, ping.fail = tally.seconds, False
+            await reached(tally, tally.calls + 20)
+            stop.set()
+            return await running, began, ended
+
+    report, began, ended = asyncio.run(scenario())
+    moments = [event.seconds for event in report.error_events]
+    assert report.errors == {"ABORTED": len(moments)}
+    assert began <= moments[0] <= moments[-1] <= ended + 1
+    assert report.ok >= 40
+
+
+def test_a_load_goes_on_when_the_server_comes_back_on_its_port() -> None:
+    async def scenario() -> LoadReport:
+        ping, tally, stop = Ping(), Tally(), asyncio.Event()
+        first = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(
+            ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString
+        )
+        handlers = [grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})]
+        first.add_generic_rpc_handlers(handlers)
+        port = first.add_insecure_port("127.0.0.1:0")
+        await first.start()
+        options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=50, concurrency=2)
+        running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+        await reached(tally, 10)
+        await first.stop(5)
+        second = grpc.aio.server()
+        second.add_generic_rpc_handlers(handlers)
+        second.add_insecure_port(f"127.0.0.1:{port}")
+        await second.start()
+        await reached(tally, tally.calls + 20)
+        stop.set()
+        report = await running
+        await second.stop(None)
+        return report
+
+    assert asyncio.run(scenario()).failed == 0
+
+
+def test_no_server_at_the_start_is_an_error_that_names_it() -> None:
+    async def scenario() -> None:
+        async with served(Ping()) as port:
+            pass
+        with pytest.raises(CallFailedError, match=rf"127\.0\.0\.1:{port}: UNAVAILABLE: ") as caught:
+            await run_load(Options(host="127.0.0.1", port=port, count=5, connections=2))
+        assert caught.value.status == "UNAVAILABLE"
+
+    asyncio.run(scenario())
+
+
+def test_each_call_starts_on_the_next_connection() -> None:
+    ping = Ping()
+    load(ping, count=9, connections=3)
+    assert len(set(ping.peers)) == 3
+    assert ping.peers == ping.peers[:3] * 3
