@@ -41,7 +41,10 @@ def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
     arguments: list[tuple[str, str | int]] = [
         # Channels to one address share a connection unless each has its own pool.
         ("grpc.use_local_subchannel_pool", 1),
-        # Also switches off transparent retries.
+        # gRPC waits 1 s and then longer before it connects again, which would use up most of the retries.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # 0 also switches off transparent retries.
         ("grpc.enable_retries", int(options.retry)),
     ]
     if options.retry:

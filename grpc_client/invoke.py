@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -13,8 +15,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from grpc_client.channel import call_failed, open_channel
-from grpc_client.errors import ClientError, UsageError, one_line
+from grpc_client.channel import channel_arguments, open_channel
+from grpc_client.errors import CallFailedError, ClientError, UsageError, one_line
 from grpc_client.options import Options
 from grpc_client.reflection import ReflectionClient, SymbolNotFoundError
 
@@ -66,11 +68,9 @@ async def call_method(options: Options) -> AsyncGenerator[str, None]:
         client = ReflectionClient(channel, options)
         method = _find(await _service(client, service_name), method_name)
         requests = parse_requests(documents, method, client.pool)
-        try:
-            async for answer in _call(channel, method, requests, options.timeout_seconds):
-                yield _to_json(answer, client.pool, options.address)
-        except grpc.aio.AioRpcError as error:
-            raise call_failed(channel, options, error) from None
+    async with contextlib.aclosing(_call(options, method, requests)) as answers:
+        async for answer in answers:
+            yield _to_json(answer, client.pool, options.address)
 
 
 def split_documents(data: str) -> list[str]:
@@ -152,23 +152,29 @@ def _find(service: ServiceDescriptor, name: str) -> MethodDescriptor:
 
 
 async def _call(
-    channel: grpc.aio.Channel, method: MethodDescriptor, requests: Sequence[Message], timeout_seconds: float
+    options: Options, method: MethodDescriptor, requests: Sequence[Message]
 ) -> AsyncGenerator[Message, None]:
-    opener = {
-        (False, False): channel.unary_unary,
-        (False, True): channel.unary_stream,
-        (True, False): channel.stream_unary,
-        (True, True): channel.stream_stream,
-    }[method.client_streaming, method.server_streaming]
-    # Which of the four types it is shows only at run time.
-    call: Any = opener(
-        f"/{method.containing_service.full_name}/{method.name}",
-        request_serializer=GetMessageClass(method.input_type).SerializeToString,
-        response_deserializer=GetMessageClass(method.output_type).FromString,
-    )
-    answers = call(iter(requests) if method.client_streaming else requests[0], timeout=timeout_seconds)
-    if method.server_streaming:
-        async for answer in answers:
-            yield answer
-    else:
-        yield await answers
+    """Make the call; the four kinds look the same on the wire, so one way of calling does for all.
+
+    Not with grpc.aio, which often reports INTERNAL when the server ends a stream of requests early
+    (grpc/grpc issue 36066).
+    """
+    answers = 0
+    with grpc.insecure_channel(options.address, options=channel_arguments(options)) as channel:
+        call = channel.stream_stream(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=GetMessageClass(method.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )(iter(requests), timeout=options.timeout_seconds)
+        try:
+            while (answer := await asyncio.to_thread(next, call, None)) is not None:
+                answers += 1
+                yield answer
+        except grpc.RpcError as error:
+            raise CallFailedError(
+                options.address, error.code().name, one_line(error.details() or "no message")
+            ) from None
+        finally:
+            call.cancel()
+    if not method.server_streaming and answers != 1:
+        raise CallFailedError(options.address, "INTERNAL", f"OK with {answers} messages instead of one")

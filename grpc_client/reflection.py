@@ -54,7 +54,7 @@ class ReflectionClient:
 
         """
         response = await self._ask(ServerReflectionRequest(list_services="*"))
-        return sorted(service.name for service in response.list_services_response.service)
+        return sorted(one_line(service.name) for service in response.list_services_response.service)
 
     async def service(self, name: str) -> ServiceDescriptor:
         """Return the descriptor of a service; what it depends on is in ``pool`` then.
@@ -119,14 +119,14 @@ class ReflectionClient:
                 return self._checked(response)
 
     async def _ask_version(self, version: str, request: ServerReflectionRequest) -> ServerReflectionResponse:
-        method = self._channel.stream_stream(
+        # The method takes a stream, but one request looks the same on the wire, and grpc.aio often reports
+        # INTERNAL when the server refuses a stream of requests (grpc/grpc issue 36066).
+        method = self._channel.unary_stream(
             _METHOD.format(version=version),
             request_serializer=ServerReflectionRequest.SerializeToString,
             response_deserializer=ServerReflectionResponse.FromString,
         )
-        responses = [
-            answer async for answer in method(iter([request]), timeout=self._options.timeout_seconds)
-        ]
+        responses = [answer async for answer in method(request, timeout=self._options.timeout_seconds)]
         return responses[0] if responses else ServerReflectionResponse()
 
     def _checked(self, response: ServerReflectionResponse) -> ServerReflectionResponse:

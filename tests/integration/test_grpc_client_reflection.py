@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from protos.api_pb2 import PingMessage
 ROOT = Path(__file__).resolve().parents[2]
 V1ALPHA = reflection.SERVICE_NAME
 V1 = "grpc.reflection.v1.ServerReflection"
+SILENT_CALLED = asyncio.Event()
 Context = Any  # grpc.aio.ServicerContext of whichever types
 
 
@@ -34,6 +36,7 @@ def echo_pool() -> DescriptorPool:
     file.dependency.extend([api_pb2.DESCRIPTOR.name, TIMESTAMP_FILE.name])
     ping, timestamp = ".protos.PingMessage", ".google.protobuf.Timestamp"
     kinds = [("Unary", False, False), ("Down", False, True), ("Up", True, False), ("Chat", True, True)]
+    kinds += [("Refuse", True, False), ("Silent", False, False)]
     methods = [
         MethodDescriptorProto(
             name=name, input_type=ping, output_type=ping, client_streaming=up, server_streaming=down
@@ -71,6 +74,17 @@ async def chat(requests: AsyncIterator[PingMessage], _context: Context) -> Async
         yield PingMessage(greeting=request.greeting.upper())
 
 
+async def refuse(_requests: AsyncIterator[PingMessage], context: Context) -> PingMessage:
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not even read")
+    return PingMessage()
+
+
+async def silent(request: PingMessage, _context: Context) -> PingMessage:
+    SILENT_CALLED.set()
+    await asyncio.Event().wait()
+    return request
+
+
 async def same_time(request: Timestamp, _context: Context) -> Timestamp:
     return request
 
@@ -84,6 +98,8 @@ def echo_handler() -> grpc.GenericRpcHandler:
             "Down": grpc.unary_stream_rpc_method_handler(down, *codec),
             "Up": grpc.stream_unary_rpc_method_handler(up, *codec),
             "Chat": grpc.stream_stream_rpc_method_handler(chat, *codec),
+            "Refuse": grpc.stream_unary_rpc_method_handler(refuse, *codec),
+            "Silent": grpc.unary_unary_rpc_method_handler(silent, *codec),
             "Time": grpc.unary_unary_rpc_method_handler(
                 same_time, Timestamp.FromString, Timestamp.SerializeToString
             ),
@@ -124,18 +140,19 @@ async def echo_server(version: str | None, *, whole: bool = True) -> AsyncIterat
         await server.stop(None)
 
 
+async def start(port: int, *arguments: str) -> asyncio.subprocess.Process:
+    """Start the client with pipes for its output."""
+    command = (sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port), *arguments)
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
+
+
 def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -> tuple[int | None, str, str]:
     """Run the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with echo_server(version, whole=whole) as port:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port)),
-                *arguments,
-                cwd=ROOT,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
+            process = await start(port, *arguments)
             output, errors = await process.communicate()
             return process.returncode, output.decode(), errors.decode().replace(str(port), "PORT")
 
@@ -155,6 +172,8 @@ test.Echo/Unary (protos.PingMessage) returns (protos.PingMessage)
 test.Echo/Down (protos.PingMessage) returns (stream protos.PingMessage)
 test.Echo/Up (stream protos.PingMessage) returns (protos.PingMessage)
 test.Echo/Chat (stream protos.PingMessage) returns (stream protos.PingMessage)
+test.Echo/Refuse (stream protos.PingMessage) returns (protos.PingMessage)
+test.Echo/Silent (protos.PingMessage) returns (protos.PingMessage)
 test.Echo/Time (google.protobuf.Timestamp) returns (google.protobuf.Timestamp)
 test.Undescribed (no methods described)
 """
@@ -213,7 +232,7 @@ def test_protobufs_own_types_are_written_as_their_json() -> None:
 @pytest.mark.parametrize(
     ("method", "data", "problem"),
     [
-        ("test.Echo/Nothing", "{}", "--call: test.Echo has no method Nothing; it has Unary, Down, Up, Chat"),
+        ("test.Echo/Nothing", "{}", "--call: test.Echo has no method Nothing; it has Unary, "),
         ("test.Nothing/Unary", "{}", "--call: the server has no service test.Nothing; it has "),
         ("protos.PingMessage/X", "{}", "--call: the server has no service protos.PingMessage; it has "),
         ("test.Echo/Unary", "{bad", "--data: not JSON: Expecting property name"),
@@ -240,6 +259,34 @@ def test_what_a_stream_answered_before_it_failed_is_printed() -> None:
     code, output, errors = client("--call", "test.Echo/Down", "--data", '{"greeting": "fail"}')
     assert (code, output.count("\n")) == (1, 3)
     assert errors == "grpc_client: 127.0.0.1:PORT: DATA_LOSS: no more\n"
+
+
+@pytest.mark.parametrize("messages", [0, 1, 100])
+def test_a_stream_that_the_server_ends_early_keeps_the_servers_status(messages: int) -> None:
+    data = json.dumps([{"greeting": "x" * 1000}] * messages)
+    code, output, errors = client("--call", "test.Echo/Refuse", "--data", data)
+    assert (code, output) == (1, "")
+    assert errors == "grpc_client: 127.0.0.1:PORT: PERMISSION_DENIED: not even read\n"
+
+
+def test_a_unary_method_whose_server_is_silent_ends_with_the_timeout() -> None:
+    code, output, errors = client("--call", "test.Echo/Silent", "--timeout", "1")
+    assert (code, output) == (1, "")
+    assert errors == "grpc_client: 127.0.0.1:PORT: DEADLINE_EXCEEDED: Deadline Exceeded\n"
+
+
+def test_a_signal_ends_a_call_of_any_method() -> None:
+    async def scenario() -> tuple[int | None, bytes, bytes]:
+        async with echo_server(V1ALPHA) as port:
+            process = await start(port, "--call", "test.Echo/Silent", "--timeout", "600")
+            async with asyncio.timeout(30):
+                await SILENT_CALLED.wait()
+            process.send_signal(signal.SIGTERM)
+            output, errors = await process.communicate()
+            return process.returncode, output, errors
+
+    SILENT_CALLED.clear()
+    assert asyncio.run(scenario()) == (1, b"", b"grpc_client: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [["--list"], ["--call", "test.Echo/Unary"]])
