@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -61,8 +62,20 @@ def run(arguments: argparse.Namespace) -> None:
                 listing.table(show, Console(soft_wrap=not sys.stdout.isatty()))
         case "logs":
             logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail)
+        case "exec":
+            execute(stack, arguments.name, arguments.argv)
         case _:
             signals(stack, arguments)
+
+
+def execute(stack: Stack, name: str, argv: list[str]) -> NoReturn:
+    """``exec``: becomes the command, in the container's directory and with its environment."""
+    stack.require_up()
+    container = stack.containers([name])[0]
+    if not argv:
+        raise LocalStackError("exec: no command given, such as: consul members")
+    os.chdir(container.path)
+    os.execv("/bin/sh", ["sh", "-c", '. ./environment; exec "$@"', "sh", *argv])  # noqa: S606 - the user's own words
 
 
 def signals(stack: Stack, arguments: argparse.Namespace) -> None:

@@ -69,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         one.add_argument("names", nargs="*", metavar="SERVICE[-N]", help="which (default: all)")
 
+    execute = verbs.add_parser("exec", help="run a command in a container: its directory, its environment")
+    execute.add_argument("name", metavar="SERVICE[-N]", help="which; of a service its first container")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as consul members")
+
     down = verbs.add_parser("down", help="stop and remove everything")
     down.add_argument("-v", "--volumes", action="store_true", help="also what is kept on disk; default: keep it")
     return result

@@ -60,13 +60,20 @@ class Container:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source)
         emptied = " ".join(shlex.quote(path.lstrip("/")) for path in self.service.tmpfs)
-        lines = ["#!/bin/sh", "# Written by local_stack: what this container's supervisord is started with.", "set -eu"]
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
+        (self.path / "environment").write_text("\n".join(lines) + "\n")
         # A supervisord that was killed leaves its file, and its programs, which end with it in a real container.
-        command = shlex.join([sys.executable, "-m", "local_stack.processes", str(self.directory.path), self.name])
-        lines += ["if [ -e run/supervisord.pid ]; then", f"    PYTHONPATH={shlex.quote(str(ROOT))} {command}", "fi"]
-        lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
-        lines += [f"rm -rf run {emptied}", f"mkdir -p run {emptied}", "exec supervisord -c etc/supervisord.conf", ""]
-        (self.path / "start").write_text("\n".join(lines))
+        leftovers = shlex.join([sys.executable, "-m", "local_stack.processes", str(self.directory.path), self.name])
+        lines = [
+            "# Written by local_stack: how the outer supervisord starts this container.",
+            "set -eu",
+            f"[ ! -e run/supervisord.pid ] || PYTHONPATH={shlex.quote(str(ROOT))} {leftovers}",
+            ". ./environment",
+            f"rm -rf run {emptied}",
+            f"mkdir -p run {emptied}",
+            "exec supervisord -c etc/supervisord.conf",
+        ]
+        (self.path / "start").write_text("\n".join(lines) + "\n")
         self.program.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.program.write_text(self._program())

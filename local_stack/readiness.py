@@ -57,7 +57,7 @@ def wait_ready(stack: Stack, seconds: float) -> None:
         LocalStackError: that did not happen in time; with the reason and the last lines of the logs.
     """
     deadline = time.monotonic() + seconds
-    replicas = [container for container in stack.containers() if container.service.scalable]
+    replicas = [container for container in stack.containers() if "registrar" in container.service.components]
     for application in {container.service.environment.get("APP_NAME", "") for container in replicas}:
         of_application = [c for c in replicas if c.service.environment.get("APP_NAME") == application]
         wanted = {container.name for container in of_application}

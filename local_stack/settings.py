@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -55,9 +56,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Directory:
-    """The directory of a stack, below the checkout."""
+    """The directory of a stack: .local_stack in the checkout, or LOCAL_STACK_HOME."""
 
-    path: Path = ROOT / ".local_stack"
+    path: Path = Path(os.environ.get("LOCAL_STACK_HOME") or ROOT / ".local_stack")
 
     @property
     def containers(self) -> Path:
@@ -95,5 +96,5 @@ class Directory:
 
     def save(self, settings: Settings) -> None:
         """Keeps the settings for later commands."""
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.json").write_text(json.dumps(asdict(settings)) + "\n")

@@ -230,11 +230,11 @@ class Stack:
 
     def _create(self, container: Container) -> None:
         """Lays a container out and starts it; one that runs and would be the same is left alone."""
-        start = container.path / "start"
-        before = start.read_text() if start.exists() else None
+        written = container.path / "environment"
+        before = written.read_text() if written.exists() else None
         container.prepare(environment(container, self.settings, self.services, self.tools))
         program = self.supervisor.state(container.name)
-        if program and program.state not in _GONE and start.read_text() != before:
+        if program and program.state not in _GONE and written.read_text() != before:
             say(f"its environment changed, recreating {container.name}")
             self.stop([container])
         self.supervisor.call("reloadConfig")

@@ -49,18 +49,20 @@ server {
         grpc_next_upstream_timeout 900ms;
         log_by_lua_block { require("balancer").log() }
 
-        error_page 502 503 504 = @unavailable;
+        # 500 is what nginx makes of a balancer that names no peer.
+        error_page 500 502 503 504 = @unavailable;
         error_page 429 = @exhausted;
     }
 
-    # Trailers-only answers (gRPC over HTTP/2, "Responses"): one HEADERS frame that ends the stream, which nginx
-    # makes of a 204.
+    # Trailers-only answers (gRPC over HTTP/2, "Responses"): HTTP status 200, gRPC's content type and one HEADERS frame
+    # that ends the stream, which nginx sends for an empty body of known length. A 204, which is often seen in this
+    # place, is UNKNOWN to clients that look at the HTTP status first.
     location @unavailable {
         internal;
         default_type application/grpc;
         add_header grpc-status 14 always;
         add_header grpc-message "no replica could be reached" always;
-        return 204;
+        return 200 "";
     }
 
     location @exhausted {
@@ -68,7 +70,7 @@ server {
         default_type application/grpc;
         add_header grpc-status 8 always;
         add_header grpc-message "too many calls at once from this address" always;
-        return 204;
+        return 200 "";
     }
 }
 

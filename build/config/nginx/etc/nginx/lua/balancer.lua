@@ -147,7 +147,7 @@ function _M.balance()
         ngx.ctx.call = call
         call.pool = route()
         if #call.pool.peers == 0 then
-            return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE)
+            return ngx.exit(ngx.ERROR)
         end
         if #call.pool.peers > 1 then
             ngx_balancer.set_more_tries(math.min(#call.pool.peers - 1, MORE_TRIES))
@@ -164,14 +164,14 @@ function _M.balance()
     end
     local peer = pick(call.pool, call.tried)
     if not peer then
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return ngx.exit(ngx.ERROR)
     end
     call.peer = peer
     peer.inflight.calls = peer.inflight.calls + 1
     local ok, err = ngx_balancer.set_current_peer(peer.address, peer.port)
     if not ok then
         ngx.log(ngx.ERR, "peer=", peer.key, " can't be used: ", err)
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return ngx.exit(ngx.ERROR)
     end
 end
 

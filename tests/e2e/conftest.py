@@ -1,0 +1,24 @@
+"""The stack in containers, for the tests of this directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.support.drivers import compose_commands
+
+
+@pytest.fixture(scope="session")
+def engine() -> dict[str, list[str]]:
+    """The Compose commands; skips where no Docker engine answers, which in CI is a failure."""
+    problem = ""
+    if not shutil.which("docker") or subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+        problem = "no Docker engine answers"
+    elif not compose_commands():
+        problem = "no docker-compose is here (COMPOSE_V2 names one of version 2)"
+    if problem:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
+    return compose_commands()

@@ -1,0 +1,39 @@
+"""The stack without Docker, for the tests of this directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local_stack.tools import TOOLS, ToolError, find
+from tests.support.drivers import LocalDriver
+
+
+@pytest.fixture(scope="session")
+def tools() -> None:
+    """Skips where a program is missing; in CI that is a failure."""
+    try:
+        for tool in TOOLS:
+            find(tool, install=os.environ.get("CI") == "true")
+    except ToolError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(f"run `make up` once, it finds or builds what is missing: {error}")
+
+
+@pytest.fixture(scope="session")
+def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
+    """A stack with one replica, for all tests that leave it as they find it."""
+    driver = LocalDriver(short_home("tests"), address_base="127.40.0.0", port=15000, consul_port=18500)
+    driver.down()
+    driver.up(1)
+    yield driver
+    driver.down()
+
+
+def short_home(name: str) -> Path:
+    """A directory for a stack: a Unix socket's path has few characters, and pytest's own directories many."""
+    return Path(os.environ.get("TMPDIR", "/tmp")) / f"glb-{os.getpid()}" / name  # noqa: S108

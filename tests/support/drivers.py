@@ -1,0 +1,318 @@
+"""Two ways to run the stack behind one set of verbs, so that every scenario is written once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import requests
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(os.environ.get("TEST_RESULTS", "/tmp/grpc-load-balancing-tests"))  # noqa: S108 - logs for people
+
+
+class Driver(Protocol):
+    """The stack under test."""
+
+    port: int
+    consul_port: int
+
+    def up(self, replicas: int) -> None:
+        """Starts everything, with so many replicas."""
+
+    def down(self) -> None:
+        """Stops and removes everything."""
+
+    def leftovers(self) -> list[str]:
+        """What is left of it after :meth:`down`."""
+
+    def replicas(self) -> list[str]:
+        """The containers of hello_server."""
+
+    def stop(self, container: str) -> None:
+        """Stops a container gracefully."""
+
+    def start(self, container: str) -> None:
+        """Starts a stopped container."""
+
+    def execute(self, container: str, *command: str) -> str:
+        """Runs a command in a container and returns what it prints."""
+
+    def logs(self, container: str) -> list[str]:
+        """The lines that a container has printed so far."""
+
+    def server_at(self, address: str) -> str:
+        """The container of the Consul server with an address."""
+
+    def run_server(self, name: str) -> str:
+        """Starts a grpc_server called ``name`` without agent and registrar; returns its address."""
+
+    def registrar_environment(self, name: str) -> Mapping[str, str]:
+        """The variables that differ between the two ways for a registrar of the server ``name``."""
+
+    def run_registrar(self, name: str, environment: Mapping[str, str]) -> None:
+        """Starts a registrar for the server ``name``."""
+
+    def stop_extras(self) -> None:
+        """Ends what run_server and run_registrar have started."""
+
+    def attach(self) -> str:
+        """Logs and the rendered configuration, for a failed test."""
+
+
+def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
+    """Runs a command and returns its output; what it printed is in the error when it fails."""
+    done = subprocess.run(
+        command, env={**os.environ, **(env or {})}, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class LocalDriver:
+    """``python -m local_stack``, beside a stack that a person may have up."""
+
+    def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
+        self.home = home
+        self.port = port
+        self.consul_port = consul_port
+        self.address_base = address_base
+        self.env = {"LOCAL_STACK_HOME": str(home)}
+        self._extras: list[subprocess.Popen[bytes]] = []
+        self._extra_addresses: dict[str, str] = {}
+
+    def local_stack(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Runs a command of local_stack."""
+        return run([sys.executable, "-m", "local_stack", *arguments], {**self.env, **(env or {})})
+
+    def up(self, replicas: int, **env: str) -> None:
+        addresses = ["--address-base", self.address_base, "--port", str(self.port)]
+        addresses += ["--consul-port", str(self.consul_port)]
+        self.local_stack("up", "-d", "--scale", f"hello_server={replicas}", *addresses, env=env)
+
+    def down(self) -> None:
+        self.stop_extras()
+        self.local_stack("down", "-v")
+
+    def leftovers(self) -> list[str]:
+        mark = os.fsencode(self.home)
+        found = [str(self.home)] if self.home.exists() else []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    command = entry.joinpath("cmdline").read_bytes()
+                    if mark in entry.joinpath("environ").read_bytes() + command + os.fsencode(entry.joinpath("cwd").readlink()):
+                        found.append(f"{entry.name} {command!r}")
+                except OSError:
+                    continue
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What ``ps --json`` says."""
+        return list(json.loads(self.local_stack("ps", "--json")))
+
+    def replicas(self) -> list[str]:
+        return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]
+
+    def stop(self, container: str) -> None:
+        self.local_stack("stop", container)
+
+    def start(self, container: str) -> None:
+        self.local_stack("start", container)
+
+    def execute(self, container: str, *command: str) -> str:
+        return self.local_stack("exec", container, *command)
+
+    def logs(self, container: str) -> list[str]:
+        return [line.partition(" | ")[2] for line in self.local_stack("logs", container).splitlines()]
+
+    def server_at(self, address: str) -> str:
+        return next(str(row["name"]) for row in self.rows() if row["address"] == address)
+
+    def run_server(self, name: str) -> str:
+        address = f"{self.address_base.removesuffix('.0.0')}.200.{len(self._extra_addresses) + 1}"
+        self._extra_addresses[name] = address
+        self._spawn("grpc_server", {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777"})
+        return address
+
+    def registrar_environment(self, name: str) -> Mapping[str, str]:
+        return {
+            "HOSTNAME": name,
+            "APP_ADDRESS": self._extra_addresses[name],
+            "CONSUL_ADDRESS": "127.0.0.1",
+            "CONSUL_PORT": str(self.consul_port),
+            "CONSUL_URL": f"http://127.0.0.1:{self.consul_port}",
+        }
+
+    def run_registrar(self, name: str, environment: Mapping[str, str]) -> None:
+        self._spawn("registrar", {**self.registrar_environment(name), **environment})
+
+    def stop_extras(self) -> None:
+        for process in reversed(self._extras):
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+        self._extras.clear()
+
+    def attach(self) -> str:
+        parts = [f"== {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.home.glob("logs/*"))]
+        balancer = self.home / "containers" / "load-balancer"
+        parts += [
+            f"== {path}\n{(balancer / path).read_text()}"
+            for path in ("etc/nginx/conf.d/load-balancer.conf", "run/peers")
+            if (balancer / path).exists()
+        ]
+        return "\n".join(parts)
+
+    def _spawn(self, module: str, environment: Mapping[str, str]) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home.parent / f"{module}-{len(self._extras)}.log").open("wb") as log:
+            self._extras.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", module], env={**os.environ, **environment}, cwd=ROOT, stdout=log, stderr=log
+                )
+            )
+
+
+class ComposeDriver:
+    """``docker-compose``, of either major version, as a project of its own."""
+
+    def __init__(self, compose: Sequence[str], project: str, *, port: int, consul_port: int) -> None:
+        self.port = port
+        self.consul_port = consul_port
+        self.project = project
+        self._compose = list(compose)
+        self._env = {
+            "COMPOSE_PROJECT_NAME": project,
+            "LB_PUBLISHED_PORT": str(port),
+            "CONSUL_PUBLISHED_PORT": str(consul_port),
+        }
+
+    def compose(self, *arguments: str) -> str:
+        """Runs a command of docker-compose."""
+        return run([*self._compose, *arguments], self._env, timeout=900)
+
+    def up(self, replicas: int) -> None:
+        self.compose("up", "-d", "--scale", f"hello_server={replicas}")
+
+    def down(self) -> None:
+        self.stop_extras()
+        self.compose("down", "-v", "--timeout", "60")
+
+    def leftovers(self) -> list[str]:
+        mark = f"label=com.docker.compose.project={self.project}"
+        found = run(["docker", "ps", "-aq", "--filter", mark]).split()
+        found += run(["docker", "volume", "ls", "-q", "--filter", mark]).split()
+        return found + run(["docker", "network", "ls", "-q", "--filter", mark]).split()
+
+    def _containers(self, service: str) -> list[str]:
+        marks = [f"label=com.docker.compose.project={self.project}", f"label=com.docker.compose.service={service}"]
+        filters = [part for mark in marks for part in ("--filter", mark)]
+        return sorted(run(["docker", "ps", "-a", "--format", "{{.Names}}", *filters]).split())
+
+    def replicas(self) -> list[str]:
+        return self._containers("hello_server")
+
+    def _container(self, name: str) -> str:
+        return name if name in self.replicas() else self._containers(name)[0]
+
+    def stop(self, container: str) -> None:
+        run(["docker", "stop", "--time", "60", self._container(container)])
+
+    def start(self, container: str) -> None:
+        run(["docker", "start", self._container(container)])
+
+    def execute(self, container: str, *command: str) -> str:
+        return run(["docker", "exec", self._container(container), *command])
+
+    def logs(self, container: str) -> list[str]:
+        done = subprocess.run(
+            ["docker", "logs", self._container(container)], capture_output=True, text=True, check=True
+        )
+        return (done.stdout + done.stderr).splitlines()
+
+    def server_at(self, address: str) -> str:
+        return next(name for name in ("server-1", "server-2", "server-3") if self._address(self._container(name)) == address)
+
+    def run_server(self, name: str) -> str:
+        container = self._run(name, ["--entrypoint", "python3"], ["-m", "grpc_server"])
+        return self._address(container)
+
+    def registrar_environment(self, name: str) -> Mapping[str, str]:
+        return {
+            "HOSTNAME": name,
+            "APP_ADDRESS": self._address(f"{self.project}-{name}"),
+            "CONSUL_ADDRESS": "consul-ui",
+            "CONSUL_PORT": "8500",
+            "CONSUL_URL": "http://consul-ui:8500",
+        }
+
+    def run_registrar(self, name: str, environment: Mapping[str, str]) -> None:
+        variables = {**self.registrar_environment(name), **environment}
+        options = ["--entrypoint", "python3"]
+        for key, value in variables.items():
+            options += ["--env", f"{key}={value}"]
+        self._run(f"{name}-registrar", options, ["-m", "registrar"])
+
+    def stop_extras(self) -> None:
+        extras = run(["docker", "ps", "-aq", "--filter", f"label=extra-of={self.project}"]).split()
+        if extras:
+            run(["docker", "stop", "--time", "30", *extras])
+            run(["docker", "rm", "--force", *extras])
+
+    def attach(self) -> str:
+        return self.compose("logs", "--tail", "60")
+
+    def _run(self, name: str, options: Sequence[str], command: Sequence[str]) -> str:
+        container = f"{self.project}-{name}"
+        base = ["docker", "run", "--detach", "--name", container, "--hostname", name]
+        base += ["--network", f"{self.project}_default", "--label", f"extra-of={self.project}"]
+        run([*base, *options, "server", *command])
+        return container
+
+    def _address(self, container: str) -> str:
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        return run(["docker", "inspect", "--format", form, container]).strip()
+
+
+class ConsulApi:
+    """Consul's HTTP API as a person would use it with curl."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._base = f"http://127.0.0.1:{driver.consul_port}"
+
+    def get(self, path: str) -> Any:
+        """GET, decoded."""
+        response = requests.get(self._base + path, timeout=10)
+        response.raise_for_status()
+        return response.json()
+
+    def put(self, path: str, body: Any = None) -> None:
+        """PUT."""
+        requests.put(self._base + path, json=body, timeout=10).raise_for_status()
+
+    def instances(self, service: str) -> dict[str, str]:
+        """The worst check status of each instance of a service, by node or, for one that has it, by ID."""
+        found = {}
+        for entry in self.get(f"/v1/health/service/{service}"):
+            statuses = {check["Status"] for check in entry["Checks"]}
+            worst = next(status for status in ("critical", "warning", "passing") if status in statuses)
+            found[entry["Service"]["ID"]] = worst
+        return found
+
+
+def compose_commands() -> dict[str, list[str]]:
+    """The Compose commands on this machine by major version: ``1`` and ``2``."""
+    found = {}
+    if shutil.which("docker-compose"):
+        found["1"] = ["docker-compose"]
+    binary = os.environ.get("COMPOSE_V2")
+    if binary:
+        found["2"] = [binary, "compose"] if Path(binary).name == "docker" else [binary]
+    return found

@@ -1,0 +1,243 @@
+"""What the stack must do, in either way to run it: each function takes a driver whose stack is up and ready."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from tests.support.calls import answers, say_hello, status
+from tests.support.drivers import ConsulApi, Driver
+from tests.support.wait import wait_for
+
+# Processes start slowly on two cores that also run everything else.
+PATIENCE_SECONDS = 60.0
+SERVER_NAME = "by-hand"
+
+
+def target(driver: Driver) -> str:
+    """Where a client calls."""
+    return f"127.0.0.1:{driver.port}"
+
+
+def tried_answers(driver: Driver, count: int) -> Counter[str]:
+    """As :func:`answers`, empty while calls fail."""
+    try:
+        return answers(target(driver), count)
+    except grpc.RpcError:
+        return Counter()
+
+
+def wait_for_replicas(driver: Driver, count: int) -> set[str]:
+    """Waits until exactly ``count`` replicas answer, and returns their names."""
+    seen = wait_for(
+        lambda: set(tried_answers(driver, 10 * max(count, 3))),
+        lambda names: len(names) == count,
+        PATIENCE_SECONDS,
+        f"{count} replicas answer",
+    )
+    return seen
+
+
+@contextmanager
+def calls_going_on(driver: Driver) -> Iterator[Counter[str]]:
+    """One caller all the while; afterwards the counter has the answers and, as statuses, the failures."""
+    seen: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            try:
+                seen["OK"] += sum(answers(target(driver), 20, 4).values())
+            except grpc.RpcError as error:
+                seen[f"{error.code().name}: {error.details()}"] += 1
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        caller.join()
+
+
+def first_answer(driver: Driver) -> None:
+    """One call is answered, by the one replica there is."""
+    names = wait_for_replicas(driver, 1)
+    assert say_hello(target(driver)) in names
+
+
+def scale_up(driver: Driver) -> None:
+    """From one replica to five: all answer, within 10 % of evenly, and no call is lost on the way."""
+    with calls_going_on(driver) as seen:
+        driver.up(5)
+        wait_for_replicas(driver, 5)
+    assert set(seen) == {"OK"}, seen
+    shares = answers(target(driver), 500, concurrency=10)
+    assert len(shares) == 5, shares
+    assert all(90 <= count <= 110 for count in shares.values()), shares
+
+
+def scale_down(driver: Driver) -> None:
+    """From five replicas to one: no call is lost on the way."""
+    with calls_going_on(driver) as seen:
+        driver.up(1)
+        wait_for_replicas(driver, 1)
+    assert set(seen) == {"OK"}, seen
+    assert len(driver.replicas()) == 1
+
+
+def registered_by_hand(driver: Driver) -> None:
+    """A server registered with Consul's HTTP API gets calls, and none from the moment that it is deregistered."""
+    before = wait_for_replicas(driver, 1)
+    address = driver.run_server(SERVER_NAME)
+    api = ConsulApi(driver)
+    body = {"ID": "by-hand-1", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    api.put("/v1/agent/service/register", body)
+    try:
+        assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
+    finally:
+        api.put("/v1/agent/service/deregister/by-hand-1")
+    wait_for(lambda: set(tried_answers(driver, 20)), lambda names: names == before, 5, "the server is forgotten")
+    driver.stop_extras()
+
+
+def registrar_with_check(driver: Driver, kind: str, endpoint: str, *, passes: bool) -> None:
+    """A registrar with a check: Consul runs that check, and only a server that passes it gets calls."""
+    before = wait_for_replicas(driver, 1)
+    driver.run_server(SERVER_NAME)
+    url = driver.registrar_environment(SERVER_NAME)["CONSUL_URL"]
+    driver.run_registrar(
+        SERVER_NAME,
+        {
+            "APP_NAME": "hello_server",
+            "APP_PORT": "7777",
+            "TAGS": "grpc_server",
+            "HEALTH_CHECK_TYPE": kind,
+            "HEALTH_CHECK_ENDPOINT": endpoint.replace("CONSUL_URL", url),
+        },
+    )
+    api = ConsulApi(driver)
+    instance = f"hello_server-{SERVER_NAME}-7777"
+    wanted = "passing" if passes else "critical"
+    wait_for(lambda: api.instances("hello_server").get(instance), lambda found: found == wanted, 30, "check status")
+    if passes:
+        assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
+    else:
+        time.sleep(2)  # Two intervals of the check, in which nothing may happen.
+        assert set(answers(target(driver), 30)) == before
+    driver.stop_extras()
+    wait_for(lambda: api.instances("hello_server"), lambda found: instance not in found, 30, "deregistered at the end")
+
+
+def check_types(driver: Driver) -> None:
+    """Registrars with an HTTP check, a gRPC check, and one of each that fails."""
+    registrar_with_check(driver, "http", "CONSUL_URL/v1/status/leader", passes=True)
+    registrar_with_check(driver, "grpc", "/protos.Ping", passes=True)
+    registrar_with_check(driver, "http", "CONSUL_URL/v1/no/such/path", passes=False)
+    registrar_with_check(driver, "grpc", "/protos.NoSuchService", passes=False)
+
+
+def leader_stopped(driver: Driver) -> None:
+    """The Consul leader stops and comes back: calls go on, another leads, and a change still arrives."""
+    api = ConsulApi(driver)
+    leader = driver.server_at(wait_for(lambda: str(api.get("/v1/status/leader")), bool, 30, "a leader").split(":")[0])
+    with calls_going_on(driver) as seen:
+        driver.stop(leader)
+        wait_for(
+            lambda: _leader(api, driver), lambda name: name not in ("", leader), PATIENCE_SECONDS, "another leader"
+        )
+        driver.start(leader)
+        wait_for(lambda: len(api.get("/v1/status/peers")), lambda count: count == 3, PATIENCE_SECONDS, "three servers")
+        nodes = "/v1/health/node/" + leader
+        wait_for(
+            lambda: {check["Status"] for check in api.get(nodes)},
+            lambda found: found == {"passing"},
+            PATIENCE_SECONDS,
+            "the server is back",
+        )
+    assert set(seen) == {"OK"}, seen
+    registered_by_hand(driver)
+
+
+def _leader(api: ConsulApi, driver: Driver) -> str:
+    address = str(api.get("/v1/status/leader")).split(":")[0]
+    return driver.server_at(address) if address else ""
+
+
+def agent_restarted(driver: Driver) -> None:
+    """The Consul agent of one of two replicas restarts: calls go on and the replica is back."""
+    driver.up(2)
+    names = wait_for_replicas(driver, 2)
+    with calls_going_on(driver) as seen:
+        driver.execute(driver.replicas()[0], "supervisorctl", "-c", "etc/supervisord.conf", "restart", "consul")
+        assert wait_for_replicas(driver, 2) == names
+    assert set(seen) == {"OK"}, seen
+    driver.up(1)
+    wait_for_replicas(driver, 1)
+
+
+def balancer_restarted(driver: Driver) -> None:
+    """The balancer restarts: it serves again, the same replica."""
+    names = wait_for_replicas(driver, 1)
+    driver.stop("load-balancer")
+    driver.start("load-balancer")
+    assert wait_for_replicas(driver, 1) == names
+
+
+def no_replica(driver: Driver) -> None:
+    """With no replica a call gets UNAVAILABLE in under 100 ms; the first replica back is served."""
+    driver.up(0)
+    found = wait_for(lambda: status(target(driver)), lambda seen: seen[0] == "UNAVAILABLE", 30, "UNAVAILABLE")
+    fastest = min([found[1], *(status(target(driver))[1] for _ in range(10))])
+    assert fastest < 0.1, f"{fastest * 1000:.0f} ms"
+    driver.up(1)
+    wait_for_replicas(driver, 1)
+
+
+# In this order, whatever else is printed between.
+STOP_ORDER = (
+    r"registrar \| .*deregistered",
+    r"registrar \| .*drained",
+    r"grpc_server \| .*stopping",
+    r"grpc_server \| .*stopped",
+    r"consul \| .*Gracefully shutting down agent",
+)
+
+
+def stop_order(driver: Driver) -> None:
+    """A replica stops in the right order, and each line of its log names its program."""
+    name = driver.replicas()[0]
+    driver.stop(name)
+    lines = driver.logs(name)
+    position = 0
+    for pattern in STOP_ORDER:
+        for position in range(position, len(lines)):  # noqa: B020, PLR1704 - goes on where the last was found
+            if re.search(pattern, lines[position]):
+                break
+        else:
+            raise AssertionError(f"no {pattern!r} in its place in:\n" + "\n".join(lines[-40:]))
+    programs = {line.split(" | ")[0] for line in lines if " | " in line}
+    assert {"consul", "registrar", "grpc_server"} <= programs, programs
+    driver.start(name)
+    wait_for_replicas(driver, 1)
+
+
+# All of them; the last leaves one replica, as each finds it.
+SCENARIOS: tuple[Callable[[Driver], None], ...] = (
+    first_answer,
+    scale_up,
+    scale_down,
+    registered_by_hand,
+    check_types,
+    leader_stopped,
+    agent_restarted,
+    balancer_restarted,
+    no_replica,
+    stop_order,
+)
