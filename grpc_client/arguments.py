@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_call_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", default=Options.host, help="name or address of the server (default: %(default)s)"
-    )
+    parser.add_argument("--host", default=Options.host, help="name or address of the server (default: %(default)s)")
     parser.add_argument("--port", type=int, default=Options.port, help="its TCP port (default: %(default)s)")
     parser.add_argument(
         "--greeting", metavar="TEXT", default=Options.greeting, help="the text sent (default: %(default)s)"

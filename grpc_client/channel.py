@@ -82,9 +82,7 @@ async def connect(channel: grpc.aio.Channel, options: Options) -> None:
 async def _explain(channel: grpc.aio.Channel, options: Options) -> None:
     """Make a call, because only a failed call says why there is no connection; it also tries again."""
     try:
-        await PingStub(channel).SayHello(
-            PingMessage(greeting=options.greeting), timeout=options.timeout_seconds
-        )
+        await PingStub(channel).SayHello(PingMessage(greeting=options.greeting), timeout=options.timeout_seconds)
     except grpc.aio.AioRpcError as error:
         if channel.get_state() is not _READY:
             raise call_failed(channel, options, error) from None

@@ -73,7 +73,5 @@ class LatencyHistogram:
         used = [index for index, bucket in enumerate(difference._buckets) if bucket]
         if used:
             difference.smallest_seconds = max(_SMALLEST_SECONDS * _GROWTH ** used[0], self.smallest_seconds)
-            difference.largest_seconds = min(
-                _SMALLEST_SECONDS * _GROWTH ** (used[-1] + 1), self.largest_seconds
-            )
+            difference.largest_seconds = min(_SMALLEST_SECONDS * _GROWTH ** (used[-1] + 1), self.largest_seconds)
         return difference

@@ -105,8 +105,7 @@ class LiveView:
     def _errors(self) -> list[Text]:
         samples = self._tally.error_samples
         return [
-            Text(f"{status} {calls}  {samples[status]}", style="red")
-            for status, calls in self._tally.errors.items()
+            Text(f"{status} {calls}  {samples[status]}", style="red") for status, calls in self._tally.errors.items()
         ]
 
     def _bars(self, now: _Snapshot) -> list[Text]:

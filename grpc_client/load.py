@@ -26,9 +26,7 @@ _CATCH_UP_SECONDS = 0.1
 _Methods: TypeAlias = "Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]"
 
 
-async def run_load(
-    options: Options, *, stop: asyncio.Event | None = None, tally: Tally | None = None
-) -> LoadReport:
+async def run_load(options: Options, *, stop: asyncio.Event | None = None, tally: Tally | None = None) -> LoadReport:
     """Call ``Ping/SayHello`` as often as ``options`` say and report.
 
     It connects first and then starts the clock. Calls in flight at the end are waited for, not cancelled.
@@ -47,8 +45,7 @@ async def run_load(
     calls = options.count or (math.inf if options.duration_seconds is not None else 1)
     async with contextlib.AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(open_channel(options))
-            for _ in range(int(min(options.connections, calls)))
+            await stack.enter_async_context(open_channel(options)) for _ in range(int(min(options.connections, calls)))
         ]
         await asyncio.gather(*(connect(channel, options) for channel in channels))
         tally.start()

@@ -18,7 +18,7 @@ class Ping(api_pb2_grpc.PingServicer):
     def __init__(self, hostname: str) -> None:
         self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname}.")
 
-    async def SayHello(  # type: ignore[override] # the stub speaks of both kinds of server  # noqa: N802
+    async def SayHello(  # noqa: N802 - the method's name in api.proto
         self,
         request: api_pb2.PingMessage,
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the signature is gRPC's

@@ -98,7 +98,11 @@ def signals(stack: Stack, arguments: argparse.Namespace) -> None:
 
 def up(stack: Stack, arguments: argparse.Namespace) -> None:
     """``up``: starts the stack, waits until it answers, follows its logs unless detached."""
-    given = {"address_base": arguments.address_base, "port": arguments.port, "consul_port": arguments.consul_port}
+    given = {
+        "address_base": arguments.address_base,
+        "port": arguments.port,
+        "consul_port": arguments.consul_port,
+    }
     settings = replace(stack.settings, **{name: value for name, value in given.items() if value is not None})
     try:
         stack.up(dict(arguments.scale), settings)

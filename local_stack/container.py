@@ -132,7 +132,7 @@ def environment(
         "LB_STATUS_ADDRESS": address,
         "PEER_CIDR": "127.0.0.0/8",
     }
-    if 8500 in container.service.published:  # noqa: PLR2004 - the port of Consul's API
+    if 8500 in container.service.published:
         result |= {
             "CONSUL_CLIENT": "127.0.0.1",
             "CONSUL_ADDRESS": "127.0.0.1",

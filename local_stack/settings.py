@@ -41,7 +41,7 @@ class Settings:
         if base not in _LOOPBACK or base + 16 * _RANGE not in _LOOPBACK or int(base) % _RANGE:
             raise LocalStackError(f"--address-base: {base} is no loopback address that ends in .0, such as 127.17.0.0")
         for flag, port in (("--port", self.port), ("--consul-port", self.consul_port)):
-            if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP's ports
+            if not 1 <= port <= 65535:
                 raise LocalStackError(f"{flag}: {port} is no port from 1 to 65535")
         if self.port == self.consul_port:
             raise LocalStackError(f"--port and --consul-port are both {self.port}")

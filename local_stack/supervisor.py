@@ -92,7 +92,7 @@ def start_outer(directory: Directory) -> Supervisor:
     """
     directory.programs.mkdir(parents=True, exist_ok=True)
     # The limit of a Unix socket's path, less supervisord's own suffix for the moment of its making.
-    if len(os.fsencode(directory.containers / "hello_server-100" / "run" / "supervisor.sock.12345")) > 107:  # noqa: PLR2004
+    if len(os.fsencode(directory.containers / "hello_server-100" / "run" / "supervisor.sock.12345")) > 107:
         raise LocalStackError(f"{directory.path} is too long a path for Unix sockets; use a checkout in a shorter one")
     configuration = directory.path / "supervisord.conf"
     configuration.write_text(

@@ -57,7 +57,7 @@ class Agent:
             AgentError: the agent is out of reach.
         """
         path = f"/v1/agent/service/{service_id}"
-        return self._call("GET", path, unknown_is_fine=True).status_code != requests.codes.not_found
+        return bool(self._call("GET", path, unknown_is_fine=True).status_code != requests.codes.not_found)
 
     def in_catalogue(self, name: str, service_id: str) -> bool:
         """Whether the cluster's catalogue lists the instance.

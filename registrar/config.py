@@ -87,9 +87,7 @@ def _check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
         return None
     try:
         if kind == "http":
-            return HttpCheck(
-                url=_http_url(endpoint, address, port), interval_seconds=interval, timeout_seconds=timeout
-            )
+            return HttpCheck(url=_http_url(endpoint, address, port), interval_seconds=interval, timeout_seconds=timeout)
         target, service = _grpc_target(endpoint, address, port)
         return GrpcCheck(target=target, service=service, interval_seconds=interval, timeout_seconds=timeout)
     except ValueError as error:
@@ -118,6 +116,6 @@ def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
         return host_port(address, port), service
     match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]*)):(\d{1,5})", target)
     host = match and (match[1] or match[2] or address)
-    if not match or not host or not is_host(host) or not 1 <= int(match[3]) <= 65535:  # noqa: PLR2004 - ports
+    if not match or not host or not is_host(host) or not 1 <= int(match[3]) <= 65535:
         raise ValueError(f"{endpoint!r} is no host:port, optionally with /service behind it")
     return host_port(host, int(match[3])), service

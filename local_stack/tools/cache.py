@@ -45,9 +45,7 @@ def staging(tool: Tool, places: Places) -> Iterator[Path]:
     directory = places.cached(tool).parent
     for left in directory.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(
-        prefix=_STAGING, dir=directory, ignore_cleanup_errors=True
-    ) as unfinished:
+    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=directory, ignore_cleanup_errors=True) as unfinished:
         yield Path(unfinished)
 
 

@@ -147,9 +147,7 @@ CONSUL_TEMPLATE = Tool(
     version_label=r"consul-template v",
     apt_packages=("consul-template",),
     apk_packages=("consul-template",),
-    go=GoBuild(
-        package="github.com/hashicorp/consul-template", go_version="1.26.4", minutes=1, disk_gigabytes=1
-    ),
+    go=GoBuild(package="github.com/hashicorp/consul-template", go_version="1.26.4", minutes=1, disk_gigabytes=1),
     download_megabytes=10,
 )
 

@@ -123,9 +123,7 @@ def _require(tool: Tool, packages: tuple[str, ...], candidates: dict[str, str]) 
 
 def _require_root(tool: Tool, places: Places) -> None:
     if not places.root:
-        raise UnavailableError(
-            f"not root, so nothing is installed; as root: {' '.join(command(tool, places))}"
-        )
+        raise UnavailableError(f"not root, so nothing is installed; as root: {' '.join(command(tool, places))}")
 
 
 def _install(tool: Tool, places: Places, *options: str) -> None:

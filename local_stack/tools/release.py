@@ -43,9 +43,7 @@ def download(tool: Tool, places: Places) -> Path:
     if platform.system() != "Linux" or not architecture:
         raise UnavailableError(f"none for {platform.system()} on {platform.machine()}")
     if not places.releases_url.startswith(("https://", "http://")):
-        raise UnavailableError(
-            f"LOCAL_STACK_RELEASES_URL={places.releases_url} is not an http or https address"
-        )
+        raise UnavailableError(f"LOCAL_STACK_RELEASES_URL={places.releases_url} is not an http or https address")
     archive = f"{tool.name}_{tool.version}_linux_{architecture}.zip"
     base = f"{places.releases_url}/{tool.name}/{tool.version}"
     say(f"{tool}: asking {places.releases_url} (up to {_FIRST_ANSWER_SECONDS:.0f} s)")
@@ -82,9 +80,7 @@ def _first_answer(url: str) -> bytes:
     asking.start()
     asking.join(_FIRST_ANSWER_SECONDS)
     if not answers:
-        raise UnavailableError(
-            reasons[0] if reasons else f"{url}: no answer within {_FIRST_ANSWER_SECONDS:.0f} s"
-        )
+        raise UnavailableError(reasons[0] if reasons else f"{url}: no answer within {_FIRST_ANSWER_SECONDS:.0f} s")
     return answers[0]
 
 
@@ -102,9 +98,7 @@ def _fetch(url: str, target: Path, tool: Tool) -> str:
                 size += file.write(chunk)
                 ticker.tick(f", {size >> 20} MB")
                 if ticker.elapsed_seconds > TOTAL_TIMEOUT_SECONDS:
-                    raise UnavailableError(
-                        f"{url}: {size >> 20} MB in {TOTAL_TIMEOUT_SECONDS:.0f} s is too slow"
-                    )
+                    raise UnavailableError(f"{url}: {size >> 20} MB in {TOTAL_TIMEOUT_SECONDS:.0f} s is too slow")
     except (OSError, http.client.HTTPException) as error:
         raise UnavailableError(_reason(url, error)) from error
     return digest.hexdigest()

@@ -32,12 +32,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 async def ping_server(answer: Answer) -> AsyncIterator[int]:
     """Serve ``protos.Ping/SayHello`` with a function and give the port."""
     server = grpc.aio.server()
-    say_hello = grpc.unary_unary_rpc_method_handler(
-        answer, PingMessage.FromString, PingMessage.SerializeToString
-    )
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": say_hello})]
-    )
+    say_hello = grpc.unary_unary_rpc_method_handler(answer, PingMessage.FromString, PingMessage.SerializeToString)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": say_hello})])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -127,9 +123,7 @@ def test_the_greeting_reaches_the_server() -> None:
 
 
 @pytest.mark.parametrize("load", [[], ["--count", "50", "--concurrency", "8", "--connections", "4"]])
-def test_a_server_that_is_not_there_is_one_line_within_the_timeout(
-    load: list[str], refused_port: int
-) -> None:
+def test_a_server_that_is_not_there_is_one_line_within_the_timeout(load: list[str], refused_port: int) -> None:
     began = time.monotonic()
     code, output, errors = asyncio.run(client("--port", refused_port, *load))
     assert (code, output) == (1, "")

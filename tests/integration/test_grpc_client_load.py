@@ -48,12 +48,8 @@ class Ping:
 async def served(ping: Ping, *, port: int = 0) -> AsyncIterator[int]:
     """Serve on a port, by default on a free one, and give it; at the end every call is answered."""
     server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(
-        ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString
-    )
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})]
-    )
+    handler = grpc.unary_unary_rpc_method_handler(ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})])
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:

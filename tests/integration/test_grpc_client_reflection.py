@@ -38,9 +38,7 @@ def echo_pool() -> DescriptorPool:
     kinds = [("Unary", False, False), ("Down", False, True), ("Up", True, False), ("Chat", True, True)]
     kinds += [("Refuse", True, False), ("Silent", False, False)]
     methods = [
-        MethodDescriptorProto(
-            name=name, input_type=ping, output_type=ping, client_streaming=up, server_streaming=down
-        )
+        MethodDescriptorProto(name=name, input_type=ping, output_type=ping, client_streaming=up, server_streaming=down)
         for name, up, down in kinds
     ]
     methods.append(MethodDescriptorProto(name="Time", input_type=timestamp, output_type=timestamp))
@@ -100,9 +98,7 @@ def echo_handler() -> grpc.GenericRpcHandler:
             "Chat": grpc.stream_stream_rpc_method_handler(chat, *codec),
             "Refuse": grpc.stream_unary_rpc_method_handler(refuse, *codec),
             "Silent": grpc.unary_unary_rpc_method_handler(silent, *codec),
-            "Time": grpc.unary_unary_rpc_method_handler(
-                same_time, Timestamp.FromString, Timestamp.SerializeToString
-            ),
+            "Time": grpc.unary_unary_rpc_method_handler(same_time, Timestamp.FromString, Timestamp.SerializeToString),
         },
     )
 

@@ -85,9 +85,7 @@ def test_nginx_without_lua_resty_core_is_refused(nginx: Path, tmp_path: Path) ->
 
 
 def test_nginx_that_is_too_old_is_not_started(tmp_path: Path) -> None:
-    places = with_nginx(
-        tmp_path, f'[ "$1" = -v ] || touch {tmp_path}/started', "echo nginx version: nginx/1.18"
-    )
+    places = with_nginx(tmp_path, f'[ "$1" = -v ] || touch {tmp_path}/started', "echo nginx version: nginx/1.18")
     with pytest.raises(ToolError, match=r"version 1\.18 is older than 1\.22"):
         find("nginx", install=False, places=places)
     assert not (tmp_path / "started").exists()
@@ -138,7 +136,5 @@ def test_consul_has_its_user_interface(consul_address: str) -> None:
 
 
 def test_consul_template_runs() -> None:
-    done = subprocess.run(
-        [available("consul-template"), "-version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([available("consul-template"), "-version"], capture_output=True, text=True, check=True)
     assert TOOLS["consul-template"].unsuitable(done.stdout) == ""

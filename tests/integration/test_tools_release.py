@@ -40,8 +40,7 @@ class Releases:
         other = "0" * 64
         self.files[f"{BASE}/{ARCHIVE}"] = archive
         self.files[SUMS] = (
-            f"{other}  consul_{CONSUL.version}_darwin_arm64.zip\n{digest}  {ARCHIVE}\n"
-            f"{other}  {ARCHIVE}.other\n"
+            f"{other}  consul_{CONSUL.version}_darwin_arm64.zip\n{digest}  {ARCHIVE}\n{other}  {ARCHIVE}.other\n"
         ).encode()
 
 
@@ -135,9 +134,7 @@ def test_release_without_the_program_is_refused(
         find("consul", places=places)
 
 
-def test_release_of_another_version_than_it_says_is_refused(
-    releases: tuple[Releases, str], places: Places
-) -> None:
+def test_release_of_another_version_than_it_says_is_refused(releases: tuple[Releases, str], places: Places) -> None:
     releases[0].publish(archive(consul=PROGRAM.replace(b"1.22.7", b"1.22.5")))
     with pytest.raises(ToolError, match=r"version 1\.22\.5 is older than 1\.22\.7"):
         find("consul", places=places)
@@ -167,7 +164,5 @@ def test_name_server_that_does_not_answer_is_given_up_in_time(
 
 def test_address_that_is_not_http_is_refused(tmp_path: Path) -> None:
     places = Places(directories=(), cache=tmp_path, releases_url="file:///tmp")
-    with pytest.raises(
-        ToolError, match="LOCAL_STACK_RELEASES_URL=file:///tmp is not an http or https address"
-    ):
+    with pytest.raises(ToolError, match="LOCAL_STACK_RELEASES_URL=file:///tmp is not an http or https address"):
         find("consul", places=places)

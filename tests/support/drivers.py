@@ -70,7 +70,13 @@ class Driver(Protocol):
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
     """Runs a command and returns its output; what it printed is in the error when it fails."""
     done = subprocess.run(
-        command, env={**os.environ, **(env or {})}, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        env={**os.environ, **(env or {})},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -108,7 +114,9 @@ class LocalDriver:
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
                     command = entry.joinpath("cmdline").read_bytes()
-                    if mark in entry.joinpath("environ").read_bytes() + command + os.fsencode(entry.joinpath("cwd").readlink()):
+                    if mark in entry.joinpath("environ").read_bytes() + command + os.fsencode(
+                        entry.joinpath("cwd").readlink()
+                    ):
                         found.append(f"{entry.name} {command!r}")
                 except OSError:
                     continue
@@ -161,7 +169,9 @@ class LocalDriver:
         self._extras.clear()
 
     def attach(self) -> str:
-        parts = [f"== {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.home.glob("logs/*"))]
+        parts = [
+            f"== {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.home.glob("logs/*"))
+        ]
         balancer = self.home / "containers" / "load-balancer"
         parts += [
             f"== {path}\n{(balancer / path).read_text()}"
@@ -175,7 +185,11 @@ class LocalDriver:
         with (self.home.parent / f"{module}-{len(self._extras)}.log").open("wb") as log:
             self._extras.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", module], env={**os.environ, **environment}, cwd=ROOT, stdout=log, stderr=log
+                    [sys.executable, "-m", module],
+                    env={**os.environ, **environment},
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
                 )
             )
 
@@ -212,7 +226,10 @@ class ComposeDriver:
         return found + run(["docker", "network", "ls", "-q", "--filter", mark]).split()
 
     def _containers(self, service: str) -> list[str]:
-        marks = [f"label=com.docker.compose.project={self.project}", f"label=com.docker.compose.service={service}"]
+        marks = [
+            f"label=com.docker.compose.project={self.project}",
+            f"label=com.docker.compose.service={service}",
+        ]
         filters = [part for mark in marks for part in ("--filter", mark)]
         return sorted(run(["docker", "ps", "-a", "--format", "{{.Names}}", *filters]).split())
 
@@ -238,7 +255,9 @@ class ComposeDriver:
         return (done.stdout + done.stderr).splitlines()
 
     def server_at(self, address: str) -> str:
-        return next(name for name in ("server-1", "server-2", "server-3") if self._address(self._container(name)) == address)
+        return next(
+            name for name in ("server-1", "server-2", "server-3") if self._address(self._container(name)) == address
+        )
 
     def run_server(self, name: str) -> str:
         container = self._run(name, ["--entrypoint", "python3"], ["-m", "grpc_server"])

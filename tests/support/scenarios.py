@@ -35,13 +35,12 @@ def tried_answers(driver: Driver, count: int) -> Counter[str]:
 
 def wait_for_replicas(driver: Driver, count: int) -> set[str]:
     """Waits until exactly ``count`` replicas answer, and returns their names."""
-    seen = wait_for(
+    return wait_for(
         lambda: set(tried_answers(driver, 10 * max(count, 3))),
         lambda names: len(names) == count,
         PATIENCE_SECONDS,
         f"{count} replicas answer",
     )
-    return seen
 
 
 @contextmanager
@@ -97,7 +96,13 @@ def registered_by_hand(driver: Driver) -> None:
     before = wait_for_replicas(driver, 1)
     address = driver.run_server(SERVER_NAME)
     api = ConsulApi(driver)
-    body = {"ID": "by-hand-1", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    body = {
+        "ID": "by-hand-1",
+        "Name": "hello_server",
+        "Address": address,
+        "Port": 7777,
+        "Tags": ["grpc_server"],
+    }
     api.put("/v1/agent/service/register", body)
     try:
         assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
@@ -132,7 +137,12 @@ def registrar_with_check(driver: Driver, kind: str, endpoint: str, *, passes: bo
         time.sleep(2)  # Two intervals of the check, in which nothing may happen.
         assert set(answers(target(driver), 30)) == before
     driver.stop_extras()
-    wait_for(lambda: api.instances("hello_server"), lambda found: instance not in found, 30, "deregistered at the end")
+    wait_for(
+        lambda: api.instances("hello_server"),
+        lambda found: instance not in found,
+        30,
+        "deregistered at the end",
+    )
 
 
 def check_types(driver: Driver) -> None:
@@ -150,10 +160,18 @@ def leader_stopped(driver: Driver) -> None:
     with calls_going_on(driver) as seen:
         driver.stop(leader)
         wait_for(
-            lambda: _leader(api, driver), lambda name: name not in ("", leader), PATIENCE_SECONDS, "another leader"
+            lambda: _leader(api, driver),
+            lambda name: name not in ("", leader),
+            PATIENCE_SECONDS,
+            "another leader",
         )
         driver.start(leader)
-        wait_for(lambda: len(api.get("/v1/status/peers")), lambda count: count == 3, PATIENCE_SECONDS, "three servers")
+        wait_for(
+            lambda: len(api.get("/v1/status/peers")),
+            lambda count: count == 3,
+            PATIENCE_SECONDS,
+            "three servers",
+        )
         nodes = "/v1/health/node/" + leader
         wait_for(
             lambda: {check["Status"] for check in api.get(nodes)},
@@ -217,7 +235,7 @@ def stop_order(driver: Driver) -> None:
     lines = driver.logs(name)
     position = 0
     for pattern in STOP_ORDER:
-        for position in range(position, len(lines)):  # noqa: B020, PLR1704 - goes on where the last was found
+        for position in range(position, len(lines)):  # noqa: B020 - goes on where the last was found
             if re.search(pattern, lines[position]):
                 break
         else:

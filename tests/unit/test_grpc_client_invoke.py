@@ -70,9 +70,7 @@ def test_a_unary_method_takes_one_object(pool: DescriptorPool) -> None:
     assert greetings('{"greeting": "hi"}', "Unary", pool) == ["hi"]
 
 
-@pytest.mark.parametrize(
-    "data", ['[{"greeting": "a"}, {"greeting": "b"}]', '{"greeting": "a"}\n{"greeting": "b"}']
-)
+@pytest.mark.parametrize("data", ['[{"greeting": "a"}, {"greeting": "b"}]', '{"greeting": "a"}\n{"greeting": "b"}'])
 def test_a_method_that_takes_a_stream_takes_an_array_or_lines(data: str, pool: DescriptorPool) -> None:
     assert greetings(data, "Upload", pool) == ["a", "b"]
 

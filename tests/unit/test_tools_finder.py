@@ -162,9 +162,7 @@ def environment(places: Places, monkeypatch: pytest.MonkeyPatch) -> Places:
     return places
 
 
-def test_command_line_prints_just_the_path_of_one_tool(
-    environment: Places, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line_prints_just_the_path_of_one_tool(environment: Places, capfd: pytest.CaptureFixture[str]) -> None:
     path = consul(environment.directories[0] / "consul")
     assert main(["consul"]) == 0
     assert capfd.readouterr() == (f"{path}\n", "")

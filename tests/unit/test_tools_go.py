@@ -97,9 +97,7 @@ def test_failed_build_says_its_last_lines_and_where_its_log_is(
     log = machine.consul.with_name("build.log")
     with pytest.raises(ToolError) as raised:
         find("consul", places=machine.places)
-    assert f"built with Go: go install failed (exit 1): no space left on device; log: {log}\n" in str(
-        raised.value
-    )
+    assert f"built with Go: go install failed (exit 1): no space left on device; log: {log}\n" in str(raised.value)
     assert "local_stack:   # some/package\nlocal_stack:   no space left" in capfd.readouterr().err
     assert log.read_text(encoding="utf-8") == "# some/package\nno space left on device\n"
     assert not machine.consul.exists()
@@ -116,9 +114,7 @@ def test_what_was_built_is_kept_only_if_it_suits(machine: Machine) -> None:
 
 def test_go_that_is_too_old_is_refused(machine: Machine) -> None:
     machine.has_go(BUILDS, version="go1.19.8", toolchain="")
-    with pytest.raises(
-        ToolError, match=r"bin/go is Go 1\.19\.8, and Consul 1\.22\.7 needs 1\.25\.9 or newer"
-    ):
+    with pytest.raises(ToolError, match=r"bin/go is Go 1\.19\.8, and Consul 1\.22\.7 needs 1\.25\.9 or newer"):
         find("consul", places=machine.places)
     assert not machine.calls()
 

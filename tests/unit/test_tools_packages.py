@@ -51,9 +51,7 @@ class Machine:
         self.nginx = self.bin / "nginx"
 
     def places(self, *, root: bool) -> Places:
-        return Places(
-            directories=(self.bin,), cache=self.bin / "cache", root=root, policy_file=self.policy_file
-        )
+        return Places(directories=(self.bin,), cache=self.bin / "cache", root=root, policy_file=self.policy_file)
 
     def has_apt(self, policy: str, *, install: str = "", update: str = "") -> None:
         """Give it apt; `install` and `update` are shell lines that its apt-get runs."""
@@ -148,9 +146,7 @@ def test_consul_has_no_package_in_debian_and_no_update_is_made_for_it(machine: M
 def test_package_of_a_repository_that_the_user_added_is_installed(machine: Machine) -> None:
     consul = machine.bin / "consul"
     policy = "consul:\n  Installed: (none)\n  Candidate: 1.23.0-1\n  Version table:\n     1.23.0-1 500\n"
-    machine.has_apt(
-        policy, install=f"printf '#!/bin/sh\\necho Consul v1.23.0' > {consul}; chmod 755 {consul}"
-    )
+    machine.has_apt(policy, install=f"printf '#!/bin/sh\\necho Consul v1.23.0' > {consul}; chmod 755 {consul}")
     assert find("consul", places=machine.places(root=True)) == consul
 
 
