@@ -1,0 +1,51 @@
+# make up        the stack without Docker, with three replicas
+# make down      stops it
+# make test      all tests; `make lint` and `make unit` are parts of it
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: up down test lint unit integration e2e protos screenshot clean
+
+up: $(VENV)/installed
+	$(BIN)/python -m local_stack up -d --scale hello_server=3
+	$(BIN)/python -m grpc_client --port 5000
+	$(BIN)/python -m grpc_client --port 5000
+	$(BIN)/python -m grpc_client --port 5000
+	@echo "gRPC: 127.0.0.1:5000   Consul UI: http://localhost:8500/ui/dc1/services   stop: make down"
+
+down: $(VENV)/installed
+	$(BIN)/python -m local_stack down -v
+
+test: lint unit integration e2e
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/integration
+
+e2e: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/e2e
+
+protos: $(VENV)/installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto
+
+screenshot: $(VENV)/installed-dev
+	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/integration/test_consul_ui.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/installed: pyproject.toml
+	sh local_stack/make-venv $(PYTHON) $(VENV) cli
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	sh local_stack/make-venv $(PYTHON) $(VENV) dev
+	touch $(VENV)/installed $@

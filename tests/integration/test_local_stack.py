@@ -1,0 +1,315 @@
+"""``python -m local_stack`` misused, interrupted and killed: it says what is wrong and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_stack import processes
+from local_stack.supervisor import Supervisor
+from tests.integration.conftest import short_home
+from tests.support.drivers import ROOT, LocalDriver
+from tests.support.scenarios import PATIENCE_SECONDS, wait_for_replicas
+from tests.support.wait import wait_for
+
+REPLICA = "hello_server-1"
+
+
+@pytest.fixture(scope="module")
+def idle() -> LocalDriver:
+    """A stack that is never up."""
+    return LocalDriver(short_home("idle"), address_base="127.44.64.0", port=15401, consul_port=18541)
+
+
+@pytest.fixture(scope="module")
+def misused(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001 - skips without the programs
+    """A stack with one replica, which tests may leave broken: the next one repairs it with up."""
+    driver = LocalDriver(short_home("misuse"), address_base="127.44.0.0", port=15400, consul_port=18540)
+    driver.down()
+    driver.up(1)
+    yield driver
+    driver.down()
+
+
+@pytest.fixture
+def up(misused: LocalDriver) -> LocalDriver:
+    """That stack, with its replica answering."""
+    misused.up(1)
+    return misused
+
+
+def call(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of local_stack that may fail, but never with a stack trace."""
+    done = subprocess.run(
+        [sys.executable, "-m", "local_stack", *arguments],
+        env={**os.environ, **driver.env, **env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def call_up(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """``up -d`` with the driver's addresses; ``arguments`` come later and so win."""
+    addresses = ["--address-base", driver.address_base, "--port", str(driver.port)]
+    addresses += ["--consul-port", str(driver.consul_port)]
+    return call(driver, "up", "-d", *addresses, *arguments, **env)
+
+
+def row(driver: LocalDriver, name: str) -> dict[str, Any]:
+    """A container as ``ps --json`` shows it."""
+    return next(row for row in driver.rows() if row["name"] == name)
+
+
+def pids(driver: LocalDriver, name: str = REPLICA) -> set[int]:
+    """The processes of a container."""
+    return set(processes.of_stack(driver.home).get(name, []))
+
+
+def programs(driver: LocalDriver) -> dict[str, dict[str, int]]:
+    """The process ids of all programs, by container."""
+    return {row["name"]: {item["name"]: item["pid"] for item in row["programs"]} for row in driver.rows()}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there; one that waits for its parent to notice its end is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_death(old: set[int]) -> None:
+    """Waits until none of these processes is left."""
+    wait_for(lambda: {pid for pid in old if is_alive(pid)}, lambda left: not left, 30, "the old processes end")
+
+
+def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> None:  # noqa: ARG001
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", idle.port))
+        other.listen()
+        done = call_up(idle)
+    assert done.returncode == 1
+    assert done.stderr.count("already in use") == 1, done.stderr
+    assert f"--port {idle.port}: 127.0.0.1:{idle.port} is already in use" in done.stderr
+    assert idle.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "message"),
+    [
+        ("hello_server", 2, "not of the form SERVICE=NUMBER"),
+        ("hello_server=x", 2, "not of the form SERVICE=NUMBER"),
+        ("hello_server=-1", 2, "not of the form SERVICE=NUMBER"),
+        ("nosuch=2", 1, "no service nosuch; services: "),
+        ("server-1=2", 1, "there can be only one"),
+        ("hello_server=101", 1, "not from 0 to 100"),
+    ],
+)
+def test_up_explains_a_bad_scale(idle: LocalDriver, value: str, code: int, message: str) -> None:
+    done = call_up(idle, "--scale", value)
+    assert (done.returncode, idle.leftovers()) == (code, [])
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("base", ["10.0.0.0", "127.1.2.3", "127.255.255.0", "x"])
+def test_up_explains_a_bad_address_base(idle: LocalDriver, base: str) -> None:
+    done = call_up(idle, "--address-base", base)
+    assert (done.returncode, idle.leftovers()) == (1, [])
+    assert "--address-base: " in done.stderr
+    assert base in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--port", "--consul-port"])
+@pytest.mark.parametrize(("port", "code"), [("0", 1), ("65536", 1), ("-1", 1), ("x", 2)])
+def test_up_explains_a_bad_port(idle: LocalDriver, flag: str, port: str, code: int) -> None:
+    done = call_up(idle, flag, port)
+    assert (done.returncode, idle.leftovers()) == (code, [])
+    assert flag in done.stderr
+    assert port in done.stderr
+
+
+def test_up_refuses_one_port_for_both(idle: LocalDriver) -> None:
+    done = call_up(idle, "--consul-port", str(idle.port))
+    assert (done.returncode, idle.leftovers()) == (1, [])
+    assert f"--port and --consul-port are both {idle.port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scale hello_server=2",
+        "stop hello_server",
+        "start",
+        "restart",
+        "kill hello_server",
+        "pause",
+        "exec server-1 true",
+    ],
+)
+def test_commands_say_that_the_stack_is_not_up(idle: LocalDriver, command: str) -> None:
+    done = call(idle, *command.split())
+    assert done.returncode == 1
+    assert done.stderr == "local_stack: the stack is not up; start it with: python -m local_stack up -d\n"
+
+
+@pytest.mark.parametrize("command", ["ps", "ps --json", "logs", "down", "down -v"])
+def test_commands_that_need_no_stack_succeed(idle: LocalDriver, command: str) -> None:
+    done = call(idle, *command.split())
+    assert (done.returncode, done.stderr, idle.leftovers()) == (0, "", [])
+
+
+def test_up_says_which_tool_is_missing(idle: LocalDriver, tmp_path: Path) -> None:
+    # Go may be in a directory that is looked into whatever PATH says: it gets no module to build.
+    done = call_up(
+        idle,
+        PATH=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        LOCAL_STACK_RELEASES_URL="http://127.0.0.1:1",
+        GOPROXY="off",
+        GOMODCACHE=str(tmp_path / "modules"),
+    )
+    assert done.returncode == 1
+    assert "was not found:" in done.stderr
+    assert idle.leftovers() == []
+
+
+def test_ps_has_every_container_with_its_programs(up: LocalDriver) -> None:
+    rows = {row["name"]: row for row in up.rows()}
+    assert set(rows) >= {"server-1", "server-2", "server-3", "consul-ui", "load-balancer", REPLICA}
+    for found in rows.values():
+        assert found["address"].startswith("127.44.")
+        assert (found["state"], found["health"]) == ("running", "passing"), found
+        assert found["programs"]
+        for program in found["programs"]:
+            assert program["state"] == "RUNNING", found
+            assert program["pid"] in pids(up, found["name"]), found
+    assert {program["name"] for program in rows[REPLICA]["programs"]} == {"consul", "grpc_server", "registrar"}
+
+
+def test_a_second_up_keeps_every_process(up: LocalDriver) -> None:
+    before = programs(up)
+    assert call_up(up).returncode == 0
+    assert programs(up) == before
+
+
+def test_up_refuses_other_settings_while_it_is_up(up: LocalDriver) -> None:
+    before = programs(up)
+    done = call_up(up, "--port", "15402")
+    assert done.returncode == 1
+    assert "the stack is up with " in done.stderr
+    assert programs(up) == before
+
+
+def test_logs_name_the_container_and_are_limited(up: LocalDriver) -> None:
+    lines = call(up, "logs", "hello_server").stdout.splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith(f"{REPLICA} | ") for line in lines)
+    limited = call(up, "logs", "-n", "3").stdout.splitlines()
+    counts = {name: sum(line.split(" | ")[0].rstrip() == name for line in limited) for name in programs(up)}
+    assert set(counts.values()) == {3}, counts
+    assert call(up, "logs", "-n", "0").stdout == ""
+    assert call(up, "logs", "-n", "x").returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: Path, number: signal.Signals) -> None:
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "local_stack", "logs", "-f", "-n", "1", "hello_server"],
+            env={**os.environ, **up.env},
+            cwd=ROOT,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    try:
+        wait_for(out.read_text, lambda text: REPLICA in text, 20, "the last line that was there")
+        up.execute(REPLICA, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "registrar")
+        wait_for(
+            out.read_text,
+            lambda text: bool(re.search(rf"{REPLICA} \| registrar \| ", text)),
+            20,
+            "the registrar's line",
+        )
+        follower.send_signal(number)
+        assert follower.wait(10) == 130
+    finally:
+        follower.kill()
+        follower.wait()
+    assert err.read_text() == ""
+
+
+def test_a_killed_container_stays_down_until_start(up: LocalDriver) -> None:
+    before = pids(up)
+    assert call(up, "kill", REPLICA).returncode == 0
+    assert not any(is_alive(pid) for pid in before)
+    assert pids(up) == set()
+    # supervisord leaves a stopped program alone; one that exited it would start again.
+    assert row(up, REPLICA)["state"] == "stopped"
+    assert call(up, "start", REPLICA).returncode == 0
+    assert wait_for_replicas(up, 1) == {REPLICA}
+    assert not pids(up) & before
+
+
+def test_kill_refuses_an_unknown_signal(up: LocalDriver) -> None:
+    before = pids(up)
+    done = call(up, "kill", "-s", "NOSUCH", REPLICA)
+    assert done.returncode == 2
+    assert "'NOSUCH' is no signal" in done.stderr
+    assert pids(up) == before
+
+
+def test_up_says_why_a_paused_replica_is_not_ready_and_unpause_mends_it(up: LocalDriver) -> None:
+    before = pids(up)
+    assert call(up, "pause", REPLICA).returncode == 0
+    try:
+        done = call_up(up, "--timeout", "1")
+        assert done.returncode == 1
+        assert re.search(r"(not passing in Consul|no answer through port 15400 from): hello_server-1", done.stderr)
+        assert f"last lines of {REPLICA}:\n    " in done.stderr
+    finally:
+        assert call(up, "unpause", REPLICA).returncode == 0
+    wait_for_replicas(up, 1)
+    assert pids(up) == before
+
+
+def test_a_container_whose_supervisord_is_killed_comes_back_whole(up: LocalDriver) -> None:
+    before = pids(up)
+    program = Supervisor(up.home / "supervisor.sock").state(REPLICA)
+    assert program is not None
+    assert program.pid in before
+    os.kill(program.pid, signal.SIGKILL)
+    wait_for_death(before)
+    wait_for(lambda: row(up, REPLICA)["health"], lambda health: health == "passing", PATIENCE_SECONDS, "health")
+    assert wait_for_replicas(up, 1) == {REPLICA}
+    assert len(pids(up)) >= len(programs(up)[REPLICA])
+
+
+def test_up_mends_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
+    before = set().union(*processes.of_stack(up.home).values())
+    os.kill(int((up.home / "supervisord.pid").read_text()), signal.SIGKILL)
+    done = call_up(up)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ended \d+ processes of an earlier stack that had lost its supervisord", done.stderr)
+    assert not any(is_alive(pid) for pid in before)
+    assert wait_for_replicas(up, 1) == {REPLICA}
+
+
+def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> None:
+    assert call(up, "down", "-v").returncode == 0
+    assert up.leftovers() == []

@@ -1,0 +1,69 @@
+"""README.md against the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from grpc_server.config import ServerConfig
+from registrar.config import RegistrarConfig
+from registrar.environment import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+class Recorder(Mapping[str, str]):
+    """An empty environment that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def documented() -> set[str]:
+    """The variables of the README's table."""
+    return set(re.findall(r"^\| `([A-Z_]+)` \|", README.split("## Variables")[1].split("\n## ")[0], re.MULTILINE))
+
+
+def read_by_code() -> set[str]:
+    """The variables that the programs, scripts, templates and the compose file read."""
+    recorder = Recorder()
+    ServerConfig.from_env(recorder)
+    with pytest.raises(ConfigError):
+        RegistrarConfig.from_env(recorder)
+    names = set(recorder.asked)
+    sources = [path for path in (ROOT / "build" / "config").rglob("*") if path.is_file()]
+    for path in [*sources, ROOT / "docker-compose.yaml"]:
+        for groups in re.findall(r'\$\{([A-Z_]+)|envOrDefault "([A-Z_]+)"|getenv\("([A-Z_]+)"\)', path.read_text()):
+            names |= set(filter(None, groups))
+    return names
+
+
+def test_every_variable_that_is_read_is_in_the_table_and_no_other() -> None:
+    # consul-template and consul read the first themselves; local_stack the second.
+    assert documented() == read_by_code() | {"CONSUL_HTTP_ADDR", "LOCAL_STACK_HOME"}
+
+
+def test_every_directory_of_the_structure_exists() -> None:
+    structure = README.split("## Structure")[1]
+    for name in re.findall(r"^ *([\w./-]+?/?) {2,}\S", structure, re.MULTILINE):
+        candidates = [ROOT / name, ROOT / "build" / "config" / name]
+        assert any(path.exists() for path in candidates), name
+
+
+def test_every_file_that_the_readme_links_exists() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

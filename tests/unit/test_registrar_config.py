@@ -1,0 +1,225 @@
+"""What the registrar makes of its environment, and what it then asks Consul for."""
+
+from __future__ import annotations
+
+import pytest
+
+from registrar.agent import registration
+from registrar.checks import GrpcCheck, HttpCheck
+from registrar.config import RegistrarConfig
+from registrar.environment import ConfigError
+
+GOOD = {"APP_NAME": "hello_server", "APP_PORT": "7777", "CONSUL_PORT": "8500", "TAGS": "grpc_server", "HOSTNAME": "box"}
+
+
+def config(**variables: str) -> RegistrarConfig:
+    return RegistrarConfig.from_env({**GOOD, **variables})
+
+
+def problems(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config(**variables)
+    assert str(caught.value).splitlines() == caught.value.problems
+    return caught.value.problems
+
+
+def test_the_four_variables_are_enough() -> None:
+    made = config()
+    assert (made.app_name, made.app_port, made.consul_address, made.consul_port) == (
+        "hello_server",
+        7777,
+        "127.0.0.1",
+        8500,
+    )
+    assert (made.tags, made.weight, made.check, made.drain_seconds) == (("grpc_server",), 1, None, 2)
+    assert made.service_id == "hello_server-box-7777"
+
+
+def test_every_missing_variable_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RegistrarConfig.from_env({})
+    assert sorted(caught.value.problems) == [
+        f"{name}: is not set" for name in ("APP_NAME", "APP_PORT", "CONSUL_PORT", "TAGS")
+    ]
+
+
+def test_blank_is_as_missing() -> None:
+    assert problems(APP_NAME=" ", TAGS="\t") == ["APP_NAME: is not set", "TAGS: is not set"]
+
+
+def test_every_problem_has_a_line() -> None:
+    wrong = {
+        "APP_NAME": "a b",
+        "APP_PORT": "x",
+        "APP_ADDRESS": "1.2.3",
+        "TAGS": "a b",
+        "WEIGHT": "0",
+        "CONSUL_ADDRESS": "a/b",
+        "CONSUL_PORT": "0",
+        "HEALTH_CHECK_TYPE": "tcp",
+        "HEALTH_CHECK_INTERVAL": "0",
+        "HEALTH_CHECK_TIMEOUT": "1h",
+        "DRAIN_SECONDS": "-1",
+    }
+    assert {line.split(":")[0] for line in problems(**wrong)} == set(wrong)
+    assert len(problems(**wrong)) == len(wrong)
+
+
+@pytest.mark.parametrize("variable", ["APP_PORT", "CONSUL_PORT"])
+@pytest.mark.parametrize("port", ["-1", "0", "65536", "x", "80.0", "0x50", "+80", "1_0", "٨٠"])
+def test_port_outside_1_to_65535_is_refused(variable: str, port: str) -> None:
+    assert problems(**{variable: port}) == [f"{variable}: {port!r} is no whole number from 1 to 65535"]
+
+
+@pytest.mark.parametrize("port", ["1", "65535", " 80 "])
+def test_port_from_1_to_65535_is_taken(port: str) -> None:
+    assert config(APP_PORT=port).app_port == int(port)
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", "a-", "_a", "a.b", "a/b", 'a"b', "a;b", "a{b", "a$b", "é", "a" * 64])
+def test_name_that_dns_or_nginx_cannot_carry_is_refused(name: str) -> None:
+    assert problems(APP_NAME=name) == [f"APP_NAME: {name!r} is no name of 1 to 63 letters, digits, - and _"]
+
+
+@pytest.mark.parametrize("name", ["a", "hello_server", "load-balancer", "7", "a" * 63])
+def test_name_of_a_dns_label_or_a_compose_service_is_taken(name: str) -> None:
+    assert config(APP_NAME=name).app_name == name
+
+
+@pytest.mark.parametrize("variable", ["APP_NAME", "TAGS", "APP_ADDRESS", "CONSUL_ADDRESS", "WEIGHT", "APP_PORT"])
+@pytest.mark.parametrize("character", ["\n", "\0", "\x1b", "\x7f"])
+def test_control_character_is_refused_in_one_line(variable: str, character: str) -> None:
+    assert problems(**{variable: f"1{character}1"}) == [f"{variable}: {f'1{character}1'!r} holds a control character"]
+
+
+@pytest.mark.parametrize("address", ["1.2.3", "256.1.1.1", "a b", "a/b", "[::1]", "a..b", "-a", "http://a"])
+def test_address_that_is_neither_a_name_nor_an_ip_is_refused(address: str) -> None:
+    assert problems(APP_ADDRESS=address) == [f"APP_ADDRESS: {address!r} is no host name and no IP address"]
+
+
+@pytest.mark.parametrize(
+    ("text", "tags"), [("a", ("a",)), ("a, b", ("a", "b")), (",a,,b,", ("a", "b")), ("v=1:x", ("v=1:x",)), (",", ())]
+)
+def test_tags_are_separated_by_commas(text: str, tags: tuple[str, ...]) -> None:
+    assert config(TAGS=text).tags == tags
+
+
+def test_each_wrong_tag_has_a_line() -> None:
+    assert [line.split(" ")[0] for line in problems(TAGS="a b,fine,é," + "x" * 129)] == ["TAGS:"] * 3
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "65536", "1.5", "x"])
+def test_weight_outside_consuls_range_is_refused(weight: str) -> None:
+    assert problems(WEIGHT=weight) == [f"WEIGHT: {weight!r} is no whole number from 1 to 65535"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("2.5", 2.5), ("10s", 10), ("3600", 3600)])
+def test_drain_is_in_seconds(text: str, seconds: float) -> None:
+    assert config(DRAIN_SECONDS=text).drain_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "3601", "nan", "inf", "1e3", "2m", "s"])
+def test_drain_that_is_no_number_of_seconds_is_refused(text: str) -> None:
+    assert problems(DRAIN_SECONDS=text) == [f"DRAIN_SECONDS: {text!r} is no number of seconds from 0 to 3600"]
+
+
+def test_unknown_check_type_is_refused_with_the_known_ones() -> None:
+    assert problems(HEALTH_CHECK_TYPE="tcp") == ["HEALTH_CHECK_TYPE: 'tcp' is none of http, grpc"]
+
+
+def test_endpoint_without_a_type_is_refused() -> None:
+    assert [line.split(":")[0] for line in problems(HEALTH_CHECK_ENDPOINT="/health")] == ["HEALTH_CHECK_TYPE"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("", "http://127.0.0.1:7777/"),
+        ("/health", "http://127.0.0.1:7777/health"),
+        (":8080/health", "http://127.0.0.1:8080/health"),
+        ("http://a:1/b?c=d", "http://a:1/b?c=d"),
+        ("https://[::1]/b", "https://[::1]/b"),
+    ],
+)
+def test_http_endpoint_is_a_path_a_port_with_a_path_or_a_url(endpoint: str, url: str) -> None:
+    check = config(HEALTH_CHECK_TYPE="HTTP", HEALTH_CHECK_ENDPOINT=endpoint).check
+    assert check == HttpCheck(url=url, interval_seconds=1, timeout_seconds=1)
+
+
+def test_http_endpoint_without_a_host_is_at_the_services_address() -> None:
+    made = config(HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=":8080/health", APP_ADDRESS="::1")
+    assert isinstance(made.check, HttpCheck)
+    assert made.check.url == "http://[::1]:8080/health"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["health", "ftp://a/b", "http://", "http:///x", ":0/x", ":65536/x", ":x/y", "http://a:x/", "/a b", "http://[::1/"],
+)
+def test_http_endpoint_of_another_form_is_refused(endpoint: str) -> None:
+    lines = problems(HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=endpoint)
+    assert [line.split(":")[0] for line in lines] == ["HEALTH_CHECK_ENDPOINT"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "target", "service"),
+    [
+        ("", "127.0.0.1:7777", ""),
+        ("/", "127.0.0.1:7777", ""),
+        ("/protos.Ping", "127.0.0.1:7777", "protos.Ping"),
+        ("box:7778", "box:7778", ""),
+        ("box:7778/protos.Ping", "box:7778", "protos.Ping"),
+        (":7778", "127.0.0.1:7778", ""),
+        ("[::1]:7777", "[::1]:7777", ""),
+        ("[::1]:7777/Ping", "[::1]:7777", "Ping"),
+    ],
+)
+def test_grpc_endpoint_is_a_target_a_service_or_both(endpoint: str, target: str, service: str) -> None:
+    check = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT=endpoint).check
+    assert check == GrpcCheck(target=target, service=service, interval_seconds=1, timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["box", "box:0", "box:65536", "box:x", "::1:7777", "[::1]", "[box", "[:1", "a b:1", "/a/b", "/1a", "/a-b", "/.a"],
+)
+def test_grpc_endpoint_of_another_form_is_refused(endpoint: str) -> None:
+    lines = problems(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT=endpoint)
+    assert [line.split(":")[0] for line in lines] == ["HEALTH_CHECK_ENDPOINT"]
+
+
+def test_registration_without_a_check_has_none() -> None:
+    assert registration(config(TAGS="a,b", WEIGHT="7"), passing=True) == {
+        "ID": "hello_server-box-7777",
+        "Name": "hello_server",
+        "Port": 7777,
+        "Tags": ["a", "b"],
+        "Weights": {"Passing": 7, "Warning": 1},
+    }
+
+
+def test_registration_carries_the_address_that_was_given() -> None:
+    assert registration(config(APP_ADDRESS="10.0.0.1"), passing=True)["Address"] == "10.0.0.1"
+
+
+def test_registration_with_an_http_check_is_consuls() -> None:
+    made = config(HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT="/h", HEALTH_CHECK_INTERVAL="2.5s")
+    assert registration(made, passing=True)["Check"] == {
+        "Name": "HTTP GET http://127.0.0.1:7777/h",
+        "HTTP": "http://127.0.0.1:7777/h",
+        "Interval": "2500ms",
+        "Timeout": "1000ms",
+        "Status": "passing",
+    }
+
+
+def test_registration_with_a_grpc_check_is_consuls() -> None:
+    made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT="/protos.Ping", HEALTH_CHECK_TIMEOUT="0.1")
+    assert registration(made, passing=False)["Check"] == {
+        "Name": "gRPC health of 127.0.0.1:7777/protos.Ping",
+        "GRPC": "127.0.0.1:7777/protos.Ping",
+        "GRPCUseTLS": False,
+        "Interval": "1000ms",
+        "Timeout": "100ms",
+        "Status": "critical",
+    }

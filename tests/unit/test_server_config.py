@@ -1,0 +1,50 @@
+"""What the server makes of its environment."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from grpc_server.config import ServerConfig
+from registrar.environment import ConfigError
+
+
+def problems(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.from_env(variables)
+    return caught.value.problems
+
+
+def test_nothing_is_required() -> None:
+    assert ServerConfig.from_env({}) == ServerConfig(
+        address="0.0.0.0", port=7777, workers=1, grace_seconds=20, hostname=socket.gethostname()
+    )
+
+
+def test_every_variable_is_read() -> None:
+    env = {
+        "BIND_ADDRESS": "::1",
+        "APP_PORT": "1",
+        "GRPC_WORKERS": "256",
+        "GRPC_GRACE_SECONDS": "0.5s",
+        "HOSTNAME": "box",
+    }
+    assert ServerConfig.from_env(env) == ServerConfig(
+        address="::1", port=1, workers=256, grace_seconds=0.5, hostname="box"
+    )
+
+
+def test_every_problem_has_a_line() -> None:
+    wrong = {"BIND_ADDRESS": "a b", "APP_PORT": "0", "GRPC_WORKERS": "0", "GRPC_GRACE_SECONDS": "x"}
+    assert [line.split(":")[0] for line in problems(**wrong)] == list(wrong)
+
+
+@pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
+def test_port_outside_1_to_65535_is_refused(port: str) -> None:
+    assert problems(APP_PORT=port) == [f"APP_PORT: {port!r} is no whole number from 1 to 65535"]
+
+
+@pytest.mark.parametrize("workers", ["-1", "0", "257", "two"])
+def test_number_of_workers_outside_1_to_256_is_refused(workers: str) -> None:
+    assert problems(GRPC_WORKERS=workers) == [f"GRPC_WORKERS: {workers!r} is no whole number from 1 to 256"]
