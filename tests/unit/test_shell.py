@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,7 @@ from local_stack.settings import ROOT
 
 SCRIPTS = [*sorted(ROOT.glob("build/config/*/usr/bin/*")), ROOT / "build/install"]
 CONSUL = ROOT / "build/config/consul/usr/bin"
-SHELLS = ["sh", "busybox"]
-# What consul-start passes on when only CONSUL_SERVER and CONSUL_CONFIG_DIR are set, by role.
-NODE_ID = "-node-id=UUID"
+CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
 
 
 def need(program: str) -> None:
@@ -26,51 +25,57 @@ def need(program: str) -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
 
 
-@pytest.fixture(params=SHELLS)
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """The command that runs a script: as it says, or by busybox and with its applets for all else."""
+@dataclass(frozen=True)
+class Shell:
+    """A shell, and where it looks for programs."""
+
+    command: tuple[str, ...]
+    path: str
+
+    def arguments(self, script: str, *arguments: str) -> list[str]:
+        """The command line for a script of Consul's."""
+        return [*self.command, str(CONSUL / script), *arguments]
+
+    def run(self, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script of Consul's in an environment that has only ``env``."""
+        return subprocess.run(
+            self.arguments(script, *arguments),
+            env={"PATH": self.path, **env},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def start(self, **env: str) -> subprocess.CompletedProcess[str]:
+        """Runs consul-start with a name and two servers."""
+        servers = {"HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1,127.0.0.2", "CONSUL_CONFIG_DIR": str(CONFIG)}
+        return self.run("consul-start", **{**servers, **env})
+
+
+@pytest.fixture(params=["sh", "busybox"])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
+    """This machine's sh; or busybox's ash with busybox's programs, as on Alpine."""
+    path = f"{CONSUL}:{os.environ['PATH']}"
     if request.param == "sh":
-        return ["sh"]
+        return Shell(("sh",), path)
     need("busybox")
     applets = tmp_path / "applets"
     applets.mkdir()
-    for name in ("sh", "tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
+    for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
         (applets / name).symlink_to(str(shutil.which("busybox")))
-    return ["env", f"PATH={applets}:{CONSUL}:{os.environ['PATH']}", "busybox", "ash"]
-
-
-def run(shell: list[str], script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script of Consul's with a clean environment."""
-    return subprocess.run(
-        [*shell, str(CONSUL / script), *arguments],
-        env={"PATH": f"{CONSUL}:{os.environ['PATH']}", **env},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    # The scripts' helpers are run by their first line, so by /bin/sh; each is a test's script once.
+    return Shell(("busybox", "ash"), f"{applets}:{path}")
 
 
 @pytest.fixture
-def fake_consul(shell: list[str], tmp_path: Path) -> list[str]:
-    """A consul that prints its arguments, one a line, found before any other."""
+def fake_consul(shell: Shell, tmp_path: Path) -> Shell:
+    """The shell with a consul that prints its arguments, one a line."""
     directory = tmp_path / "fake"
     directory.mkdir()
     (directory / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     (directory / "consul").chmod(0o755)
-    place = next((part for part in shell if part.startswith("PATH=")), f"PATH={CONSUL}:{os.environ['PATH']}")
-    return [
-        "env",
-        place.replace("PATH=", f"PATH={directory}:", 1),
-        *[part for part in shell if part in SHELLS + ["ash"]],
-    ]
-
-
-def start(shell: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs consul-start with a name and two servers."""
-    base = {"HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1,127.0.0.2"}
-    base["CONSUL_CONFIG_DIR"] = str(ROOT / "build/config/consul/etc/consul/conf.d")
-    return run(shell, "consul-start", **{**base, **env})
+    return Shell(shell.command, f"{directory}:{shell.path}")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -93,23 +98,23 @@ def test_script_can_be_executed(script: Path) -> None:
 
 
 @pytest.mark.parametrize("servers", ["127.0.0.1,127.0.0.2", "127.0.0.1 127.0.0.2", " 127.0.0.1, 127.0.0.2 "])
-def test_join_flags_carry_every_server(shell: list[str], servers: str) -> None:
-    done = run(shell, "consul-join", CONSUL_SERVER=servers)
+def test_join_flags_carry_every_server(shell: Shell, servers: str) -> None:
+    done = shell.run("consul-join", CONSUL_SERVER=servers)
     assert (done.returncode, done.stdout) == (0, " -retry-join=127.0.0.1 -retry-join=127.0.0.2")
 
 
-def test_join_flags_carry_a_name_that_does_not_resolve_beside_one_that_does(shell: list[str]) -> None:
-    done = run(shell, "consul-join", CONSUL_SERVER="no-such-host.invalid,127.0.0.2")
+def test_join_flags_carry_a_name_that_does_not_resolve_beside_one_that_does(shell: Shell) -> None:
+    done = shell.run("consul-join", CONSUL_SERVER="no-such-host.invalid,127.0.0.2")
     assert (done.returncode, done.stdout) == (0, " -retry-join=no-such-host.invalid -retry-join=127.0.0.2")
 
 
-def test_join_fails_while_no_server_can_be_found(shell: list[str]) -> None:
-    done = run(shell, "consul-join", CONSUL_SERVER="no-such-host.invalid")
+def test_join_fails_while_no_server_can_be_found(shell: Shell) -> None:
+    done = shell.run("consul-join", CONSUL_SERVER="no-such-host.invalid")
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_join_without_servers_says_what_is_missing(shell: list[str]) -> None:
-    done = run(shell, "consul-join")
+def test_join_without_servers_says_what_is_missing(shell: Shell) -> None:
+    done = shell.run("consul-join")
     assert done.returncode == 2
     assert "CONSUL_SERVER: the names of the Consul servers" in done.stderr
 
@@ -123,14 +128,14 @@ def test_join_without_servers_says_what_is_missing(shell: list[str]) -> None:
         ({"CONSUL_JOIN_WAN": "a", "CONSUL_ADVERTISE_WAN": "b"}, " -retry-join-wan=a -advertise-wan=b"),
     ],
 )
-def test_flags_of_other_datacenters_are_those_asked_for(shell: list[str], env: dict[str, str], flags: str) -> None:
-    done = run(shell, "consul-join-wan", **env)
+def test_flags_of_other_datacenters_are_those_asked_for(shell: Shell, env: dict[str, str], flags: str) -> None:
+    done = shell.run("consul-join-wan", **env)
     assert (done.returncode, done.stdout) == (0, flags)
 
 
-def test_node_id_is_a_uuid_of_datacenter_and_name(shell: list[str]) -> None:
+def test_node_id_is_a_uuid_of_datacenter_and_name(shell: Shell) -> None:
     found = [
-        run(shell, "consul-node-id", HOSTNAME=name, CONSUL_DC=datacenter).stdout.strip()
+        shell.run("consul-node-id", HOSTNAME=name, CONSUL_DC=datacenter).stdout.strip()
         for name, datacenter in (("a", "dc1"), ("a", "dc1"), ("b", "dc1"), ("a", "dc2"))
     ]
     assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}", uuid) for uuid in found)
@@ -139,28 +144,28 @@ def test_node_id_is_a_uuid_of_datacenter_and_name(shell: list[str]) -> None:
     assert found[0][:8] == hashlib.sha256(b"dc1/a").hexdigest()[:8]
 
 
-def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: list[str]) -> None:
+def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: Shell) -> None:
     name = subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
-    assert run(shell, "consul-node-id").stdout == run(shell, "consul-node-id", HOSTNAME=name, CONSUL_DC="dc1").stdout
+    assert shell.run("consul-node-id").stdout == shell.run("consul-node-id", HOSTNAME=name, CONSUL_DC="dc1").stdout
 
 
 @pytest.mark.parametrize(("value", "printed"), [("true", "a b\n"), ("false", ""), ("", "")])
-def test_debug_line_is_printed_only_when_asked_for(shell: list[str], value: str, printed: str) -> None:
-    done = run(shell, "consul-debug", "a", "b", CONSUL_BOOTSTRAP_DEBUG=value)
+def test_debug_line_is_printed_only_when_asked_for(shell: Shell, value: str, printed: str) -> None:
+    done = shell.run("consul-debug", "a", "b", CONSUL_BOOTSTRAP_DEBUG=value)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", printed)
 
 
-def test_available_ends_once_a_server_is_found(shell: list[str]) -> None:
-    done = run(shell, "consul-available", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG="true")
+def test_available_ends_once_a_server_is_found(shell: Shell) -> None:
+    done = shell.run("consul-available", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG="true")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "[consul-available] found a Consul server\n"
 
 
-def test_available_waits_while_no_server_is_found(shell: list[str]) -> None:
+def test_available_waits_while_no_server_is_found(shell: Shell) -> None:
     env = {"CONSUL_SERVER": "no-such-host.invalid", "CONSUL_AVAILABLE_SLEEP": "0.1", "CONSUL_BOOTSTRAP_DEBUG": "true"}
     process = subprocess.Popen(
-        [*shell, str(CONSUL / "consul-available")],
-        env={"PATH": f"{CONSUL}:{os.environ['PATH']}", **env},
+        shell.arguments("consul-available"),
+        env={"PATH": shell.path, **env},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -174,8 +179,8 @@ def test_available_waits_while_no_server_is_found(shell: list[str]) -> None:
         process.communicate()
 
 
-def test_container_find_prints_the_addresses_of_names_that_resolve(shell: list[str]) -> None:
-    done = run(shell, "container-find", "127.0.0.9", "no-such-host.invalid", "localhost")
+def test_container_find_prints_the_addresses_of_names_that_resolve(shell: Shell) -> None:
+    done = shell.run("container-find", "127.0.0.9", "no-such-host.invalid", "localhost")
     assert done.returncode == 0
     first, *others = done.stdout.splitlines()
     assert first == "127.0.0.9"
@@ -184,14 +189,14 @@ def test_container_find_prints_the_addresses_of_names_that_resolve(shell: list[s
 
 
 @pytest.mark.parametrize("role", ["bootstrap", "agent"])
-def test_agent_starts_with_the_flags_of_its_role(fake_consul: list[str], role: str) -> None:
-    done = start(fake_consul, CONSUL_ROLE=role)
+def test_agent_starts_with_the_flags_of_its_role(fake_consul: Shell, role: str) -> None:
+    done = fake_consul.start(CONSUL_ROLE=role)
     assert done.returncode == 0, done.stderr
-    assert [re.sub("^-node-id=.*", NODE_ID, line) for line in done.stdout.splitlines()] == [
+    assert [re.sub("^-node-id=.+", "-node-id=UUID", line) for line in done.stdout.splitlines()] == [
         "agent",
-        f"-config-dir={ROOT}/build/config/consul/etc/consul/conf.d/{role}",
+        f"-config-dir={CONFIG}/{role}",
         "-node=box",
-        NODE_ID,
+        "-node-id=UUID",
         "-datacenter=dc1",
         "-domain=consul",
         "-data-dir=/consul/data",
@@ -203,8 +208,8 @@ def test_agent_starts_with_the_flags_of_its_role(fake_consul: list[str], role: s
     ]
 
 
-def test_role_is_agent_by_default(fake_consul: list[str]) -> None:
-    assert start(fake_consul).stdout == start(fake_consul, CONSUL_ROLE="agent").stdout
+def test_role_is_agent_by_default(fake_consul: Shell) -> None:
+    assert fake_consul.start().stdout == fake_consul.start(CONSUL_ROLE="agent").stdout
 
 
 @pytest.mark.parametrize(
@@ -224,21 +229,21 @@ def test_role_is_agent_by_default(fake_consul: list[str]) -> None:
         ("CONSUL_ADVERTISE_WAN", "1.2.3.4", "-advertise-wan=1.2.3.4"),
     ],
 )
-def test_variable_becomes_a_flag(fake_consul: list[str], variable: str, value: str, flag: str) -> None:
-    assert flag not in start(fake_consul).stdout.splitlines()
-    assert flag in start(fake_consul, **{variable: value}).stdout.splitlines()
+def test_variable_becomes_a_flag(fake_consul: Shell, variable: str, value: str, flag: str) -> None:
+    assert flag not in fake_consul.start().stdout.splitlines()
+    assert flag in fake_consul.start(**{variable: value}).stdout.splitlines()
 
 
 @pytest.mark.parametrize("value", ["false", "", "yes"])
-def test_ui_is_served_only_when_true(fake_consul: list[str], value: str) -> None:
-    assert "-ui" not in start(fake_consul, CONSUL_UI=value).stdout.splitlines()
+def test_ui_is_served_only_when_true(fake_consul: Shell, value: str) -> None:
+    assert "-ui" not in fake_consul.start(CONSUL_UI=value).stdout.splitlines()
 
 
-def test_unknown_role_is_refused(fake_consul: list[str]) -> None:
-    done = start(fake_consul, CONSUL_ROLE="king")
+def test_unknown_role_is_refused(fake_consul: Shell) -> None:
+    done = fake_consul.start(CONSUL_ROLE="king")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "CONSUL_ROLE: 'king' is none of bootstrap, agent\n"
 
 
-def test_role_that_names_another_directory_is_refused(fake_consul: list[str]) -> None:
-    assert start(fake_consul, CONSUL_ROLE="no/such").returncode == 2
+def test_role_that_names_another_directory_is_refused(fake_consul: Shell) -> None:
+    assert fake_consul.start(CONSUL_ROLE="no/such").returncode == 2

@@ -1,0 +1,220 @@
+"""``python -m registrar`` as a process, with a real Consul agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from local_stack.settings import ROOT
+from local_stack.tools import find
+from tests.support.wait import wait_for
+
+ID = "hello_server-box-7777"
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Consul:
+    """A Consul agent of one's own."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str) -> Any:
+        """GET, decoded; None while there is no answer."""
+        try:
+            response = requests.get(self.url + path, timeout=5)
+        except requests.ConnectionError:
+            return None
+        return response.json() if response.ok else None
+
+    def deregister(self, service_id: str) -> None:
+        """Takes a service away, as by hand."""
+        requests.put(f"{self.url}/v1/agent/service/deregister/{service_id}", timeout=5).raise_for_status()
+
+    def services(self) -> set[str]:
+        """The IDs of the agent's services."""
+        return set(self.get("/v1/agent/services"))
+
+
+@pytest.fixture(scope="module")
+def agent(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consul]:  # noqa: ARG001
+    """An agent that is a cluster of one, with a leader."""
+    log = tmp_path_factory.mktemp("consul") / "log"
+    http, server, serf = free_ports(3)
+    flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {server} -serf-lan-port {serf}"
+    unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
+    command = [str(find("consul")), "agent", "-dev", *flags.split(), *unused.split()]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            consul = Consul(http)
+            wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
+            wait_for(lambda: consul.get("/v1/catalog/nodes"), bool, 60, f"the node in the catalogue, see {log}")
+            yield consul
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def consul(agent: Consul) -> Iterator[Consul]:
+    """The agent, without services before and after."""
+    yield agent
+    for service in agent.services():
+        agent.deregister(service)
+
+
+def environment(consul_port: int, **variables: str) -> dict[str, str]:
+    """The environment of a registrar."""
+    known = ("PATH", "PYTHONPATH", "LANG", "TMPDIR")
+    base = {name: os.environ[name] for name in known if name in os.environ}
+    service = {"APP_NAME": "hello_server", "APP_PORT": "7777", "TAGS": "a,b", "HOSTNAME": "box", "DRAIN_SECONDS": "0"}
+    return {**base, **service, "CONSUL_PORT": str(consul_port), **variables}
+
+
+def registrar(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a registrar to its end."""
+    command = [sys.executable, "-m", "registrar", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def staying(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A registrar that stays, killed at the end if it still runs."""
+    with (
+        log.open("wb") as output,
+        subprocess.Popen([sys.executable, "-m", "registrar"], cwd=ROOT, env=env, stderr=output) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_registered(consul: Consul, log: Path, seconds: float = 30) -> None:
+    wait_for(lambda: (consul.services(), log.read_text()), lambda seen: ID in seen[0], seconds, "registered")
+
+
+def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:
+    done = registrar(environment(0, APP_PORT="65536", TAGS="", APP_NAME="a b", HEALTH_CHECK_TYPE="tcp"))
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert {line.split(":")[0] for line in lines} == {
+        "APP_NAME",
+        "APP_PORT",
+        "TAGS",
+        "CONSUL_PORT",
+        "HEALTH_CHECK_TYPE",
+    }
+    assert len(lines) == 5
+
+
+def test_ten_attempts_are_made_where_there_is_no_agent() -> None:
+    (port,) = free_ports(1)
+    done = registrar(environment(port))
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert [line.split("attempt=")[1].split()[0] for line in lines[:-1]] == [f"{number}/10" for number in range(1, 11)]
+    assert all(f"reason=no agent at http://127.0.0.1:{port}" in line for line in lines[:-1])
+    assert lines[-1].endswith(f"ERROR registrar no registration of {ID} in 10 attempts")
+
+
+def test_signal_ends_the_attempts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with staying(environment(free_ports(1)[0]), log) as process:
+        wait_for(log.read_text, lambda text: "attempt=1/10" in text, 30, "the first attempt")
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+def test_registering_once_leaves_the_service_with_its_check(consul: Consul) -> None:
+    variables = {
+        "HEALTH_CHECK_TYPE": "http",
+        "HEALTH_CHECK_ENDPOINT": f"{consul.url}/v1/status/leader",
+        "WEIGHT": "7",
+        "APP_ADDRESS": "127.0.0.9",
+    }
+    done = registrar(environment(consul.port, **variables), "--once")
+    assert (done.returncode, "status=passing" in done.stderr) == (0, True), done.stderr
+    service = consul.get(f"/v1/agent/service/{ID}")
+    assert (service["Service"], service["Address"], service["Port"]) == ("hello_server", "127.0.0.9", 7777)
+    assert (service["Tags"], service["Weights"]) == (["a", "b"], {"Passing": 7, "Warning": 1})
+    (check,) = [check for check in consul.get("/v1/agent/checks").values() if check["ServiceID"] == ID]
+    assert (check["Type"], check["Status"]) == ("http", "passing")
+    assert check["Name"] == f"HTTP GET {consul.url}/v1/status/leader"
+
+
+def test_service_that_fails_its_check_is_registered_as_critical(consul: Consul) -> None:
+    variables = {"HEALTH_CHECK_TYPE": "grpc", "HEALTH_CHECK_ENDPOINT": f":{free_ports(1)[0]}/protos.Ping"}
+    done = registrar(environment(consul.port, **variables), "--once")
+    assert (done.returncode, "status=critical" in done.stderr) == (0, True), done.stderr
+    (check,) = [check for check in consul.get("/v1/agent/checks").values() if check["ServiceID"] == ID]
+    assert (check["Type"], check["Status"]) == ("grpc", "critical")
+
+
+def test_service_deregistered_by_hand_is_back_within_five_seconds(consul: Consul, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with staying(environment(consul.port), log):
+        wait_until_registered(consul, log)
+        consul.deregister(ID)
+        wait_until_registered(consul, log, seconds=5)
+        wait_for(log.read_text, lambda text: f"the agent has lost the service id={ID}" in text, 5, "the log says so")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_deregisters_then_drains_then_ends_it(consul: Consul, tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    with staying(environment(consul.port, DRAIN_SECONDS="2"), log) as process:
+        wait_until_registered(consul, log)
+        process.send_signal(number)
+        wait_for(consul.services, lambda services: ID not in services, 5, "deregistered")
+        wait_for(log.read_text, lambda text: "draining drain_seconds=2" in text, 10, "draining")
+        begun = time.monotonic()
+        assert process.poll() is None
+        assert process.wait(10) == 0
+        assert 1.5 < time.monotonic() - begun < 4
+    assert log.read_text().splitlines()[-1].endswith("drained")
+    assert consul.get("/v1/catalog/service/hello_server") == []
+
+
+def test_health_is_good_for_a_registered_service(consul: Consul) -> None:
+    env = environment(consul.port)
+    assert registrar(env, "--once").returncode == 0
+    done = registrar(env, "health")
+    assert (done.returncode, done.stdout) == (0, f"{ID} is healthy\n"), done.stderr
+
+
+def test_health_is_bad_for_a_service_that_is_not_registered(consul: Consul) -> None:
+    done = registrar(environment(consul.port), "health")
+    assert (done.returncode, done.stderr) == (1, f"{ID} is not registered\n")
+
+
+def test_health_is_bad_without_an_agent() -> None:
+    (port,) = free_ports(1)
+    done = registrar(environment(port), "health")
+    assert (done.returncode, done.stderr) == (1, f"no agent at http://127.0.0.1:{port}\n")
+
+
+def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> None:
+    url = f"http://127.0.0.1:{free_ports(1)[0]}/"
+    env = environment(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
+    done = registrar(env, "health")
+    assert (done.returncode, done.stderr) == (1, f"{ID} does not pass HTTP GET {url}\n")

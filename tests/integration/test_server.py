@@ -1,0 +1,195 @@
+"""``python -m grpc_server`` as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from local_stack.settings import ROOT
+from protos import api_pb2, api_pb2_grpc
+from tests.support.calls import OPTIONS
+from tests.support.wait import wait_for
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        """A channel of its own."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS) as channel:
+            yield channel
+
+    def say_hello(self, greeting: str = "hello") -> str:
+        """The answer's text."""
+        with self.channel() as channel:
+            request = api_pb2.PingMessage(greeting=greeting)
+            return api_pb2_grpc.PingStub(channel).SayHello(request, timeout=10, wait_for_ready=True).greeting
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def environment(port: int, **variables: str) -> dict[str, str]:
+    """The environment of a server."""
+    known = ("PATH", "PYTHONPATH", "LANG", "TMPDIR")
+    base = {name: os.environ[name] for name in known if name in os.environ}
+    return {**base, "HOSTNAME": "box", "BIND_ADDRESS": "127.0.0.1", "APP_PORT": str(port), **variables}
+
+
+@contextmanager
+def running(log: Path, **variables: str) -> Iterator[Server]:
+    """A server that answers; it and its workers are killed at the end if they still run."""
+    port = free_port()
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "grpc_server"],
+            cwd=ROOT,
+            env=environment(port, **variables),
+            stderr=output,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            server = Server(process, port, log)
+            workers = int(variables.get("GRPC_WORKERS", "1"))
+            wait_for(log.read_text, lambda text: text.count("serving address=") == workers, 60, "serving")
+            yield server
+        finally:
+            if session(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, owner = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(owner) == leader and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A server that can't run."""
+    command = [sys.executable, "-m", "grpc_server"]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path / "log") as server:
+        yield server
+
+
+def test_answer_is_the_hosts_name_and_the_greeting_is_logged(server: Server) -> None:
+    assert server.say_hello("good\nmorning") == "Hello from box."
+    logged = wait_for(server.log.read_text, lambda text: "received" in text, 5, "the log line")
+    assert r"INFO grpc_server received greeting='good\nmorning'" in logged
+
+
+@pytest.mark.parametrize("service", ["", "protos.Ping"])
+def test_health_is_serving(server: Server, service: str) -> None:
+    with server.channel() as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10, wait_for_ready=True)
+    assert answer.status == SERVING
+
+
+def test_health_of_an_unknown_service_is_not_found(server: Server) -> None:
+    request = health_pb2.HealthCheckRequest(service="protos.Nothing")
+    with server.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        health_pb2_grpc.HealthStub(channel).Check(request, timeout=10, wait_for_ready=True)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_the_services(server: Server) -> None:
+    command = [sys.executable, "-m", "grpc_client", "--port", str(server.port), "--list"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for service in ("protos.Ping", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"):
+        assert service in done.stdout
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_port_in_use_is_told_in_one_line(workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = int(other.getsockname()[1])
+        done = ended(environment(port, GRPC_WORKERS=workers))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"ERROR grpc_server can't listen on 127.0.0.1:{port}: Address already in use")
+
+
+def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:
+    done = ended(environment(0, GRPC_WORKERS="x", GRPC_GRACE_SECONDS="-1", BIND_ADDRESS="a b"))
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "BIND_ADDRESS",
+        "APP_PORT",
+        "GRPC_WORKERS",
+        "GRPC_GRACE_SECONDS",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_makes_health_not_serving_and_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path / "log", GRPC_GRACE_SECONDS="2") as server:
+        with server.channel() as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service="protos.Ping"), timeout=30, wait_for_ready=True
+            )
+            assert next(watch).status == SERVING
+            server.process.send_signal(number)
+            assert next(watch).status == NOT_SERVING
+            watch.cancel()
+        assert server.process.wait(10) == 0
+        assert "stopped" in server.log.read_text().splitlines()[-1]
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_share_a_port_and_leave_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path / "log", GRPC_WORKERS="2") as server:
+        assert {server.say_hello() for _ in range(10)} == {"Hello from box."}
+        server.process.send_signal(number)
+        assert server.process.wait(20) == 0
+        wait_for(lambda: session(server.process.pid), lambda left: not left, 5, "no process is left")
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_worker_that_dies_ends_the_server(tmp_path: Path) -> None:
+    with running(tmp_path / "log", GRPC_WORKERS="2") as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        serving = [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(serving) == 2
+        os.kill(serving[0], signal.SIGKILL)
+        assert server.process.wait(20) == 1
+        wait_for(lambda: session(server.process.pid), lambda left: not left, 5, "no process is left")

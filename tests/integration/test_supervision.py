@@ -1,0 +1,136 @@
+"""supervisord with the configuration of the images and programs of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from local_stack.settings import ROOT
+from tests.support.wait import wait_for
+
+SUPERVISORD = ROOT / "build/config/supervisord"
+PROGRAM = """
+[program:{name}]
+command=with-name {name} sh {script}
+autorestart=true
+startsecs=1
+startretries=1
+stdout_logfile=/dev/fd/1
+stdout_logfile_maxbytes=0
+stderr_logfile=/dev/fd/2
+stderr_logfile_maxbytes=0
+"""
+STAY = "exec sleep 600\n"
+# A marker in the environment, by which what is left of a container is found.
+MARK = "TEST_SUPERVISION"
+
+
+class Container:
+    """A supervisord that runs."""
+
+    def __init__(self, root: Path, process: subprocess.Popen[bytes]) -> None:
+        self._root = root
+        self.process = process
+
+    def log(self) -> str:
+        """All that was printed."""
+        return (self._root / "log").read_text()
+
+    def lines(self, program: str) -> list[str]:
+        """What a program printed."""
+        return re.findall(rf"^{program} \| (.*)$", self.log(), re.MULTILINE)
+
+    def left(self) -> list[int]:
+        """The processes that still run, whoever their parent is."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    marked = f"{MARK}={self._root}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                    zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+                except OSError:
+                    continue
+                if marked and not zombie:
+                    found.append(int(entry.name))
+        return found
+
+
+@contextmanager
+def container(**scripts: str) -> Iterator[Container]:
+    """Runs a shell script a program under supervisord, as a container would."""
+    # A Unix socket's path has few characters, and pytest's own directories many.
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "run").mkdir()
+        shutil.copytree(SUPERVISORD / "etc", root / "etc")
+        (root / "etc/supervisor/conf.d").mkdir(parents=True)
+        for program, script in scripts.items():
+            (root / program).write_text(script)
+            text = PROGRAM.format(name=program, script=root / program)
+            (root / f"etc/supervisor/conf.d/{program}.conf").write_text(text)
+        path = f"{SUPERVISORD / 'usr/bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", "etc/supervisord.conf"]
+        with (
+            (root / "log").open("ab") as log,
+            subprocess.Popen(
+                command, cwd=root, env={**os.environ, "PATH": path, MARK: name}, stdout=log, stderr=log
+            ) as process,
+        ):
+            running = Container(root, process)
+            try:
+                yield running
+            finally:
+                for pid in running.left():
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_each_line_names_its_program() -> None:
+    talk = 'for n in 1 2 3; do echo "out $n"; echo "err $n" >&2; done\n' + STAY
+    with container(first=talk, second=talk) as running:
+        for program in ("first", "second"):
+            lines = wait_for(lambda name=program: running.lines(name), lambda seen: len(seen) == 6, 20, program)  # type: ignore[misc]
+            assert lines == [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
+
+
+def test_signal_reaches_the_program_and_no_process_is_left() -> None:
+    script = "trap 'echo bye; exit 0' TERM\necho ready\nwhile :; do sleep 0.1; done\n"
+    with container(polite=script) as running:
+        wait_for(lambda: running.lines("polite"), lambda lines: lines == ["ready"], 20, "the program runs")
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+        wait_for(lambda: running.lines("polite"), lambda lines: lines == ["ready", "bye"], 5, "the program's last line")
+        wait_for(running.left, lambda left: not left, 5, "no process is left")
+
+
+def test_program_that_dies_is_started_again() -> None:
+    with container(mortal="echo $$\n" + STAY) as running:
+        (first,) = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 1, 20, "the program runs")
+        wait_for(running.log, lambda log: "mortal entered RUNNING" in log, 20, "supervisord takes it for running")
+        os.kill(int(first), signal.SIGKILL)
+        pids = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 2, 20, "the program runs again")
+        assert pids[1] != first
+        assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("script", ["exit 3\n", "exit 0\n"])
+def test_program_that_cannot_be_started_ends_supervisord(script: str) -> None:
+    with container(broken=script, well=STAY) as running:
+        assert running.process.wait(30) == 0
+        assert "exit-on-fatal | a program can't be started, ending the container: processname:broken" in running.log()
+        wait_for(running.left, lambda left: not left, 5, "no process is left")
+
+
+def test_named_pipe_is_gone_once_it_is_open() -> None:
+    with container(program="echo ready; ls run\n" + STAY) as running:
+        lines = wait_for(lambda: running.lines("program"), lambda lines: len(lines) >= 2, 20, "the program runs")
+        assert not [line for line in lines if line.startswith("program.")]
