@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ def wait_until_registered(consul: Consul, log: Path, seconds: float = 30) -> Non
     wait_for(lambda: (consul.services(), log.read_text()), lambda seen: ID in seen[0], seconds, "registered")
 
 
+def seconds_between(first: str, last: str) -> float:
+    """The time from one log line to another."""
+    began, ended = (datetime.fromisoformat(line.split()[0]) for line in (first, last))
+    return (ended - began).total_seconds()
+
+
 def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:
     done = registrar(environment(0, APP_PORT="65536", TAGS="", APP_NAME="a b", HEALTH_CHECK_TYPE="tcp"))
     assert done.returncode == 2
@@ -142,7 +148,7 @@ def test_signal_ends_the_attempts(tmp_path: Path) -> None:
     with staying(environment(free_ports(1)[0]), log) as process:
         wait_for(log.read_text, lambda text: "attempt=1/10" in text, 30, "the first attempt")
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(20) == 0
 
 
 def test_registering_once_leaves_the_service_with_its_check(consul: Consul) -> None:
@@ -186,12 +192,11 @@ def test_signal_deregisters_then_drains_then_ends_it(consul: Consul, tmp_path: P
         wait_until_registered(consul, log)
         process.send_signal(number)
         wait_for(consul.services, lambda services: ID not in services, 5, "deregistered")
-        wait_for(log.read_text, lambda text: "draining drain_seconds=2" in text, 10, "draining")
-        begun = time.monotonic()
-        assert process.poll() is None
-        assert process.wait(10) == 0
-        assert 1.5 < time.monotonic() - begun < 4
-    assert log.read_text().splitlines()[-1].endswith("drained")
+        assert process.wait(30) == 0
+    deregistered, draining, drained = log.read_text().splitlines()[-3:]
+    assert f"deregistered id={ID}" in deregistered
+    assert "draining drain_seconds=2" in draining
+    assert seconds_between(draining, drained) >= 1.99
     assert consul.get("/v1/catalog/service/hello_server") == []
 
 

@@ -98,26 +98,26 @@ def test_each_line_names_its_program() -> None:
     talk = 'for n in 1 2 3; do echo "out $n"; echo "err $n" >&2; done\n' + STAY
     with container(first=talk, second=talk) as running:
         for program in ("first", "second"):
-            lines = wait_for(lambda name=program: running.lines(name), lambda seen: len(seen) == 6, 20, program)  # type: ignore[misc]
+            lines = wait_for(lambda name=program: running.lines(name), lambda seen: len(seen) == 6, 60, program)  # type: ignore[misc]
             assert lines == [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
 
 
 def test_signal_reaches_the_program_and_no_process_is_left() -> None:
     script = "trap 'echo bye; exit 0' TERM\necho ready\nwhile :; do sleep 0.1; done\n"
     with container(polite=script) as running:
-        wait_for(lambda: running.lines("polite"), lambda lines: lines == ["ready"], 20, "the program runs")
+        wait_for(lambda: running.lines("polite"), lambda lines: lines == ["ready"], 60, "the program runs")
         running.process.terminate()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(60) == 0
         wait_for(lambda: running.lines("polite"), lambda lines: lines == ["ready", "bye"], 5, "the program's last line")
-        wait_for(running.left, lambda left: not left, 5, "no process is left")
+        wait_for(running.left, lambda left: not left, 20, "no process is left")
 
 
 def test_program_that_dies_is_started_again() -> None:
     with container(mortal="echo $$\n" + STAY) as running:
-        (first,) = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 1, 20, "the program runs")
-        wait_for(running.log, lambda log: "mortal entered RUNNING" in log, 20, "supervisord takes it for running")
+        (first,) = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 1, 60, "the program runs")
+        wait_for(running.log, lambda log: "mortal entered RUNNING" in log, 60, "supervisord takes it for running")
         os.kill(int(first), signal.SIGKILL)
-        pids = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 2, 20, "the program runs again")
+        pids = wait_for(lambda: running.lines("mortal"), lambda lines: len(lines) == 2, 60, "the program runs again")
         assert pids[1] != first
         assert running.process.poll() is None
 
@@ -125,12 +125,12 @@ def test_program_that_dies_is_started_again() -> None:
 @pytest.mark.parametrize("script", ["exit 3\n", "exit 0\n"])
 def test_program_that_cannot_be_started_ends_supervisord(script: str) -> None:
     with container(broken=script, well=STAY) as running:
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert "exit-on-fatal | a program can't be started, ending the container: processname:broken" in running.log()
-        wait_for(running.left, lambda left: not left, 5, "no process is left")
+        wait_for(running.left, lambda left: not left, 20, "no process is left")
 
 
 def test_named_pipe_is_gone_once_it_is_open() -> None:
     with container(program="echo ready; ls run\n" + STAY) as running:
-        lines = wait_for(lambda: running.lines("program"), lambda lines: len(lines) >= 2, 20, "the program runs")
+        lines = wait_for(lambda: running.lines("program"), lambda lines: len(lines) >= 2, 60, "the program runs")
         assert not [line for line in lines if line.startswith("program.")]

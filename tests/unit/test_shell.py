@@ -64,7 +64,7 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     applets.mkdir()
     for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
         (applets / name).symlink_to(str(shutil.which("busybox")))
-    # The scripts' helpers are run by their first line, so by /bin/sh; each is a test's script once.
+    # Only the script itself is ash's: the helpers that it calls are run as their first line says, by /bin/sh.
     return Shell(("busybox", "ash"), f"{applets}:{path}")
 
 
@@ -202,6 +202,7 @@ def test_agent_starts_with_the_flags_of_its_role(fake_consul: Shell, role: str) 
         "-data-dir=/consul/data",
         "-client=127.0.0.1",
         "-http-port=8500",
+        "-dns-port=8600",
         "-retry-interval=1s",
         "-retry-join=127.0.0.1",
         "-retry-join=127.0.0.2",
@@ -221,6 +222,7 @@ def test_role_is_agent_by_default(fake_consul: Shell) -> None:
         ("CONSUL_DATA_DIR", "/a b", "-data-dir=/a b"),
         ("CONSUL_CLIENT", "0.0.0.0", "-client=0.0.0.0"),
         ("CONSUL_PORT", "8501", "-http-port=8501"),
+        ("CONSUL_DNS_PORT", "-1", "-dns-port=-1"),
         ("CONSUL_RETRY_INTERVAL", "5s", "-retry-interval=5s"),
         ("CONSUL_BIND", "127.0.0.3", "-bind=127.0.0.3"),
         ("CONSUL_UI", "true", "-ui"),
