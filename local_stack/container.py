@@ -137,6 +137,8 @@ def environment(
             "CONSUL_CLIENT": "127.0.0.1",
             "CONSUL_ADDRESS": "127.0.0.1",
             "CONSUL_PORT": str(settings.consul_port),
+            # On 127.0.0.1, where another stack may have its own.
+            "CONSUL_DNS_PORT": "-1",
         }
     # consul-template and the consul command read this one.
     result["CONSUL_HTTP_ADDR"] = f"{result['CONSUL_ADDRESS']}:{result['CONSUL_PORT']}"

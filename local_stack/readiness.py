@@ -41,7 +41,7 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 
 
 def registered(stack: Stack, application: str) -> set[str]:
-    """The nodes whose instance of an application passes."""
+    """The nodes whose instance of an application passes; none while Consul is out of reach."""
     client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
     try:
         _, instances = client.health.service(application, passing=True)
@@ -64,7 +64,8 @@ def wait_ready(stack: Stack, seconds: float) -> None:
         missing = wanted - registered(stack, application)
         while missing:
             if time.monotonic() > deadline:
-                raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", of_application, missing)
+                shown = [*stack.containers(["consul-ui"]), *of_application]
+                raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", shown, missing)
             time.sleep(_POLL_SECONDS)
             missing = wanted - registered(stack, application)
     callable_ones = [c for c in replicas if "grpc_server" in c.service.components]

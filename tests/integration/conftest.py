@@ -27,7 +27,11 @@ def tools() -> None:
 @pytest.fixture(scope="session")
 def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
     """A stack with one replica, for all tests that leave it as they find it."""
-    driver = LocalDriver(short_home("tests"), address_base="127.40.0.0", port=15000, consul_port=18500)
+    # By process, so that two runs on one machine don't meet.
+    slot = os.getpid() % 100
+    driver = LocalDriver(
+        short_home("tests"), address_base=f"127.{100 + slot}.0.0", port=15000 + slot, consul_port=18500 + slot
+    )
     driver.down()
     driver.up(1)
     yield driver

@@ -35,7 +35,6 @@ def misused(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001 - skips witho
     """A stack with one replica, which tests may leave broken: the next one repairs it with up."""
     driver = LocalDriver(short_home("misuse"), address_base="127.44.0.0", port=15400, consul_port=18540)
     driver.down()
-    driver.up(1)
     yield driver
     driver.down()
 
