@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from tests.support import scenarios
 from tests.support.drivers import ComposeDriver, Driver, run
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
-def stack(engine: dict[str, list[str]], request: pytest.FixtureRequest) -> Iterator[ComposeDriver]:
-    """The stack of docker-compose.yaml by each major version of Compose, built from this checkout."""
-    version = request.param
+def compose_stack(engine: dict[str, list[str]], version: str) -> Iterator[ComposeDriver]:
+    """The stack of docker-compose.yaml by one major version of Compose, built from this checkout."""
     if version not in engine:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"Compose {version}.x is not here")
     driver = ComposeDriver(engine[version], f"glbtest{version}", port=25000, consul_port=28500)
@@ -28,14 +29,52 @@ def stack(engine: dict[str, list[str]], request: pytest.FixtureRequest) -> Itera
     assert driver.leftovers() == []
 
 
-@pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_in_containers(stack: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
-    scenario(stack)
+@pytest.fixture(scope="class")
+def stack_by_compose_1(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    yield from compose_stack(engine, "1")
 
 
-def test_no_process_is_root(stack: ComposeDriver) -> None:
-    for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):
-        container = stack._container(service)
-        owners = run(["docker", "top", container, "-eo", "uid,pid,comm"]).splitlines()[1:]
-        assert owners, container
-        assert not [line for line in owners if line.split()[0] == "0"], owners
+@pytest.fixture(scope="class")
+def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    yield from compose_stack(engine, "2")
+
+
+class TestCompose1:
+    """Compose 1.29: what it could do differently."""
+
+    @pytest.mark.parametrize("scenario", scenarios.COMPOSE_SCENARIOS, ids=lambda scenario: scenario.__name__)
+    def test_in_containers(self, stack_by_compose_1: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
+        scenario(stack_by_compose_1)
+
+
+class TestCompose2:
+    """Compose 2.x: all of it."""
+
+    @pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.__name__)
+    def test_in_containers(self, stack_by_compose_2: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
+        scenario(stack_by_compose_2)
+
+    def test_no_process_is_root(self, stack_by_compose_2: ComposeDriver) -> None:
+        for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):
+            owners = run(["docker", "top", stack_by_compose_2.container(service), "-eo", "uid,pid,comm"]).splitlines()[
+                1:
+            ]
+            assert owners, service
+            assert not [line for line in owners if line.split()[0] == "0"], owners
+
+    def test_every_container_becomes_healthy(self, stack_by_compose_2: ComposeDriver) -> None:
+        for service in ("load-balancer", "hello_server", "server-1", "server-2", "server-3", "consul-ui"):
+            container = stack_by_compose_2.container(service)
+            command = ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
+            wait_for(partial(run, command), lambda status: status.strip() == "healthy", 60, service)
+
+    def test_a_program_that_cannot_start_ends_its_container_with_the_reason(
+        self, stack_by_compose_2: ComposeDriver
+    ) -> None:
+        network = f"{stack_by_compose_2.project}_default"
+        bad = ["--env", "APP_PORT=0", "--env", "CONSUL_SERVER=server-1", "--network", network]
+        done = subprocess.run(
+            ["docker", "run", "--rm", *bad, "server"], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert "APP_NAME: is not set" in done.stdout + done.stderr
+        assert "exit-on-fatal | a program can't be started" in done.stdout + done.stderr

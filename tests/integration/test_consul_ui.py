@@ -53,7 +53,7 @@ class Browser:
         self._buffer = b""
         self._count = 0
         self._session = ""
-        target = self._call("Target.createTarget", url="about:blank", width=1280, height=900)["targetId"]
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
     def open(self, url: str) -> None:

@@ -49,7 +49,7 @@ class Driver(Protocol):
         """The lines that a container has printed so far."""
 
     def server_at(self, address: str) -> str:
-        """The container of the Consul server with an address."""
+        """The container of the Consul server with an address; empty when none has it."""
 
     def run_server(self, name: str) -> str:
         """Starts a grpc_server called ``name`` without agent and registrar; returns its address."""
@@ -236,28 +236,27 @@ class ComposeDriver:
     def replicas(self) -> list[str]:
         return self._containers("hello_server")
 
-    def _container(self, name: str) -> str:
+    def container(self, name: str) -> str:
+        """A container by its own name or, the first, by its service's."""
         return name if name in self.replicas() else self._containers(name)[0]
 
     def stop(self, container: str) -> None:
-        run(["docker", "stop", "--time", "60", self._container(container)])
+        run(["docker", "stop", "--time", "60", self.container(container)])
 
     def start(self, container: str) -> None:
-        run(["docker", "start", self._container(container)])
+        run(["docker", "start", self.container(container)])
 
     def execute(self, container: str, *command: str) -> str:
-        return run(["docker", "exec", self._container(container), *command])
+        return run(["docker", "exec", self.container(container), *command])
 
     def logs(self, container: str) -> list[str]:
-        done = subprocess.run(
-            ["docker", "logs", self._container(container)], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["docker", "logs", self.container(container)], capture_output=True, text=True, check=True)
         return (done.stdout + done.stderr).splitlines()
 
     def server_at(self, address: str) -> str:
-        return next(
-            name for name in ("server-1", "server-2", "server-3") if self._address(self._container(name)) == address
-        )
+        # A stopped container has no address, and for a moment it may still be named as the leader.
+        names = ("server-1", "server-2", "server-3")
+        return next((name for name in names if self._address(self.container(name)) == address), "")
 
     def run_server(self, name: str) -> str:
         container = self._run(name, ["--entrypoint", "python3"], ["-m", "grpc_server"])
