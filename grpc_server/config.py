@@ -31,7 +31,7 @@ class ServerConfig:
             port=reader.port("APP_PORT", 7777),
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
             grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
-            hostname=hostname(env),
+            hostname=hostname(reader),
         )
         reader.raise_problems()
         return config

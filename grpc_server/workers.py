@@ -8,7 +8,9 @@ import multiprocessing
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from grpc_server.config import ServerConfig
@@ -27,26 +29,35 @@ def run(config: ServerConfig) -> int:
         return run_one(config)
     # gRPC's threads don't survive a fork, so the workers are started afresh.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(config,), daemon=True) for _ in range(config.workers)]
+    workers: list[BaseProcess] = []
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopping.set()
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
+        _terminate(workers)
 
-    for worker in workers:
-        worker.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    wait([worker.sentinel for worker in workers])
+    while len(workers) < config.workers and not stopping.is_set():
+        worker = context.Process(target=_worker, args=(config,), daemon=True)
+        worker.start()
+        workers.append(worker)
+    # A signal that came while the last one was being started.
+    if not stopping.is_set():
+        wait([worker.sentinel for worker in workers])
     if not stopping.is_set():
         LOG.error("a worker ended, stopping the others")
-        stop(0, None)
+    _terminate(workers)
     for worker in workers:
         worker.join()
-    return max(abs(worker.exitcode or 0) for worker in workers) and 1
+    # A worker that was stopped before it had its handlers ends by the signal, which is as well.
+    return int(any(worker.exitcode not in (0, -signal.SIGTERM) for worker in workers))
+
+
+def _terminate(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
 
 
 def run_one(config: ServerConfig) -> int:

@@ -30,7 +30,7 @@ def _container(entry: Path, directory: Path) -> str | None:
         environ = entry.joinpath("environ").read_bytes()
         if entry.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return None
-        if environ.strip(b"\0"):
+        if b"PATH=" in environ:
             variables = dict(item.partition(b"=")[::2] for item in environ.split(b"\0"))
             if variables.get(b"LOCAL_STACK_DIRECTORY") == os.fsencode(directory):
                 return os.fsdecode(variables.get(MARK.encode(), b"")) or None

@@ -130,6 +130,8 @@ class Stack:
 
     def stop(self, containers: Sequence[Container]) -> None:
         """Stops containers gracefully, all at once."""
+        # A paused container could not stop.
+        self.pause(containers, resume=True)
         for container in containers:
             self.supervisor.tell("stopProcess", container.name, False)
         for container in containers:
@@ -172,9 +174,9 @@ class Stack:
 
     def pause(self, containers: Sequence[Container], *, resume: bool) -> None:
         """Stops every process of containers where it is, as ``docker-compose pause`` does, or lets them go on."""
+        found = processes.of_stack(self.directory.path)
         for container in containers:
-            pids = processes.of_stack(self.directory.path).get(container.name, [])
-            processes.send(pids, signal.SIGCONT if resume else signal.SIGSTOP)
+            processes.send(found.get(container.name, []), signal.SIGCONT if resume else signal.SIGSTOP)
 
     def down(self, *, volumes: bool) -> None:
         """Stops and removes everything; with ``volumes`` also what the Consul servers and the balancer keep."""

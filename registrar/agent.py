@@ -33,6 +33,7 @@ class Agent:
         # A proxy of the environment is not for the agent next door.
         self._session.trust_env = False
         self._catalogue = consul.Consul(host=config.consul_address, port=config.consul_port)
+        self._catalogue.http.session.trust_env = False
 
     def register(self, config: RegistrarConfig, *, passing: bool) -> None:
         """Registers the service, by Consul's API page "Register Service".

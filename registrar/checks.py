@@ -43,7 +43,10 @@ class HttpCheck:
     def passes(self) -> bool:
         """See :meth:`Check.passes`."""
         try:
-            with requests.get(self.url, timeout=self.timeout_seconds, stream=True) as response:
+            # As in Consul's own check, a proxy of the environment is not asked.
+            with requests.Session() as session:
+                session.trust_env = False
+                response = session.get(self.url, timeout=self.timeout_seconds, stream=True)
                 return 200 <= response.status_code < 300
         except requests.RequestException:
             return False

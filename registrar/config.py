@@ -62,7 +62,7 @@ class RegistrarConfig:
             consul_port=reader.port("CONSUL_PORT"),
             check=_check(reader, app_address or "127.0.0.1", app_port),
             drain_seconds=reader.seconds("DRAIN_SECONDS", 2, low=0, high=3600),
-            hostname=hostname(env),
+            hostname=hostname(reader),
         )
         reader.raise_problems()
         return config
@@ -103,7 +103,8 @@ def _http_url(endpoint: str, address: str, port: int) -> str:
     if endpoint.startswith(":"):
         endpoint = f"http://{host_port(address, 0).removesuffix(':0')}{endpoint}"
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+    printable = all("!" <= character <= "~" for character in endpoint)
+    if not printable or parts.scheme not in ("http", "https") or not is_host(parts.hostname or "") or parts.port == 0:
         raise ValueError(f"{endpoint!r} is no path that begins with /, no :port/path and no http or https URL")
     return endpoint
 
@@ -116,6 +117,7 @@ def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
         return host_port(address, port), service
     match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]*)):(\d{1,5})", target)
     host = match and (match[1] or match[2] or address)
-    if not match or not host or not is_host(host) or not 1 <= int(match[3]) <= 65535:
+    bracketed = bool(match and match[1])
+    if not match or not host or not is_host(host) or bracketed != (":" in host) or not 1 <= int(match[3]) <= 65535:
         raise ValueError(f"{endpoint!r} is no host:port, optionally with /service behind it")
     return host_port(host, int(match[3])), service

@@ -50,8 +50,8 @@ class EnvironmentReader:
     def integer(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
         """A whole number from ``low`` to ``high``."""
         text = self.text(name, None if default is None else str(default))
-        if text and (not text.isascii() or not text.isdigit() or not low <= int(text) <= high):
-            self.problem(name, f"{text!r} is no whole number from {low} to {high}")
+        if text and (not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high):
+            self.problem(name, f"{text[:40]!r} is no whole number from {low} to {high}")
             return low
         return int(text or low)
 
@@ -62,6 +62,9 @@ class EnvironmentReader:
     def seconds(self, name: str, default: float, *, low: float, high: float) -> float:
         """A number of seconds from ``low`` to ``high``; a trailing ``s`` is allowed."""
         text = self.text(name, str(default))
+        if not text:
+            # A problem already noted.
+            return default
         if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?s?", text, re.ASCII) or not low <= float(text.rstrip("s")) <= high:
             self.problem(name, f"{text!r} is no number of seconds from {low:g} to {high:g}")
             return default
@@ -103,6 +106,6 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def hostname(env: Mapping[str, str]) -> str:
+def hostname(reader: EnvironmentReader) -> str:
     """The name of this container: HOSTNAME, which Docker sets, else the host's."""
-    return env.get("HOSTNAME") or socket.gethostname()
+    return reader.host("HOSTNAME", socket.gethostname())
