@@ -39,7 +39,7 @@ def run(config: ServerConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     while len(workers) < config.workers and not stopping.is_set():
-        worker = context.Process(target=_worker, args=(config,), daemon=True)
+        worker: BaseProcess = context.Process(target=_worker, args=(config,), daemon=True)
         worker.start()
         workers.append(worker)
     # A signal that came while the last one was being started.
