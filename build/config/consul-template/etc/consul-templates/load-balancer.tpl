@@ -47,7 +47,6 @@ server {
         # Only tries that reached nobody are repeated; nginx never sends a call again that it has sent.
         grpc_next_upstream error timeout;
         grpc_next_upstream_timeout 900ms;
-        log_by_lua_block { require("balancer").log() }
 
         # 500 is what nginx makes of a balancer that names no peer.
         error_page 500 502 503 504 = @unavailable;

@@ -15,7 +15,6 @@ local set_aside = ngx.shared.set_aside
 
 -- This worker's view of the list, made anew when the shared version changes.
 local view = { version = -1, pools = {}, routes = {}, default = nil, all = {} }
-local inflight = {}
 
 local function new_pool(name)
     return { name = name, peers = {}, weighted = false, next = nil, current = {} }
@@ -52,8 +51,6 @@ local function build(version)
                 view.routes[service] = view.routes[service] or pool
             end
         end
-        peer.inflight = inflight[peer.key] or { calls = 0 }
-        inflight[peer.key] = peer.inflight
         add(pool, peer)
     end
     view.pools[""] = rest
@@ -69,18 +66,13 @@ local function build(version)
         end
     end
     view.default = view.pools[#names == 1 and names[1] or ""]
-    for key, calls in pairs(inflight) do
-        if calls.calls == 0 and not shared:get("list"):find(key:match(" (.*):") or "", 1, true) then
-            inflight[key] = nil
-        end
-    end
 end
 
 -- Smooth weighted round robin, nginx's own: over any stretch of calls the shares follow the weights.
-local function pick_weighted(pool, usable)
+local function pick_weighted(pool, usable, tried)
     local best, total = nil, 0
     for index, peer in ipairs(pool.peers) do
-        if usable(peer) then
+        if usable(peer, tried) then
             local current = pool.current[index] + peer.weight
             pool.current[index] = current
             total = total + peer.weight
@@ -96,43 +88,36 @@ local function pick_weighted(pool, usable)
     return pool.peers[best]
 end
 
-local function pick_equal(pool, usable)
+local function pick_equal(pool, usable, tried)
     local count = #pool.peers
     for _ = 1, count do
         local index = pool.next + 1
         pool.next = index % count
         local peer = pool.peers[index]
-        if usable(peer) then
+        if usable(peer, tried) then
             return peer
         end
     end
     return nil
 end
 
-local function in_service(peer)
-    return not set_aside:get(peer.key)
+local function untried(peer, tried)
+    return not (tried and tried[peer.key])
+end
+
+local function in_service(peer, tried)
+    return untried(peer, tried) and not set_aside:get(peer.key)
 end
 
 local function pick(pool, tried)
-    local function untried(peer)
-        return not (tried and tried[peer.key])
-    end
     local choose = pool.weighted and pick_weighted or pick_equal
     -- If all are set aside, all are tried.
-    return choose(pool, tried and function(peer) return untried(peer) and in_service(peer) end or in_service)
-        or choose(pool, untried)
+    return choose(pool, in_service, tried) or choose(pool, untried, tried)
 end
 
 local function route()
     local service = ngx.var.uri:match("^/([^/]+)/")
     return service and view.routes[service] or view.default
-end
-
-local function leave(call)
-    if call.peer then
-        call.peer.inflight.calls = call.peer.inflight.calls - 1
-        call.peer = nil
-    end
 end
 
 -- For balancer_by_lua: names the peer of this try.
@@ -160,26 +145,16 @@ function _M.balance()
         end
         call.tried = call.tried or {}
         call.tried[key] = true
-        leave(call)
     end
     local peer = pick(call.pool, call.tried)
     if not peer then
         return ngx.exit(ngx.ERROR)
     end
     call.peer = peer
-    peer.inflight.calls = peer.inflight.calls + 1
     local ok, err = ngx_balancer.set_current_peer(peer.address, peer.port)
     if not ok then
         ngx.log(ngx.ERR, "peer=", peer.key, " can't be used: ", err)
         return ngx.exit(ngx.ERROR)
-    end
-end
-
--- For log_by_lua: the call is over.
-function _M.log()
-    local call = ngx.ctx.call
-    if call then
-        leave(call)
     end
 end
 

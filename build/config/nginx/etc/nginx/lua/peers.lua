@@ -11,10 +11,10 @@ local CONSUL_PORTS = {
     [8600] = true,
 }
 local MAX_PEERS = 10000
-local LINE = '^"([%w_-]+)"\t"([%x.:]*)"\t(%d+)\t(%d+)\t"([%x.:]+)"\t"([^"\\]*)"\t"?([%w_.,]*)"?\t?(%l*)$'
+local LINE = '^"([%w_-]+)"\t"([%x.:]*)"\t(%d+)\t(%d+)\t"([%x.:]+)"\t"?([%w_.,]*)"?\t?(%l*)$'
 
 local function parse_line(line, networks)
-    local app, address, port, weight, node_address, id, services, state = line:match(LINE)
+    local app, address, port, weight, node_address, services, state = line:match(LINE)
     if not app then
         return nil, "not of the expected form"
     end
@@ -38,7 +38,7 @@ local function parse_line(line, networks)
         services = ""
     end
     return {
-        app = app, address = address, port = port, weight = weight, node_address = node_address, id = id,
+        app = app, address = address, port = port, weight = weight, node_address = node_address,
         services = services, held = state == "held", key = app .. " " .. address .. ":" .. port,
     }
 end
@@ -70,8 +70,8 @@ end
 function _M.format(list)
     local lines = {}
     for _, peer in ipairs(list) do
-        lines[#lines + 1] = string.format('"%s"\t"%s"\t%d\t%d\t"%s"\t"%s"\t"%s"\t%s', peer.app, peer.address,
-            peer.port, peer.weight, peer.node_address, peer.id, peer.services, peer.held and "held" or "")
+        lines[#lines + 1] = string.format('"%s"\t"%s"\t%d\t%d\t"%s"\t"%s"\t%s', peer.app, peer.address,
+            peer.port, peer.weight, peer.node_address, peer.services, peer.held and "held" or "")
     end
     lines[#lines + 1] = "# end\n"
     return table.concat(lines, "\n")
