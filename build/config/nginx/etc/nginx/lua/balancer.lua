@@ -68,6 +68,13 @@ local function build(version)
     view.default = view.pools[#names == 1 and names[1] or ""]
 end
 
+local function refresh()
+    local version = shared:get("version")
+    if version ~= view.version then
+        build(version)
+    end
+end
+
 -- Smooth weighted round robin, nginx's own: over any stretch of calls the shares follow the weights.
 local function pick_weighted(pool, usable, tried)
     local best, total = nil, 0
@@ -122,10 +129,7 @@ end
 
 -- For balancer_by_lua: names the peer of this try.
 function _M.balance()
-    local version = shared:get("version")
-    if version ~= view.version then
-        build(version)
-    end
+    refresh()
     local call = ngx.ctx.call
     if not call then
         call = {}
@@ -160,17 +164,14 @@ end
 
 -- The balancer's view as JSON. Every string in it has been checked to be of harmless characters by peers.lua.
 function _M.view()
-    local version = shared:get("version")
-    if version ~= view.version then
-        build(version)
-    end
+    refresh()
     local lines = {}
     for _, peer in ipairs(view.all) do
         lines[#lines + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}', peer.app,
             peer.address, peer.port, peer.weight,
             set_aside:get(peer.key) and "set aside" or peer.held and "held" or "in service")
     end
-    ngx.say(string.format('{"version":%d,"updated":%.3f,"peers":[%s]}', version, shared:get("updated"),
+    ngx.say(string.format('{"version":%d,"updated":%.3f,"peers":[%s]}', view.version, shared:get("updated"),
         table.concat(lines, ",")))
 end
 
