@@ -34,7 +34,7 @@ e2e: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/e2e
 
 protos: $(VENV)/installed-dev
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto
 
 screenshot: $(VENV)/installed-dev
 	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/integration/test_consul_ui.py
