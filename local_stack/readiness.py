@@ -20,15 +20,21 @@ _CALL_SECONDS = 1.0
 _LOG_LINES = 15
 
 
+def _consul(stack: Stack) -> consul.Consul:
+    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
+    # A proxy of the environment is not for the stack's own Consul.
+    client.http.session.trust_env = False
+    return client
+
+
 def health_by_node(stack: Stack) -> dict[str, str]:
     """What Consul says of every container: the worst status of its node's and services' checks.
 
     Raises:
         LocalStackError: Consul is out of reach.
     """
-    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
     try:
-        _, checks = client.health.state("any")
+        _, checks = _consul(stack).health.state("any")
     except (consul.ConsulException, requests.RequestException) as error:
         raise LocalStackError(f"Consul at port {stack.settings.consul_port} can't be read: {error}") from error
     order = ("passing", "warning", "critical")
@@ -42,9 +48,8 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 
 def registered(stack: Stack, application: str) -> set[str]:
     """The nodes whose instance of an application passes; none while Consul is out of reach."""
-    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
     try:
-        _, instances = client.health.service(application, passing=True)
+        _, instances = _consul(stack).health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
         return set()
     return {instance["Node"]["Node"] for instance in instances}
@@ -77,7 +82,8 @@ def _wait_answers(stack: Stack, replicas: list[Container], deadline: float) -> N
     missing = {container.name for container in replicas}
     problem = ""
     with grpc.insecure_channel(
-        f"127.0.0.1:{stack.settings.port}", options=[("grpc.initial_reconnect_backoff_ms", 100)]
+        f"127.0.0.1:{stack.settings.port}",
+        options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.enable_http_proxy", 0)],
     ) as channel:
         ping = api_pb2_grpc.PingStub(channel)
         while missing:
