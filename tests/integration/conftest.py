@@ -11,6 +11,9 @@ import pytest
 from local_stack.tools import TOOLS, ToolError, find
 from tests.support.drivers import LocalDriver
 
+# By process, so that two runs on one machine don't meet.
+SLOT = os.getpid() % 100
+
 
 @pytest.fixture(scope="session")
 def tools() -> None:
@@ -27,10 +30,8 @@ def tools() -> None:
 @pytest.fixture(scope="session")
 def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
     """A stack with one replica, for all tests that leave it as they find it."""
-    # By process, so that two runs on one machine don't meet.
-    slot = os.getpid() % 100
     driver = LocalDriver(
-        short_home("tests"), address_base=f"127.{100 + slot}.0.0", port=15000 + slot, consul_port=18500 + slot
+        short_home("tests"), address_base=f"127.{100 + SLOT}.0.0", port=15000 + SLOT, consul_port=18500 + SLOT
     )
     driver.down()
     driver.up(1)

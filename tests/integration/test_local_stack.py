@@ -16,7 +16,7 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
-from tests.integration.conftest import short_home
+from tests.integration.conftest import SLOT, short_home
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.scenarios import PATIENCE_SECONDS, wait_for_replicas
 from tests.support.wait import wait_for
@@ -27,13 +27,15 @@ REPLICA = "hello_server-1"
 @pytest.fixture(scope="module")
 def idle() -> LocalDriver:
     """A stack that is never up."""
-    return LocalDriver(short_home("idle"), address_base="127.44.64.0", port=15401, consul_port=18541)
+    return LocalDriver(short_home("idle"), address_base="127.44.64.0", port=15200 + SLOT, consul_port=18700 + SLOT)
 
 
 @pytest.fixture(scope="module")
 def misused(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001 - skips without the programs
     """A stack with one replica, which tests may leave broken: the next one repairs it with up."""
-    driver = LocalDriver(short_home("misuse"), address_base="127.44.0.0", port=15400, consul_port=18540)
+    driver = LocalDriver(
+        short_home("misuse"), address_base=f"127.{200 + SLOT % 50}.0.0", port=15300 + SLOT, consul_port=18800 + SLOT
+    )
     driver.down()
     yield driver
     driver.down()
@@ -191,7 +193,7 @@ def test_ps_has_every_container_with_its_programs(up: LocalDriver) -> None:
     rows = {row["name"]: row for row in up.rows()}
     assert set(rows) >= {"server-1", "server-2", "server-3", "consul-ui", "load-balancer", REPLICA}
     for found in rows.values():
-        assert found["address"].startswith("127.44.")
+        assert found["address"].startswith(up.address_base.removesuffix("0.0")), found
         assert (found["state"], found["health"]) == ("running", "passing"), found
         assert found["programs"]
         for program in found["programs"]:

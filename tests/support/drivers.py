@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(os.environ.get("TEST_RESULTS", "/tmp/grpc-load-balancing-tests"))  # noqa: S108 - logs for people
+# More than any election takes, on a busy machine too.
+ELECTION_SECONDS = 20.0
 
 
 class Driver(Protocol):
@@ -306,10 +309,14 @@ class ConsulApi:
         self._base = f"http://127.0.0.1:{driver.consul_port}"
 
     def get(self, path: str) -> Any:
-        """GET, decoded."""
-        response = requests.get(self._base + path, timeout=10)
-        response.raise_for_status()
-        return response.json()
+        """GET, decoded; while an election goes on Consul answers 500, and a person would ask again."""
+        deadline = time.monotonic() + ELECTION_SECONDS
+        while True:
+            response = requests.get(self._base + path, timeout=10)
+            if response.status_code != 500 or time.monotonic() > deadline:
+                response.raise_for_status()
+                return response.json()
+            time.sleep(0.1)
 
     def put(self, path: str, body: Any = None) -> None:
         """PUT."""
