@@ -104,6 +104,7 @@ def registration(config: RegistrarConfig, *, passing: bool) -> dict[str, object]
         "Port": config.app_port,
         "Tags": list(config.tags),
         "Weights": {"Passing": config.weight, "Warning": 1},
+        "Meta": config.metadata,
     }
     if config.app_address:
         body["Address"] = config.app_address

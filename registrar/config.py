@@ -39,6 +39,18 @@ class RegistrarConfig:
         """The ID of this instance; it carries the host's name, so it is one of its kind in the cluster."""
         return f"{self.app_name}-{self.hostname}-{self.app_port}"
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the balancer reads of the instance: the name to ask its health service for.
+
+        A replica that was lost gets no call before its health service has said SERVING for this name, so that
+        another service that has its address by then gets none.
+        """
+        own = host_port(self.app_address or "127.0.0.1", self.app_port)
+        if isinstance(self.check, GrpcCheck) and self.check.target == own and self.check.service:
+            return {"grpc_health": self.check.service}
+        return {}
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> RegistrarConfig:
         """Reads the variables.

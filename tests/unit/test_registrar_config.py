@@ -195,7 +195,25 @@ def test_registration_without_a_check_has_none() -> None:
         "Port": 7777,
         "Tags": ["a", "b"],
         "Weights": {"Passing": 7, "Warning": 1},
+        "Meta": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "metadata"),
+    [
+        ("/protos.Ping", {"grpc_health": "protos.Ping"}),
+        (":7777/protos.Ping", {"grpc_health": "protos.Ping"}),
+        ("", {}),
+        (":7778/protos.Ping", {}),
+        ("10.0.0.2:7777/protos.Ping", {}),
+    ],
+)
+def test_a_grpc_check_of_the_replica_itself_tells_the_balancer_whom_to_ask_for(
+    endpoint: str, metadata: dict[str, str]
+) -> None:
+    made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT=endpoint)
+    assert registration(made, passing=True)["Meta"] == metadata
 
 
 def test_registration_carries_the_address_that_was_given() -> None:

@@ -48,6 +48,8 @@ server {
         grpc_next_upstream error timeout;
         grpc_next_upstream_timeout 900ms;
 
+        log_by_lua_block { require("balancer").finish() }
+
         # 500 is what nginx makes of a balancer that names no peer.
         error_page 500 502 503 504 = @unavailable;
         error_page 429 = @exhausted;

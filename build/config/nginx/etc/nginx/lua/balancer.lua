@@ -1,5 +1,7 @@
 -- Chooses the replica of each call.
 
+local aside = require("aside")
+local inflight = require("inflight")
 local ngx_balancer = require("ngx.balancer")
 local peers = require("peers")
 
@@ -7,22 +9,27 @@ local _M = {}
 
 -- A failed try is repeated at so many other replicas at the most.
 local MORE_TRIES = 4
--- How long a peer that failed stays set aside if nobody brings it back; the keeper's probe does, long before.
-local SET_ASIDE_SECONDS = 30
+-- A replica may have so many times its share of the calls in flight, and so many in any case. A replica that has
+-- stopped answering gets no more than that until the probe has found it out, and a slow one doesn't collect all.
+local SHARE, LEAST_SHARE = 1.25, 4
 
 local shared = ngx.shared.membership
-local set_aside = ngx.shared.set_aside
 
 -- This worker's view of the list, made anew when the shared version changes.
-local view = { version = -1, pools = {}, routes = {}, default = nil, all = {} }
+local view = { version = -1, pools = {}, routes = {}, default = nil, all = {}, calls = {} }
 
 local function new_pool(name)
-    return { name = name, peers = {}, weighted = false, next = nil, current = {} }
+    local old = view.pools[name]
+    return {
+        name = name, peers = {}, weight = 0, weighted = false, next = nil, current = {},
+        calls = old and old.calls or inflight.new(),
+    }
 end
 
 local function add(pool, peer)
     local list = pool.peers
     list[#list + 1] = peer
+    pool.weight = pool.weight + peer.weight
     pool.weighted = pool.weighted or peer.weight ~= list[1].weight
     pool.current[#list] = 0
 end
@@ -39,24 +46,25 @@ end
 -- application gets every call.
 local function build(version)
     local list = peers.parse(shared:get("list"), require("membership").networks()) or {}
-    local old = view
-    view = { version = version, pools = {}, routes = {}, all = list }
+    local new = { version = version, pools = {}, routes = {}, all = list, calls = {} }
     local rest = new_pool("")
     for _, peer in ipairs(list) do
+        peer.calls = view.calls[peer.key] or inflight.new()
+        new.calls[peer.key] = peer.calls
         local pool = rest
         if peer.services ~= "" then
-            pool = view.pools[peer.app] or new_pool(peer.app)
-            view.pools[peer.app] = pool
+            pool = new.pools[peer.app] or new_pool(peer.app)
+            new.pools[peer.app] = pool
             for service in peer.services:gmatch("[^,]+") do
-                view.routes[service] = view.routes[service] or pool
+                new.routes[service] = new.routes[service] or pool
             end
         end
         add(pool, peer)
     end
-    view.pools[""] = rest
+    new.pools[""] = rest
     local names = {}
-    for name, pool in pairs(view.pools) do
-        local before = old.pools[name]
+    for name, pool in pairs(new.pools) do
+        local before = view.pools[name]
         start_rotation(pool)
         if before and before.next and pool.next then
             pool.next = before.next % #pool.peers
@@ -65,7 +73,8 @@ local function build(version)
             names[#names + 1] = name
         end
     end
-    view.default = view.pools[#names == 1 and names[1] or ""]
+    new.default = new.pools[#names == 1 and names[1] or ""]
+    view = new
 end
 
 local function refresh()
@@ -76,10 +85,10 @@ local function refresh()
 end
 
 -- Smooth weighted round robin, nginx's own: over any stretch of calls the shares follow the weights.
-local function pick_weighted(pool, usable, tried)
+local function pick_weighted(pool, usable, tried, most)
     local best, total = nil, 0
     for index, peer in ipairs(pool.peers) do
-        if usable(peer, tried) then
+        if usable(peer, tried, most) then
             local current = pool.current[index] + peer.weight
             pool.current[index] = current
             total = total + peer.weight
@@ -95,13 +104,13 @@ local function pick_weighted(pool, usable, tried)
     return pool.peers[best]
 end
 
-local function pick_equal(pool, usable, tried)
+local function pick_equal(pool, usable, tried, most)
     local count = #pool.peers
     for _ = 1, count do
         local index = pool.next + 1
         pool.next = index % count
         local peer = pool.peers[index]
-        if usable(peer, tried) then
+        if usable(peer, tried, most) then
             return peer
         end
     end
@@ -113,13 +122,23 @@ local function untried(peer, tried)
 end
 
 local function in_service(peer, tried)
-    return untried(peer, tried) and not set_aside:get(peer.key)
+    return untried(peer, tried) and not aside.reason(peer)
+end
+
+local function within_share(peer, tried, most)
+    local calls = inflight.count(peer.calls)
+    return (calls < LEAST_SHARE or calls < most * peer.weight) and in_service(peer, tried)
+end
+
+local function not_gone(peer, tried)
+    return untried(peer, tried) and not aside.is_gone(peer)
 end
 
 local function pick(pool, tried)
     local choose = pool.weighted and pick_weighted or pick_equal
-    -- If all are set aside, all are tried.
-    return choose(pool, in_service, tried) or choose(pool, untried, tried)
+    local most = SHARE * (inflight.count(pool.calls) + 1) / pool.weight
+    -- If all are set aside, all are tried that may be there.
+    return choose(pool, within_share, tried, most) or choose(pool, in_service, tried) or choose(pool, not_gone, tried)
 end
 
 local function route()
@@ -143,22 +162,36 @@ function _M.balance()
         end
     elseif call.peer then
         -- nginx asks again: nobody was reached at the last peer.
-        local key = call.peer.key
-        if set_aside:add(key, true, SET_ASIDE_SECONDS) then
-            ngx.log(ngx.WARN, "set aside peer=", key)
-        end
+        aside.put(call.peer, "refused")
+        inflight.leave(call.peer.calls, call.period)
         call.tried = call.tried or {}
-        call.tried[key] = true
+        call.tried[call.peer.key] = true
+        call.peer = nil
     end
     local peer = pick(call.pool, call.tried)
     if not peer then
         return ngx.exit(ngx.ERROR)
     end
-    call.peer = peer
     local ok, err = ngx_balancer.set_current_peer(peer.address, peer.port)
     if not ok then
         ngx.log(ngx.ERR, "peer=", peer.key, " can't be used: ", err)
         return ngx.exit(ngx.ERROR)
+    end
+    call.peer = peer
+    call.period = inflight.enter(peer.calls)
+    if not call.entered then
+        call.entered = inflight.enter(call.pool.calls)
+    end
+end
+
+-- For log_by_lua: the call has ended, in whatever way.
+function _M.finish()
+    local call = ngx.ctx.call
+    if call and call.peer then
+        inflight.leave(call.peer.calls, call.period)
+    end
+    if call and call.entered then
+        inflight.leave(call.pool.calls, call.entered)
     end
 end
 
@@ -169,7 +202,7 @@ function _M.view()
     for _, peer in ipairs(view.all) do
         lines[#lines + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}', peer.app,
             peer.address, peer.port, peer.weight,
-            set_aside:get(peer.key) and "set aside" or peer.held and "held" or "in service")
+            aside.reason(peer) or peer.held and "held" or "in service")
     end
     ngx.say(string.format('{"version":%d,"updated":%.3f,"peers":[%s]}', view.version, shared:get("updated"),
         table.concat(lines, ",")))

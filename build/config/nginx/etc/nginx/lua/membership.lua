@@ -6,10 +6,11 @@
 -- or an index that went backwards. Then the peers that are absent are held while they answer, until they are back
 -- in the catalogue or stop answering.
 
+local aside = require("aside")
 local catalogue = require("catalogue")
 local cidr = require("cidr")
-local http2 = require("http2")
 local peers = require("peers")
+local probe = require("probe")
 
 local _M = {}
 
@@ -18,10 +19,14 @@ local RENDERED = ROOT .. "run/peers"
 local KEPT = ROOT .. "var/lib/load-balancer/peers"
 -- What is left of the delay from "passing" to "served" besides consul-template's few milliseconds.
 local READ_SECONDS = 0.02
-local PROBE_SECONDS = 0.2
-local PROBE_TIMEOUT_MS = 500
+-- Every peer is asked so often, one that is held or set aside more often, and of many peers so many a second in all.
+local PROBE_SECONDS, PROBE_AGAIN_SECONDS, PROBES_A_SECOND = 0.5, 0.2, 200
+local PROBE_TICK_SECONDS, PROBE_TIMEOUT_MS = 0.05, 500
 -- A held peer that is loaded may miss a probe.
 local PROBES_MISSED = 3
+-- Gossip takes less to find that a host is dead, and its replicas leave the catalogue. A peer that can't be told from
+-- another that has its address by now waits so long.
+local GOSSIP_SECONDS = 10
 -- How often the catalogue is asked who it is, besides each time that a peer leaves.
 local CATALOGUE_SECONDS = 1
 -- How long a catalogue that has lost its data may be incomplete: agents register again within 34 s, and
@@ -31,10 +36,10 @@ local ASK_AGAIN_SECONDS = 0.2
 local PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 
 local shared = ngx.shared.membership
-local set_aside = ngx.shared.set_aside
 local networks
--- Of the keeper alone.
-local list, rendered_text, ask_again_at, misses = {}, nil, nil, {}
+-- Of the keeper alone. probes has, by key: when the peer is asked next, how often in a row it has not answered, and
+-- when nobody was there first.
+local list, rendered_text, ask_again_at, probes = {}, nil, nil, {}
 
 local function read(path)
     local file, err = io.open(path, "rb")
@@ -70,6 +75,16 @@ end
 
 local function publish(new, why)
     local text = peers.format(new)
+    local keys = {}
+    for _, peer in ipairs(new) do
+        keys[peer.key] = true
+    end
+    for _, peer in ipairs(list) do
+        if not keys[peer.key] then
+            aside.forget(peer.key)
+            probes[peer.key] = nil
+        end
+    end
     list = new
     if text == shared:get("list") then
         return
@@ -78,11 +93,11 @@ local function publish(new, why)
     shared:set("updated", ngx.now())
     shared:incr("version", 1, 0)
     save()
-    local keys = {}
+    local names = {}
     for _, peer in ipairs(new) do
-        keys[#keys + 1] = peer.key .. (peer.held and " (held)" or "")
+        names[#names + 1] = peer.key .. (peer.held and " (held)" or "")
     end
-    ngx.log(ngx.NOTICE, why, ", peers=", #new, " ", table.concat(keys, ", ", 1, math.min(#keys, 20)))
+    ngx.log(ngx.NOTICE, why, ", peers=", #new, " ", table.concat(names, ", ", 1, math.min(#names, 20)))
 end
 
 -- Asks the catalogue who it is; true unless it has lost its data, now or within HOLD_SECONDS. nil and the reason when
@@ -170,45 +185,66 @@ local function read_rendered()
     ask_again_at = not done and ngx.now() + ASK_AGAIN_SECONDS or nil
 end
 
--- What the probe of one peer says: a held peer stays while it answers, one that was set aside comes back when it
--- does. True when the peer is to be dropped.
-local function probe_one(peer)
-    if http2.answers(peer.address, peer.port, PROBE_TIMEOUT_MS) then
-        misses[peer.key] = nil
-        if set_aside:get(peer.key) then
-            set_aside:delete(peer.key)
-            ngx.log(ngx.NOTICE, "back in service peer=", peer.key)
+-- A held peer leaves when it stops answering; the list may have changed while it was asked.
+local function drop_held(key)
+    local kept = {}
+    for _, peer in ipairs(list) do
+        if not (peer.held and peer.key == key) then
+            kept[#kept + 1] = peer
         end
-        return false
     end
-    misses[peer.key] = (misses[peer.key] or 0) + 1
-    return peer.held and misses[peer.key] >= PROBES_MISSED
+    publish(kept, "a held peer stopped answering")
 end
 
-local function probe()
-    local threads = {}
+local function ask(premature, peer, record)
+    if premature then
+        return
+    end
+    local answer = probe.ask(peer, PROBE_TIMEOUT_MS)
+    local now = ngx.now()
+    record.running = false
+    if probes[peer.key] ~= record then
+        return -- It has left the list meanwhile.
+    end
+    if answer == "serving" then
+        record.misses = 0
+        if not record.gone_at or now >= record.gone_at + GOSSIP_SECONDS then
+            record.gone_at = nil
+            aside.bring_back(peer)
+        end
+    else
+        record.misses = record.misses + 1
+        aside.put(peer, answer)
+        if peer.health == "" and answer ~= "silent" then
+            record.gone_at = now
+        end
+        if peer.held and record.misses >= PROBES_MISSED then
+            return drop_held(peer.key)
+        end
+    end
+    record.due = now + PROBE_AGAIN_SECONDS
+end
+
+-- Starts the probes that are due. An answer that takes its time delays no other.
+local function start_probes()
+    local now = ngx.now()
+    local steady = math.max(PROBE_SECONDS, #list / PROBES_A_SECOND)
+    local left = PROBES_A_SECOND * PROBE_TICK_SECONDS
     for _, peer in ipairs(list) do
-        if peer.held or set_aside:get(peer.key) then
-            threads[#threads + 1] = { peer = peer, thread = ngx.thread.spawn(probe_one, peer) }
+        local record = probes[peer.key]
+        if not record then
+            -- Not all at the same moment.
+            record = { due = now + math.random() * PROBE_AGAIN_SECONDS, misses = 0, running = false }
+            probes[peer.key] = record
         end
-    end
-    local dropped = {}
-    for _, probed in ipairs(threads) do
-        local ok, drop = ngx.thread.wait(probed.thread)
-        if ok and drop then
-            dropped[probed.peer.key] = true
-            misses[probed.peer.key] = nil
-        end
-    end
-    if next(dropped) then
-        -- Of the list as it is now: it may have changed while the probes were out.
-        local kept = {}
-        for _, peer in ipairs(list) do
-            if not (peer.held and dropped[peer.key]) then
-                kept[#kept + 1] = peer
+        local urgent = peer.held or aside.reason(peer)
+        if not record.running and now >= record.due + (urgent and 0 or steady - PROBE_AGAIN_SECONDS) then
+            left = left - 1
+            if left < 0 or not ngx.timer.at(0, ask, peer, record) then
+                return
             end
+            record.running = true
         end
-        publish(kept, "held peers stopped answering")
     end
 end
 
@@ -258,7 +294,7 @@ function _M.init_worker()
     else
         every(READ_SECONDS, read_rendered)
     end
-    every(PROBE_SECONDS, probe)
+    every(PROBE_TICK_SECONDS, start_probes)
     every(CATALOGUE_SECONDS, whole)
 end
 

@@ -11,10 +11,12 @@ local CONSUL_PORTS = {
     [8600] = true,
 }
 local MAX_PEERS = 10000
-local LINE = '^"([%w_-]+)"\t"([%x.:]*)"\t(%d+)\t(%d+)\t"([%x.:]+)"\t"?([%w_.,]*)"?\t?(%l*)$'
+local LINE = '^"([%w_-]+)"\t"([%x.:]*)"\t(%d+)\t(%d+)\t"([%x.:]+)"\t"?([%w_.,]*)"?\t"?([%w_.]*)"?\t?(%l*)$'
+-- What is asked of a peer's health service fits into one byte's length.
+local MAX_HEALTH_BYTES = 120
 
 local function parse_line(line, networks)
-    local app, address, port, weight, node_address, services, state = line:match(LINE)
+    local app, address, port, weight, node_address, services, health, state = line:match(LINE)
     if not app then
         return nil, "not of the expected form"
     end
@@ -34,12 +36,15 @@ local function parse_line(line, networks)
     if not cidr.number(address) and not address:find(":", 1, true) then
         return nil, address .. " is no IP address"
     end
-    if services == "null" then
-        services = ""
+    -- No such metadata.
+    services = services == "null" and "" or services
+    health = health == "null" and "" or health
+    if #health > MAX_HEALTH_BYTES then
+        return nil, "grpc_health is longer than " .. MAX_HEALTH_BYTES .. " characters"
     end
     return {
         app = app, address = address, port = port, weight = weight, node_address = node_address,
-        services = services, held = state == "held", key = app .. " " .. address .. ":" .. port,
+        services = services, health = health, held = state == "held", key = app .. " " .. address .. ":" .. port,
     }
 end
 
@@ -70,8 +75,8 @@ end
 function _M.format(list)
     local lines = {}
     for _, peer in ipairs(list) do
-        lines[#lines + 1] = string.format('"%s"\t"%s"\t%d\t%d\t"%s"\t"%s"\t%s', peer.app, peer.address,
-            peer.port, peer.weight, peer.node_address, peer.services, peer.held and "held" or "")
+        lines[#lines + 1] = string.format('"%s"\t"%s"\t%d\t%d\t"%s"\t"%s"\t"%s"\t%s', peer.app, peer.address,
+            peer.port, peer.weight, peer.node_address, peer.services, peer.health, peer.held and "held" or "")
     end
     lines[#lines + 1] = "# end\n"
     return table.concat(lines, "\n")

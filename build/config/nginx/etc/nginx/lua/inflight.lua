@@ -1,0 +1,45 @@
+-- How many calls are in flight, as far as one worker knows: of the last seconds only. A call that lasts longer is a
+-- stream, which says nothing about how busy a replica is. It also means that a call whose end is missed (nginx drops
+-- a call's Lua context when error_page takes over) counts for so long and no longer.
+
+local _M = {}
+
+local SECONDS = 2
+local floor, now = math.floor, ngx.now
+
+function _M.new()
+    return { period = 0, current = 0, before = 0 }
+end
+
+local function turn(counter)
+    local period = floor(now() / SECONDS)
+    if period ~= counter.period then
+        counter.before = period == counter.period + 1 and counter.current or 0
+        counter.current = 0
+        counter.period = period
+    end
+    return period
+end
+
+function _M.count(counter)
+    turn(counter)
+    return counter.current + counter.before
+end
+
+-- A call begins; the result is for leave().
+function _M.enter(counter)
+    local period = turn(counter)
+    counter.current = counter.current + 1
+    return period
+end
+
+function _M.leave(counter, period)
+    turn(counter)
+    if period == counter.period then
+        counter.current = counter.current - 1
+    elseif period == counter.period - 1 then
+        counter.before = counter.before - 1
+    end
+end
+
+return _M
