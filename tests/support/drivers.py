@@ -106,6 +106,9 @@ class LocalDriver:
         addresses += ["--consul-port", str(self.consul_port)]
         self.local_stack("up", "-d", "--scale", f"hello_server={replicas}", *addresses, env=env)
 
+    def scale(self, replicas: int) -> None:
+        self.local_stack("scale", f"hello_server={replicas}")
+
     def down(self) -> None:
         self.stop_extras()
         self.local_stack("down", "-v")
@@ -128,6 +131,15 @@ class LocalDriver:
     def rows(self) -> list[dict[str, Any]]:
         """What ``ps --json`` says."""
         return list(json.loads(self.local_stack("ps", "--json")))
+
+    def pid(self, container: str, program: str) -> int:
+        """The process of a program, 0 while it has none."""
+        row = next(row for row in self.rows() if row["name"] == container)
+        return next((int(entry["pid"]) for entry in row["programs"] if entry["name"] == program), 0)
+
+    def address(self, container: str) -> str:
+        """Its IP address."""
+        return str(next(row["address"] for row in self.rows() if row["name"] == container))
 
     def replicas(self) -> list[str]:
         return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]

@@ -1,0 +1,62 @@
+"""The table of faults: what was done, how many calls went on meanwhile, and how many were lost."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.drivers import ROOT
+from tests.support.load import CALLERS, CALLS_A_SECOND, CONNECTIONS, Load
+
+REPORT = ROOT / "docs" / "reliability.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fault."""
+
+    fault: str
+    calls: int
+    lost: str
+    slowest: str
+    remark: str = ""
+
+
+ROWS: list[Row] = []
+
+
+def record(fault: str, load: Load, remark: str = "") -> None:
+    """Notes what a load has shown; the table is printed at the end, and written in ``make chaos``."""
+    slowest = f"{load.slowest_seconds * 1000:.0f} ms"
+    ROWS.append(Row(fault=fault, calls=load.calls, lost=str(load.lost), slowest=slowest, remark=remark))
+
+
+def table() -> str:
+    """The rows as Markdown."""
+    lines = ["| fault | calls | lost | slowest answer | |", "|---|---:|---:|---:|---|"]
+    lines += [f"| {row.fault} | {row.calls:,} | {row.lost} | {row.slowest} | {row.remark} |" for row in ROWS]
+    return "\n".join(lines)
+
+
+def write(path: Path = REPORT) -> None:
+    """Writes the report."""
+    cores = len(os.sched_getaffinity(0))
+    path.write_text(
+        f"""# Reliability
+
+What `make chaos` did to the stack without Docker while calls went on, and what became of the calls.
+Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.release().split("-")[0]}, {cores} cores,
+Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
+
+The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
+{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second, deadline 10 s. Neither has a retry policy unless the row
+says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is of both clients together.
+
+{table()}
+
+`make test` runs the same tests with fewer rounds. They are `tests/integration/test_chaos_*.py` and their neighbours.
+"""
+    )

@@ -1,0 +1,148 @@
+"""Calls all the while that something is done to the stack, from two clients: ours, and one that is not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support import ghz
+from tests.support.drivers import ROOT, Driver
+
+CALLERS, CONNECTIONS = 32, 8
+# Of each client; the two cores also run what the test starts. Without a rate the clients take all they get.
+CALLS_A_SECOND = 400
+DEADLINE_SECONDS = 10
+_LIMIT_SECONDS = 3600
+# What a client does before its first call.
+_START_SECONDS = 1.5
+
+
+@dataclass
+class Outcome:
+    """What became of the calls of one client."""
+
+    calls: int = 0
+    lost: int = 0
+    slowest_seconds: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)
+    replicas: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Load:
+    """Filled in when the load has ended; ``other`` stays None where Go is missing."""
+
+    ours: Outcome = field(default_factory=Outcome)
+    other: Outcome | None = None
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of the clients that ran."""
+        return [self.ours] if self.other is None else [self.ours, self.other]
+
+    @property
+    def calls(self) -> int:
+        """Of both clients."""
+        return sum(outcome.calls for outcome in self.outcomes)
+
+    @property
+    def lost(self) -> int:
+        """Calls with any status but OK."""
+        return sum(outcome.lost for outcome in self.outcomes)
+
+    @property
+    def slowest_seconds(self) -> float:
+        """The slowest call that was answered."""
+        return max(outcome.slowest_seconds for outcome in self.outcomes)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, outcome in zip(("grpc_client", "ghz"), self.outcomes, strict=False):
+            errors = ", ".join(f"{count} {what}" for what, count in outcome.errors.items())
+            parts.append(
+                f"{name}: {outcome.calls} calls, {outcome.lost} lost, slowest {outcome.slowest_seconds * 1000:.0f} ms"
+                + (f" ({errors})" if errors else "")
+            )
+        return "; ".join(parts)
+
+
+@contextmanager
+def two_clients(
+    driver: Driver, *, retry: bool = False, rate: int | None = CALLS_A_SECOND, deadline: float = DEADLINE_SECONDS
+) -> Iterator[Load]:
+    """Each client has 32 callers on 8 connections until the block ends; ``retry`` is ours', ghz never has a policy."""
+    load = Load()
+    with tempfile.TemporaryDirectory() as directory:
+        ours = _start(_ours(driver.port, retry, rate, deadline), Path(directory, "ours"))
+        program = ghz.find()
+        other = _start(_ghz(program, driver.port, rate, deadline), Path(directory, "other")) if program else None
+        processes = [process for process in (ours, other) if process]
+        try:
+            time.sleep(_START_SECONDS)
+            yield load
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+            for process in processes:
+                process.wait(deadline + 30)
+        load.ours = _our_outcome(_read(Path(directory, "ours")))
+        if other:
+            load.other = _ghz_outcome(_read(Path(directory, "other")))
+    print(load)
+    assert all(outcome.calls for outcome in load.outcomes), load
+
+
+def _start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, cwd=ROOT)
+
+
+def _read(output: Path) -> dict[str, Any]:
+    return dict(json.loads(output.read_text()))
+
+
+def _ours(port: int, retry: bool, rate: int | None, deadline: float) -> list[str]:
+    command = [sys.executable, "-m", "grpc_client", "--port", str(port), "--json", "--duration", str(_LIMIT_SECONDS)]
+    command += ["--concurrency", str(CALLERS), "--connections", str(CONNECTIONS), "--timeout", str(deadline)]
+    return command + (["--rate", str(rate)] if rate else []) + ([] if retry else ["--no-retry"])
+
+
+def _our_outcome(report: dict[str, Any]) -> Outcome:
+    return Outcome(
+        calls=report["calls"],
+        lost=report["failed"],
+        slowest_seconds=(report["latency_ms"]["max"] or 0) / 1000,
+        errors=Counter({f"{name}: {report['error_samples'].get(name)}": n for name, n in report["errors"].items()}),
+        replicas=Counter(report["replicas"]),
+    )
+
+
+def _ghz(program: str, port: int, rate: int | None, deadline: float) -> list[str]:
+    command = [program, "--insecure", "--proto", "protos/api.proto", "--call", "protos.Ping.SayHello"]
+    command += ["--data", '{"greeting": "hello"}', "--concurrency", str(CALLERS), "--connections", str(CONNECTIONS)]
+    command += ["--duration", f"{_LIMIT_SECONDS}s", "--duration-stop", "wait", "--timeout", f"{deadline}s"]
+    command += ["--rps", str(rate)] if rate else []
+    return [*command, "--format", "json", f"127.0.0.1:{port}"]
+
+
+def _ghz_outcome(report: dict[str, Any]) -> Outcome:
+    # ghz reports no answers when it had none; its details have every call (of the last million).
+    details = report.get("details") or []
+    answered = [detail["latency"] for detail in details if detail["status"] == "OK"]
+    statuses = Counter(report.get("statusCodeDistribution") or {})
+    return Outcome(
+        calls=report["count"],
+        lost=report["count"] - statuses.get("OK", 0),
+        slowest_seconds=max(answered, default=0) / 1e9,
+        errors=Counter(report.get("errorDistribution") or {}),
+    )
