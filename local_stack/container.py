@@ -71,7 +71,7 @@ class Container:
             ". ./environment",
             f"rm -rf run {emptied}",
             f"mkdir -p run {emptied}",
-            "exec supervisord -c etc/supervisord.conf",
+            "exec supervisord-start",
         ]
         (self.path / "start").write_text("\n".join(lines) + "\n")
         self.program.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from local_stack.tools import TOOLS, ToolError, find
+from tests.support import chaos
 from tests.support.drivers import LocalDriver
+from tests.support.rounds import FULL
+from tests.support.scenarios import wait_for_replicas
 
 # By process, so that two runs on one machine don't meet.
 SLOT = os.getpid() % 100
@@ -37,6 +40,25 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
     driver.up(1)
     yield driver
     driver.down()
+
+
+@pytest.fixture(scope="module")
+def five_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with five replicas; one again afterwards."""
+    stack.up(5)
+    wait_for_replicas(stack, 5)
+    yield stack
+    stack.up(1)
+    wait_for_replicas(stack, 1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the table of faults; the whole run also writes it."""
+    if chaos.ROWS:
+        terminalreporter.section("faults while calls went on")
+        terminalreporter.write_line(chaos.table())
+        if FULL and not terminalreporter.stats.get("failed"):
+            chaos.write()
 
 
 def short_home(name: str) -> Path:

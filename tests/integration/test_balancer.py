@@ -26,8 +26,7 @@ def restored(stack: LocalDriver) -> Iterator[LocalDriver]:
 
 def peers(driver: LocalDriver) -> list[dict[str, object]]:
     """The balancer's own view of its replicas."""
-    address = next(row["address"] for row in driver.rows() if row["name"] == BALANCER)
-    return list(requests.get(f"http://{address}:8080/peers", timeout=5).json()["peers"])
+    return list(requests.get(f"http://{driver.address(BALANCER)}:8080/peers", timeout=5).json()["peers"])
 
 
 @pytest.mark.parametrize("mode", ["reload", "restart"])

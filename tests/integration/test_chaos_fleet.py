@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,16 +14,6 @@ from tests.support.rounds import FULL, rounds
 from tests.support.scenarios import wait_for_replicas
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 600)
-
-
-@pytest.fixture
-def five_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
-    """The shared stack with five replicas; one again afterwards."""
-    stack.up(5)
-    wait_for_replicas(stack, 5)
-    yield stack
-    stack.up(1)
-    wait_for_replicas(stack, 1)
 
 
 def test_scaling_in_no_particular_rhythm_loses_no_call(stack: LocalDriver) -> None:

@@ -96,6 +96,7 @@ class LocalDriver:
         self.env = {"LOCAL_STACK_HOME": str(home)}
         self._extras: list[subprocess.Popen[bytes]] = []
         self._extra_addresses: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
 
     def local_stack(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """Runs a command of local_stack."""
@@ -138,8 +139,10 @@ class LocalDriver:
         return next((int(entry["pid"]) for entry in row["programs"] if entry["name"] == program), 0)
 
     def address(self, container: str) -> str:
-        """Its IP address."""
-        return str(next(row["address"] for row in self.rows() if row["name"] == container))
+        """Its IP address, which it keeps."""
+        if container not in self._addresses:
+            self._addresses |= {str(row["name"]): str(row["address"]) for row in self.rows()}
+        return self._addresses[container]
 
     def replicas(self) -> list[str]:
         return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]

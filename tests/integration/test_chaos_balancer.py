@@ -1,0 +1,156 @@
+"""The balancer's own programs die, and its disk fills, while calls go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.integration.test_balancer import BALANCER, peers
+from tests.support.calls import say_hello
+from tests.support.chaos import record
+from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.load import CALLERS, two_clients
+from tests.support.rounds import FULL, rounds
+from tests.support.scenarios import SERVER_NAME, target, wait_for_replicas
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.timeout(1800 if FULL else 600)
+
+
+def workers(driver: LocalDriver) -> set[int]:
+    """Nginx's workers, those of a master that is gone included."""
+    home = driver.home / "containers" / BALANCER
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdigit()
+                and (entry / "cwd").resolve() == home.resolve()
+                and b"nginx: worker" in (entry / "cmdline").read_bytes()
+            ):
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("program", ["consul-template", "consul", "registrar"])
+def test_killing_the_programs_beside_nginx_costs_no_call(five_replicas: LocalDriver, program: str) -> None:
+    times = rounds(5, 1)
+    with two_clients(five_replicas) as load:
+        for _ in range(times):
+            before = five_replicas.pid(BALANCER, program)
+            os.kill(before, signal.SIGKILL)
+            wait_for(
+                lambda: five_replicas.pid(BALANCER, program),
+                lambda now, before=before: now not in (0, before),  # type: ignore[misc]
+                30,
+                f"{program} is started again",
+            )
+            time.sleep(1)
+    record(f"the balancer's {program} killed, {times} times", load)
+    assert load.lost == 0, load
+
+
+def test_a_killed_nginx_worker_costs_its_open_calls(five_replicas: LocalDriver) -> None:
+    times = rounds(5, 1)
+    with two_clients(five_replicas, retry=True) as load:
+        for _ in range(times):
+            before = workers(five_replicas)
+            os.kill(min(before), signal.SIGKILL)
+            wait_for(
+                lambda: workers(five_replicas),
+                lambda now, before=before: min(before) not in now and len(now) == len(before),  # type: ignore[misc]
+                10,
+                "another worker is there",
+            )
+            time.sleep(1)
+    record(f"an nginx worker killed, {times} times; grpc_client with the standard retry policy", load)
+    assert load.ours.lost == 0, load
+    if load.other:
+        assert load.other.lost <= times * CALLERS, load
+
+
+def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDriver) -> None:
+    with two_clients(five_replicas, retry=True) as load:
+        before, master = workers(five_replicas), five_replicas.pid(BALANCER, "nginx")
+        os.kill(master, signal.SIGKILL)
+        answered, longest, end = time.monotonic(), 0.0, time.monotonic() + 5
+        while time.monotonic() < end:
+            try:
+                say_hello(target(five_replicas), timeout=1)
+            except grpc.RpcError:
+                continue
+            longest = max(longest, time.monotonic() - answered)
+            answered = time.monotonic()
+        longest = max(longest, time.monotonic() - answered)
+        wait_for(
+            lambda: five_replicas.pid(BALANCER, "nginx"), lambda now: now not in (0, master), 10, "it is started again"
+        )
+    wait_for(lambda: workers(five_replicas) & before, lambda left: not left, 30, "the old workers have ended")
+    record(
+        "nginx's master killed; grpc_client with the standard retry policy",
+        load,
+        f"a new connection was answered after {longest * 1000:.0f} ms at the most",
+    )
+    assert longest < 1, f"{longest:.2f} s"
+    assert load.ours.lost == 0, load
+    wait_for_replicas(five_replicas, 5)
+
+
+@contextmanager
+def unwritable(directory: Path, kind: str) -> Iterator[None]:
+    """A small file system over a directory, with the same files, that takes no more; gone afterwards."""
+    kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], check=True)
+    try:
+        for name, content in kept.items():
+            (directory / name).write_bytes(content)
+        with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096) == 4096:
+                pass
+        if kind == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+@pytest.mark.parametrize(("kind", "reason"), [("full", "no space left"), ("read-only", "read-only file system")])
+def test_a_disk_that_takes_nothing_keeps_the_last_good_state(
+    five_replicas: LocalDriver, kind: str, reason: str
+) -> None:
+    run = five_replicas.home / "containers" / BALANCER / "run"
+    api, address = ConsulApi(five_replicas), five_replicas.run_server(SERVER_NAME)
+    before = len(peers(five_replicas))
+    try:
+        with two_clients(five_replicas) as load:
+            with unwritable(run, kind):
+                api.put(
+                    "/v1/agent/service/register",
+                    {"ID": "late", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]},
+                )
+                wait_for(
+                    lambda: "\n".join(five_replicas.logs(BALANCER)[-200:]).lower(),
+                    lambda text: reason in text,
+                    20,
+                    "the log says why",
+                )
+                assert len(peers(five_replicas)) == before
+            wait_for(lambda: len(peers(five_replicas)), lambda count: count == before + 1, 30, "it goes on")
+            api.put("/v1/agent/service/deregister/late")
+            wait_for(lambda: len(peers(five_replicas)), lambda count: count == before, 30, "it goes on")
+    finally:
+        five_replicas.stop_extras()
+    record(f"a {kind} disk where consul-template writes", load)
+    assert load.lost == 0, load

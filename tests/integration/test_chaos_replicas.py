@@ -1,0 +1,114 @@
+"""Replicas die, stop where they are, and lose their address to another service, while calls go on."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_balancer import peers
+from tests.support.chaos import record
+from tests.support.drivers import ROOT, LocalDriver
+from tests.support.load import CALLERS, Load, two_clients
+from tests.support.rounds import FULL, rounds
+from tests.support.scenarios import wait_for_replicas
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.timeout(3600 if FULL else 600)
+
+# What one of five replicas has in flight of one client at the most: the balancer lets none have more than 1.25 times
+# its share, rounded up in each of the two workers.
+IN_FLIGHT = math.ceil(1.25 * CALLERS / 5) + 2
+LIMIT_SECONDS = 1.0
+
+
+def check(load: Load, deaths: int) -> None:
+    """Nothing lost with the standard retry policy; without one, what was in flight; nobody waited for a dead one."""
+    assert load.ours.lost == 0, load
+    if load.other:
+        assert load.other.lost <= deaths * IN_FLIGHT, load
+    assert load.slowest_seconds < LIMIT_SECONDS, load
+
+
+def test_a_killed_server_process_costs_what_was_in_flight(five_replicas: LocalDriver) -> None:
+    times, dice = rounds(20, 3), random.Random(7)  # noqa: S311 - the same victims in every run
+    names = five_replicas.replicas()
+    with two_clients(five_replicas, retry=True) as load:
+        for _ in range(times):
+            name = dice.choice(names)
+            before = five_replicas.pid(name, "grpc_server")
+            os.kill(before, signal.SIGKILL)
+            wait_for(
+                lambda name=name: five_replicas.pid(name, "grpc_server"),  # type: ignore[misc]
+                lambda now, before=before: now not in (0, before),  # type: ignore[misc]
+                30,
+                "it is started again",
+            )
+    record(f"kill -9 of a server process, {times} times; grpc_client with the standard retry policy", load)
+    check(load, times)
+    wait_for_replicas(five_replicas, 5)
+
+
+def test_a_replica_killed_outright_costs_what_was_in_flight(five_replicas: LocalDriver) -> None:
+    times, names = rounds(10, 1), five_replicas.replicas()
+    with two_clients(five_replicas, retry=True) as load:
+        for number in range(times):
+            name = names[number % len(names)]
+            five_replicas.local_stack("kill", name)
+            wait_for(lambda: peers(five_replicas), lambda found: len(found) == 4, 60, "the catalogue has dropped it")
+            five_replicas.start(name)
+            wait_for_replicas(five_replicas, 5)
+    record(f"kill -9 of a whole replica, {times} times; grpc_client with the standard retry policy", load)
+    check(load, times)
+
+
+def test_a_stopped_replica_keeps_what_was_in_flight_and_gets_no_more(five_replicas: LocalDriver) -> None:
+    seconds, name = rounds(30, 8), five_replicas.replicas()[2]
+    # The deadline ends before the replica goes on, or a call in flight would be answered late.
+    with two_clients(five_replicas, retry=True, deadline=5) as load:
+        five_replicas.local_stack("pause", name)
+        time.sleep(seconds)
+        five_replicas.local_stack("unpause", name)
+        wait_for_replicas(five_replicas, 5)
+    record(f"SIGSTOP of a replica for {seconds} s; lost: in flight at it, until their deadline of 5 s", load)
+    for outcome in load.outcomes:
+        assert outcome.lost <= IN_FLIGHT, load
+    assert load.slowest_seconds < LIMIT_SECONDS, load
+
+
+def test_another_service_at_a_dead_replicas_address_gets_no_call(five_replicas: LocalDriver) -> None:
+    name = five_replicas.replicas()[1]
+    address = five_replicas.address(name)
+    with tempfile.TemporaryDirectory() as directory:
+        printed = Path(directory, "printed")
+        with two_clients(five_replicas, retry=True) as load:
+            five_replicas.local_stack("kill", name)
+            with printed.open("wb") as file:
+                foreign = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.foreign", f"{address}:7777"], cwd=ROOT, stdout=file
+                )
+            try:
+                wait_for(printed.read_text, lambda text: "serving" in text, 20, "the other service is there")
+                wait_for(
+                    printed.read_text, lambda text: "/grpc.health.v1.Health/Check" in text, 20, "the balancer has asked"
+                )
+                wait_for(
+                    lambda: peers(five_replicas), lambda found: len(found) == 4, 60, "the catalogue has dropped it"
+                )
+            finally:
+                foreign.kill()
+                foreign.wait()
+            five_replicas.start(name)
+            wait_for_replicas(five_replicas, 5)
+        methods = set(printed.read_text().split())
+    record("another service at a dead replica's address; grpc_client with the standard retry policy", load)
+    assert methods == {"serving", "/grpc.health.v1.Health/Check"}
+    check(load, 1)
