@@ -122,7 +122,8 @@ def unwritable(directory: Path, kind: str) -> Iterator[None]:
             subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
         yield
     finally:
-        subprocess.run(["umount", directory], check=True)
+        # Lazily: a program of the balancer may have a file of it open at this moment.
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")

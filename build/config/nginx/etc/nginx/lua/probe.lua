@@ -8,8 +8,9 @@ local FRAME_HEADER_BYTES, MAX_FRAME_BYTES, MAX_FRAMES = 9, 16384, 16
 local DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
 local NO_HTTP2 = "no HTTP/2"
 local END_STREAM, END_HEADERS = 1, 4
--- grpc.health.v1.HealthCheckResponse with SERVING, behind gRPC's five bytes.
-local SERVING = "\0\0\0\0\2\8\1"
+-- grpc.health.v1.HealthCheckResponse behind gRPC's five bytes. Any other is somebody else's: Python's own health
+-- service sends an empty one with NOT_FOUND for a name that it doesn't know.
+local STATUS = { ["\0\0\0\0\2\8\1"] = "serving", ["\0\0\0\0\2\8\2"] = "not serving" }
 
 local function frame(kind, flags, payload)
     return string.char(0, math.floor(#payload / 256), #payload % 256, kind, flags, 0, 0, 0, 1) .. payload
@@ -72,7 +73,7 @@ local function read_answer(socket, service)
         if not found then
             return err == "timeout" and "silent" or "refused"
         elseif found.kind == DATA and found.stream == 1 then
-            return found.payload == SERVING and "serving" or "not serving"
+            return STATUS[found.payload] or "foreign"
         elseif found.kind == HEADERS and found.stream == 1 and found.flags % 2 == END_STREAM then
             -- An answer without a message: NOT_FOUND or UNIMPLEMENTED. It is no replica of this service.
             return "foreign"
