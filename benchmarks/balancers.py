@@ -145,7 +145,7 @@ class OriginalNginx(Balancer):
         (self.directory / "nginx.conf").write_text(text)
 
     def _start_nginx(self) -> None:
-        prefix = ["-p", self.directory, "-c", self.directory / "nginx.conf", "-e", "error.log"]
+        prefix: list[str | Path] = ["-p", self.directory, "-c", self.directory / "nginx.conf", "-e", "error.log"]
         self._spawn([programs.tool("nginx"), *prefix, "-g", "daemon off;"])
 
 

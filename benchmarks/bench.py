@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import programs, render
 from benchmarks.calls import wait_for_answers
+from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan
 from benchmarks.processes import Processes
 from benchmarks.stack import Stack
@@ -48,9 +49,20 @@ class Bench:
             directory = self.processes.directory / "backend"
             directory.mkdir()
             (directory / "nginx.conf").write_bytes(render.backend(port, self.address(0)))
-            command = [programs.tool("nginx"), "-p", directory, "-c", directory / "nginx.conf", "-g", "daemon off;"]
+            command: list[str | Path] = [
+                programs.tool("nginx"),
+                "-p",
+                directory,
+                "-c",
+                directory / "nginx.conf",
+                "-g",
+                "daemon off;",
+            ]
             self.processes.start("backend", command, cwd=directory)
-            wait_for_answers(peers[0], 1, 10)
+            try:
+                wait_for_answers(peers[0], 1, 10)
+            except BenchmarkError as error:
+                raise BenchmarkError(f"the backend: {error}\n{self.processes.tail('backend')}") from error
             self._backend = True
         return peers
 

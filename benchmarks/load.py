@@ -72,9 +72,7 @@ def read_h2load(output: str, calls: int, answer: str) -> Load:
     return Load(answered=answered, failed=calls - answered, seconds=seconds)
 
 
-def grpc_load(
-    processes: Processes, target: str, seconds: float, concurrency: int, connections: int
-) -> tuple[str, Sequence[str | Path]]:
+def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -> tuple[str, Sequence[str | Path]]:
     """The command of a gRPC client without retries that calls for so long, and its name: ghz, or the project's own."""
     try:
         ghz = programs.ghz()

@@ -152,8 +152,8 @@ def _section(
     rows += [[name, how, "not installed", "", "", ""] for name, how in missing]
     columns = ["balancer", "update", "calls answered", "spread", "calls failed", "spread"]
     section.tables.append(report.Table(columns=columns, rows=rows))
-    values = [(f"{name}, {how}", Spread.of(found.failed).median) for (name, how), found in figures.items()]
-    section.charts.append(report.Chart(title="Calls failed in membership changes", unit="calls", values=values))
+    failures = [(f"{name}, {how}", Spread.of(found.failed).median) for (name, how), found in figures.items()]
+    section.charts.append(report.Chart(title="Calls failed in membership changes", unit="calls", values=failures))
     return section
 
 

@@ -109,4 +109,4 @@ def backend(port: int, address: str) -> bytes:
     text = fill("backend.conf", {"PORT": str(port)}).encode()
     # nginx takes every byte between quotes, but these two would end or change the text.
     answer = message(f"Hello from {address}.").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-    return text.replace(b"ANSWER", answer.replace(address.encode(), b"$server_addr"))
+    return text.replace(b'"ANSWER"', b'"' + answer.replace(address.encode(), b"$server_addr") + b'"')

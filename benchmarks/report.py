@@ -120,9 +120,11 @@ def render(
     """
     parts = [
         "# Benchmarks",
-        "Written by the program that measured it, in one run; no figure is typed in. Each is the median of its rounds, "
-        "the rounds of all candidates interleaved, so that noise hits all alike. A ratio is taken round by round. "
-        "Ratios carry over to other machines better than figures do.",
+        (
+            "Written by the program that measured it, in one run; no figure is typed in. Each is the median of its rounds, "
+            "the rounds of all candidates interleaved, so that noise hits all alike. A ratio is taken round by round. "
+            "Ratios carry over to other machines better than figures do."
+        ),
         f"```console\n$ {command}\n```",
         markdown_table(bars_table(sections)),
     ]

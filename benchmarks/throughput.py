@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from operator import le
 
 from benchmarks import report
 from benchmarks.balancers import Balancer, Envoy, HAProxy, OriginalNginx
@@ -84,9 +86,7 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
         if name not in rates:
             section.bars.append(report.absent(what, bar, "not installed"))
             continue
-        judged = report.judge(
-            what, ratios(rates[OURS], rates[name]), "times", bar, lambda value, low=least: value >= low
-        )
+        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", bar, partial(le, least))
         section.bars.append(judged)
     rows = []
     for name, found in figures.items():

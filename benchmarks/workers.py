@@ -37,8 +37,15 @@ def run(bench: Bench) -> report.Section:
     )
     rows = []
     for count in _COUNTS:
-        rate, used = Spread.of(rates[count]), Spread.of(cores[count])
-        rows.append([str(count), report.number(rate.median), report.spread(rate), report.number(used.median)])
+        rates_found, cores_found = Spread.of(rates[count]), Spread.of(cores[count])
+        rows.append(
+            [
+                str(count),
+                report.number(rates_found.median),
+                report.spread(rates_found),
+                report.number(cores_found.median),
+            ]
+        )
     columns = ["GRPC_WORKERS", "calls a second", "spread", "cores used by the server"]
     section.tables.append(report.Table(columns=columns, rows=rows))
     return section
