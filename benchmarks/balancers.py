@@ -52,13 +52,17 @@ class Balancer:
             self._launch(peers)
             wait_for_answers(self.target, 1, _START_SECONDS)
         except BenchmarkError as error:
-            raise BenchmarkError(f"{self.name}: {error}\n{self.processes.tail(self._log)}") from error
+            raise BenchmarkError(f"{self.name}: {error}\n{self.tail()}") from error
 
     def stop(self) -> None:
         """Ends it."""
         if self.process:
             self.processes.stop(self.process)
             self.process = None
+
+    def tail(self) -> str:
+        """The last lines that it printed."""
+        return self.processes.tail(self._log)
 
     def change(self, peers: Sequence[str]) -> None:
         """Makes these peers the ones that are balanced over, while calls go on."""
@@ -103,7 +107,13 @@ class LuaNginx(Balancer):
         }
         template = programs.ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl"
         rendered = self.directory / "etc/nginx/conf.d/load-balancer.conf"
-        command = [programs.tool("consul-template"), "-once", "-log-level=err", "-template", f"{template}:{rendered}"]
+        command: list[str | Path] = [
+            programs.tool("consul-template"),
+            "-once",
+            "-log-level=err",
+            "-template",
+            f"{template}:{rendered}",
+        ]
         self.processes.run(command, cwd=self.directory, env=env)
         (self.directory / "run/peers").write_text(render.peer_lines(peers))
         self._adapt(rendered, peers)

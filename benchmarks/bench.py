@@ -48,7 +48,9 @@ class Bench:
         if not self._backend:
             directory = self.processes.directory / "backend"
             directory.mkdir()
-            (directory / "nginx.conf").write_bytes(render.backend(port, self.address(0)))
+            (directory / "nginx.conf").write_text(render.fill("backend.conf", {"PORT": str(port)}))
+            # Module files name modules below the prefix.
+            (directory / "modules").symlink_to(programs.nginx_modules())
             command: list[str | Path] = [
                 programs.tool("nginx"),
                 "-p",

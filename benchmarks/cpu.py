@@ -43,7 +43,9 @@ def _measure(bench: Bench, balancer: LuaNginx, peers: list[str]) -> float:
         load = h2load(bench.processes, balancer.target, calls, answer)
         used = cpu_seconds(workers) - before
         if load.failed:
-            raise BenchmarkError(f"{balancer.name}: {load.failed} of {calls} calls were not answered")
+            raise BenchmarkError(
+                f"{balancer.name}: {load.failed} of {calls} calls were not answered\n{balancer.tail()}"
+            )
         return used / calls * _MICRO
     finally:
         balancer.stop()

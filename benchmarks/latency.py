@@ -26,6 +26,7 @@ _MOST_SECONDS = 5.0
 _WATCH_SECONDS = 0.25
 _BAR = 100.0
 _MILLI = 1000
+_PERCENTS = (50, 90, 99, 100)
 
 
 class Callers:
@@ -124,10 +125,8 @@ def _section(bench: Bench, joined: list[Spread], left: list[Spread]) -> report.S
     for what, rounds in (("Passing to served", joined), ("Deregistered to its last answer", left)):
         worst = Spread.of([percentile(one.values, 99) for one in rounds])
         section.bars.append(report.judge(f"{what}, p99", worst, "ms", "under 100 ms", lambda value: value < _BAR))
-        row = [what]
-        for percent in (50, 90, 99, 100):
-            row.append(report.number(Spread.of([percentile(one.values, percent) for one in rounds]).median))
-        rows.append(row)
+        medians = [Spread.of([percentile(one.values, percent) for one in rounds]).median for percent in _PERCENTS]
+        rows.append([what, *map(report.number, medians)])
     columns = ["", "p50, ms", "p90, ms", "p99, ms", "longest, ms"]
     section.tables.append(report.Table(columns=columns, rows=rows))
     return section

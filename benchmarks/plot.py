@@ -26,12 +26,7 @@ def svg(charts: Sequence[Chart]) -> str:
             parts.append(f'<rect x="{_LABEL}" y="{top - 13}" width="{width:.1f}" height="16" fill="#3b75af"/>')
             parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{top}">{number(value)}</text>')
         top += _LINE + _GAP
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" viewBox="0 0 {_WIDTH} {top}"'
-            ' font-family="sans-serif" font-size="13">',
-            f'<rect width="{_WIDTH}" height="{top}" fill="white"/>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
+    size = f'width="{_WIDTH}" height="{top}"'
+    style = 'font-family="sans-serif" font-size="13"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {_WIDTH} {top}" {style}>'
+    return "\n".join([head, f'<rect {size} fill="white"/>', *parts, "</svg>\n"])

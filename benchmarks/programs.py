@@ -95,3 +95,12 @@ def version(command: Path, argument: str) -> str:
     done = subprocess.run([command, argument], capture_output=True, text=True, timeout=20, check=False)
     found = re.search(r"\d+\.\d+(?:\.\d+)?", done.stdout + done.stderr)
     return found[0] if found else "unknown version"
+
+
+def nginx_modules() -> Path:
+    """Where nginx's modules are, as it says itself."""
+    done = subprocess.run([tool("nginx"), "-V"], capture_output=True, text=True, timeout=20, check=True)
+    found = re.search(r"--modules-path=(\S+)", done.stderr)
+    if not found:
+        raise BenchmarkError("nginx -V names no --modules-path")
+    return Path(found[1])

@@ -96,17 +96,3 @@ def message(text: str) -> bytes:
         raise BenchmarkError("a greeting of more than 120 bytes needs a longer length")
     field = bytes([0x0A, len(greeting)]) + greeting
     return b"\0" + len(field).to_bytes(4, "big") + field
-
-
-def backend(port: int, address: str) -> bytes:
-    """The configuration of the backend that costs next to nothing.
-
-    Args:
-        port: where it listens, on every loopback address.
-        address: one that it is called at. All have to be as long: the answer names the address and its length stands
-            before it.
-    """
-    text = fill("backend.conf", {"PORT": str(port)}).encode()
-    # nginx takes every byte between quotes, but these two would end or change the text.
-    answer = message(f"Hello from {address}.").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-    return text.replace(b'"ANSWER"', b'"' + answer.replace(address.encode(), b"$server_addr") + b'"')

@@ -11,6 +11,11 @@ MET = "met"
 NOT_MET = "**not met**"
 NOT_MEASURED = "not measured"
 NO_BAR = "no bar"
+_PREFACE = (
+    "Written by the program that measured it, in one run; no figure is typed in. Each is the median of its rounds, and "
+    "the rounds of all candidates are interleaved, so that noise hits all alike. A ratio is taken round by round. "
+    "Ratios carry over to other machines better than figures do."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +125,7 @@ def render(
     """
     parts = [
         "# Benchmarks",
-        (
-            "Written by the program that measured it, in one run; no figure is typed in. Each is the median of its rounds, "
-            "the rounds of all candidates interleaved, so that noise hits all alike. A ratio is taken round by round. "
-            "Ratios carry over to other machines better than figures do."
-        ),
+        _PREFACE,
         f"```console\n$ {command}\n```",
         markdown_table(bars_table(sections)),
     ]
