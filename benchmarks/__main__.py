@@ -89,6 +89,7 @@ def measure(arguments: argparse.Namespace) -> list[report.Section]:
             consul_port=arguments.consul_port,
         )
         try:
+            bench.check_ports()
             for name, run in SECTIONS.items():
                 if not arguments.only or name in arguments.only:
                     began = time.monotonic()

@@ -11,6 +11,9 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan
 from benchmarks.processes import Processes
 from benchmarks.stack import Stack
+from local_stack.supervisor import port_in_use
+
+_PORTS = 30
 
 
 class Bench:
@@ -31,6 +34,16 @@ class Bench:
         self.port = port
         self._network = address_base.removesuffix(".0.0")
         self._backend = False
+
+    def check_ports(self) -> None:
+        """Sees that nobody else has the ports: another's answers must not be taken for ours.
+
+        Raises:
+            BenchmarkError: a port is in use.
+        """
+        for port in range(self.port, self.port + _PORTS):
+            if port_in_use("127.0.0.1", port):
+                raise BenchmarkError(f"127.0.0.1:{port} is in use; end what uses it, or choose another --port")
 
     def close(self) -> None:
         """Ends everything that was started."""

@@ -54,7 +54,7 @@ def h2load(processes: Processes, target: str, calls: int, answer: str) -> Load:
     command: list[str | Path] = [programs.program("h2load"), "-n", str(calls), "-c", str(CONNECTIONS)]
     command += ["-m", str(STREAMS), "-t", "1", "-d", request]
     command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{target}{_METHOD}"]
-    return read_h2load(processes.run(command, cwd=processes.directory, timeout_seconds=600), calls, answer)
+    return read_h2load(processes.run(command, cwd=processes.directory, timeout_seconds=300), calls, answer)
 
 
 def read_h2load(output: str, calls: int, answer: str) -> Load:
@@ -82,6 +82,6 @@ def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -
         command += ["--duration", str(seconds), "--concurrency", str(concurrency), "--connections", str(connections)]
         return "grpc_client", [*command, "--no-retry", "--json"]
     command = [str(ghz), "--insecure", "--proto", str(programs.ROOT / "protos" / "api.proto")]
-    command += ["--call", "protos.Ping.SayHello", "-d", json.dumps({"greeting": GREETING}), "-O", "json"]
+    command += ["--call", "protos.Ping.SayHello", "-d", json.dumps({"greeting": GREETING}), "-O", "summary"]
     command += ["-c", str(concurrency), "--connections", str(connections), "-z", f"{seconds:g}s"]
     return "ghz", [*command, "--duration-stop", "wait", target]

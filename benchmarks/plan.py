@@ -42,6 +42,6 @@ QUICK = Plan(
     long_rounds=1,
     registrations=12,
     throughput_calls=1_200,
-    cpu_calls=8_000,
+    cpu_calls=4_000,
     changes=8,
 )
