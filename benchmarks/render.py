@@ -12,7 +12,7 @@ from benchmarks.errors import BenchmarkError
 CONFIGS = Path(__file__).parent / "configs"
 # Lua that runs, as a block, and the settings of the Lua module.
 _LUA_BLOCK = re.compile(r"^[ \t]*\w+_by_lua_block[ \t]*\{", re.MULTILINE)
-_LUA_SETTING = re.compile(r"^[ \t]*lua_\w+[^;{]*;[^\n]*\n", re.MULTILINE)
+_LUA_SETTING = re.compile(r"^[ \t]*lua_\w+ [^\n]*;[^\n]*\n", re.MULTILINE)
 _NEVER_USED = re.compile(r"^[ \t]*server 0\.0\.0\.1:1;[^\n]*\n", re.MULTILINE)
 
 

@@ -81,7 +81,8 @@ def test_a_call_that_is_answered_without_a_message_counts_as_failed() -> None:
         "finished in 828.03ms, 60 req/s\ntraffic: 6MB (6) total, 2MB (2) headers (space savings 49%), 1MB (48) data\n"
     )
     load = read_h2load(output, 3, "Hello from cheap.")
-    assert (load.answered, load.failed, load.seconds) == (2, 1, pytest.approx(0.82803))
+    assert (load.answered, load.failed) == (2, 1)
+    assert load.seconds == pytest.approx(0.82803)
 
 
 def test_ghz_statuses_are_counted() -> None:
