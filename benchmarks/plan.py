@@ -40,8 +40,8 @@ QUICK = Plan(
     name="quick",
     rounds=3,
     long_rounds=1,
-    registrations=12,
-    throughput_calls=1_200,
-    cpu_calls=4_000,
-    changes=8,
+    registrations=8,
+    throughput_calls=1_000,
+    cpu_calls=2_000,
+    changes=6,
 )
