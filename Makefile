@@ -1,11 +1,12 @@
 # make up        the stack without Docker, with three replicas
 # make down      stops it
+# make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up down test lint unit integration e2e protos screenshot clean
+.PHONY: up down test lint unit integration e2e bench protos screenshot clean
 
 up: $(VENV)/installed
 	$(BIN)/python -m local_stack up -d --scale hello_server=3
@@ -33,6 +34,9 @@ integration: $(VENV)/installed-dev
 e2e: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/e2e
 
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto
 
@@ -48,4 +52,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: pyproject.toml
 	sh local_stack/make-venv $(PYTHON) $(VENV) dev
+	touch $(VENV)/installed $@
+
+$(VENV)/installed-bench: pyproject.toml
+	sh local_stack/make-venv $(PYTHON) $(VENV) bench
 	touch $(VENV)/installed $@

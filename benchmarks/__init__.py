@@ -1,0 +1,1 @@
+"""Measures the stack beside other balancers, in one run, and writes docs/benchmarks.md."""

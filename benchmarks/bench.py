@@ -1,0 +1,86 @@
+"""What every section needs: the plan, the programs, the stack, the cheap backend, the addresses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks import programs, render
+from benchmarks.calls import wait_for_answers
+from benchmarks.errors import BenchmarkError
+from benchmarks.plan import Plan
+from benchmarks.processes import Processes
+from benchmarks.stack import Stack
+from local_stack.supervisor import port_in_use
+
+_PORTS = 30
+
+
+class Bench:
+    """One run.
+
+    Args:
+        plan: how much.
+        directory: everything that is written goes below it.
+        address_base: the first of the loopback addresses to use, 127.x.0.0.
+        port: the first of thirty ports on 127.0.0.1.
+        consul_port: the Consul UI's.
+    """
+
+    def __init__(self, plan: Plan, directory: Path, *, address_base: str, port: int, consul_port: int) -> None:
+        self.plan = plan
+        self.processes = Processes(directory)
+        self.stack = Stack(self.processes, address_base=address_base, port=port, consul_port=consul_port)
+        self.port = port
+        self._network = address_base.removesuffix(".0.0")
+        self._backend = False
+
+    def check_ports(self) -> None:
+        """Sees that nobody else has the ports: another's answers must not be taken for ours.
+
+        Raises:
+            BenchmarkError: a port is in use.
+        """
+        for port in range(self.port, self.port + _PORTS):
+            if port_in_use("127.0.0.1", port):
+                raise BenchmarkError(f"127.0.0.1:{port} is in use; end what uses it, or choose another --port")
+
+    def close(self) -> None:
+        """Ends everything that was started."""
+        with self.processes, self.stack:
+            pass
+
+    def address(self, number: int) -> str:
+        """A loopback address that no container of the stack has; all are as long."""
+        return f"{self._network}.{200 + number // 150}.{100 + number % 150}"
+
+    def cheap_backend(self, count: int) -> list[str]:
+        """So many peers that cost next to nothing: addresses of one nginx that answers every call itself."""
+        port = self.port + 29
+        peers = [f"{self.address(number)}:{port}" for number in range(count)]
+        if not self._backend:
+            directory = self.processes.directory / "backend"
+            directory.mkdir()
+            (directory / "nginx.conf").write_text(render.fill("backend.conf", {"PORT": str(port)}))
+            # Module files name modules below the prefix.
+            (directory / "modules").symlink_to(programs.nginx_modules())
+            command: list[str | Path] = [
+                programs.tool("nginx"),
+                "-p",
+                directory,
+                "-c",
+                directory / "nginx.conf",
+                "-g",
+                "daemon off;",
+            ]
+            self.processes.start("backend", command, cwd=directory)
+            try:
+                wait_for_answers(peers[0], 1, 10)
+            except BenchmarkError as error:
+                raise BenchmarkError(f"the backend: {error}\n{self.processes.tail('backend')}") from error
+            self._backend = True
+        return peers
+
+    def say(self, text: str) -> None:
+        """Progress for the person at the terminal."""
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+"""From "the agent says passing" to the first answer of a replica, and from "deregistered" to its last."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+import grpc
+
+from benchmarks import report
+from benchmarks.bench import Bench
+from benchmarks.calls import channel, greeted, wait_for_answers
+from benchmarks.errors import BenchmarkError
+from benchmarks.processes import wait_until
+from benchmarks.programs import ROOT
+from benchmarks.stats import Spread, percentile
+from protos import api_pb2_grpc
+
+_NAME = "bench-newcomer"
+_REPLICAS = 1
+_CALLERS = 2
+_MOST_SECONDS = 5.0
+# How long calls are watched after a deregistration, and between two of them.
+_WATCH_SECONDS = 0.25
+_BAR = 100.0
+_MILLI = 1000
+_PERCENTS = (50, 90, 99, 100)
+
+
+class Callers:
+    """Threads that call without a pause and note when the newcomer answered."""
+
+    def __init__(self, target: str) -> None:
+        self.failures: list[str] = []
+        self.first: float | None = None
+        self.last = 0.0
+        self._target = target
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(_CALLERS)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        with channel(self._target) as one:
+            ping = api_pb2_grpc.PingStub(one)
+            while not self._ended.is_set():
+                try:
+                    name = greeted(ping)
+                except grpc.RpcError as error:
+                    self.failures.append(f"{error.code().name} {error.details()}")
+                    continue
+                if name == _NAME:
+                    self.last = time.monotonic()
+                    if self.first is None:
+                        self.first = self.last
+
+
+def run(bench: Bench) -> report.Section:
+    """Registers and deregisters a replica that is ready, again and again."""
+    bench.stack.ensure(_REPLICAS)
+    address = bench.address(0)
+    environment = {"HOSTNAME": _NAME, "BIND_ADDRESS": address, "APP_PORT": "7777", "GRPC_WORKERS": "1"}
+    newcomer = bench.processes.start("newcomer", [sys.executable, "-m", "grpc_server"], cwd=ROOT, env=environment)
+    joined: list[Spread] = []
+    left: list[Spread] = []
+    try:
+        wait_for_answers(f"{address}:7777", 1, 15)
+        for number in range(bench.plan.rounds if bench.plan.long_rounds > 1 else 1):
+            bench.say(f"latency: round {number + 1}, {bench.plan.registrations} registrations")
+            first, last = _measure(bench, f"{address}:7777")
+            joined.append(Spread.of(first))
+            left.append(Spread.of(last))
+    finally:
+        bench.processes.stop(newcomer)
+    return _section(bench, joined, left)
+
+
+def _measure(bench: Bench, peer: str) -> tuple[list[float], list[float]]:
+    """Milliseconds to the first answer and to the last one, of each registration."""
+    joined, left = [], []
+    with Callers(bench.stack.target) as callers:
+        for _ in range(bench.plan.registrations):
+            callers.first = None
+            bench.stack.register(peer)
+            accepted = time.monotonic()
+            wait_until(lambda: callers.first is not None, _MOST_SECONDS, "an answer of a replica that passes", 0.002)
+            # It may have answered before this thread had read the agent's answer.
+            joined.append(max(0.0, (callers.first or accepted) - accepted) * _MILLI)
+            time.sleep(_WATCH_SECONDS / 5)
+            bench.stack.deregister(peer)
+            accepted = time.monotonic()
+            time.sleep(_WATCH_SECONDS)
+            wait_until(lambda: time.monotonic() - callers.last > _WATCH_SECONDS, _MOST_SECONDS, "the last call")
+            left.append(max(0.0, callers.last - accepted) * _MILLI)
+    if callers.failures:
+        raise BenchmarkError(
+            f"{len(callers.failures)} calls failed while replicas came and went: {callers.failures[0]}"
+        )
+    return joined, left
+
+
+def _section(bench: Bench, joined: list[Spread], left: list[Spread]) -> report.Section:
+    section = report.Section(
+        title="From registered to served",
+        method=(
+            f"A replica that is ready is registered with its agent as passing and deregistered again, "
+            f"{bench.plan.registrations} times a round, in the whole stack, while {_CALLERS} callers call without a "
+            "pause. From the agent's answer to the PUT until a call is answered by the replica; and until the last "
+            "call that it answered. No call may fail."
+        ),
+    )
+    rows = []
+    for what, rounds in (("Passing to served", joined), ("Deregistered to its last answer", left)):
+        worst = Spread.of([percentile(one.values, 99) for one in rounds])
+        section.bars.append(report.judge(f"{what}, p99", worst, "ms", "under 100 ms", lambda value: value < _BAR))
+        medians = [Spread.of([percentile(one.values, percent) for one in rounds]).median for percent in _PERCENTS]
+        rows.append([what, *map(report.number, medians)])
+    columns = ["", "p50, ms", "p90, ms", "p99, ms", "longest, ms"]
+    section.tables.append(report.Table(columns=columns, rows=rows))
+    return section

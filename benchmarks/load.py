@@ -1,0 +1,87 @@
+"""Load from programs that cost little themselves, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import programs, render
+from benchmarks.errors import BenchmarkError, MissingError
+from benchmarks.processes import Processes
+
+GREETING = "hello"
+_METHOD = "/protos.Ping/SayHello"
+CONNECTIONS = 8
+STREAMS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a load came to.
+
+    Attributes:
+        answered: calls with an answer and the status OK.
+        failed: all other calls.
+        seconds: how long it took.
+    """
+
+    answered: int
+    failed: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Answered calls a second."""
+        return self.answered / self.seconds
+
+
+def h2load(processes: Processes, target: str, calls: int, answer: str) -> Load:
+    """A fixed number of calls, 128 at a time on 8 connections.
+
+    Args:
+        processes: what starts it.
+        target: address and port.
+        calls: how many.
+        answer: a greeting of the length that every answer has: h2load sees no gRPC status, so the bytes of the
+            answers are counted.
+    """
+    request = processes.directory / "request"
+    request.write_bytes(render.message(GREETING))
+    command: list[str | Path] = [programs.program("h2load"), "-n", str(calls), "-c", str(CONNECTIONS)]
+    command += ["-m", str(STREAMS), "-t", "1", "-d", request]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{target}{_METHOD}"]
+    return read_h2load(processes.run(command, cwd=processes.directory, timeout_seconds=300), calls, answer)
+
+
+def read_h2load(output: str, calls: int, answer: str) -> Load:
+    """What h2load's output says.
+
+    Raises:
+        BenchmarkError: it says nothing of what is wanted.
+    """
+    finished = re.search(r"finished in ([\d.]+)(us|ms|s|m|h)\b", output)
+    data = re.search(r"space savings [^)]*\), \S+ \((\d+)\) data", output)
+    if not finished or not data:
+        raise BenchmarkError(f"h2load's output is not understood:\n{output[-1500:]}")
+    seconds = float(finished[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[finished[2]]
+    answered = int(data[1]) // len(render.message(answer))
+    return Load(answered=answered, failed=calls - answered, seconds=seconds)
+
+
+def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -> tuple[str, Sequence[str | Path]]:
+    """The command of a gRPC client without retries that calls for so long, and its name: ghz, or the project's own."""
+    try:
+        ghz = programs.ghz()
+    except MissingError as error:
+        print(f"benchmarks: {error}; grpc_client takes its place", file=sys.stderr)
+        command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", target.rpartition(":")[2]]
+        command += ["--duration", str(seconds), "--concurrency", str(concurrency), "--connections", str(connections)]
+        return "grpc_client", [*command, "--no-retry", "--json"]
+    command = [str(ghz), "--insecure", "--proto", str(programs.ROOT / "protos" / "api.proto")]
+    command += ["--call", "protos.Ping.SayHello", "-d", json.dumps({"greeting": GREETING}), "-O", "summary"]
+    command += ["-c", str(concurrency), "--connections", str(connections), "-z", f"{seconds:g}s"]
+    return "ghz", [*command, "--duration-stop", "wait", target]

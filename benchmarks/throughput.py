@@ -1,0 +1,100 @@
+"""Calls a second with three Python replicas: this stack beside other balancers in front of the same replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from operator import le
+
+from benchmarks import report
+from benchmarks.balancers import Balancer, Envoy, HAProxy, OriginalNginx
+from benchmarks.bench import Bench
+from benchmarks.errors import BenchmarkError, MissingError
+from benchmarks.load import CONNECTIONS, STREAMS, h2load
+from benchmarks.processes import cpu_seconds, descendants
+from benchmarks.stats import Spread, ratios
+
+REPLICAS = 3
+OURS = "this stack"
+_NAME = "hello_server-1"
+_MICRO = 1_000_000
+
+
+@dataclass
+class Figures:
+    """A candidate's, one of each a round: calls a second, and the balancer's processor time in microseconds a call."""
+
+    rates: list[float] = field(default_factory=list)
+    micros: list[float] = field(default_factory=list)
+
+
+def run(bench: Bench) -> report.Section:
+    """Measures all candidates, round by round."""
+    bench.stack.ensure(REPLICAS)
+    peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
+    kinds = (OriginalNginx, HAProxy, Envoy)
+    candidates: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
+    figures = {name: Figures() for name in (OURS, *(one.name for one in candidates))}
+    missing: dict[str, str] = {}
+    for number in range(bench.plan.rounds):
+        bench.say(f"throughput: round {number + 1} of {bench.plan.rounds}")
+        _measure(bench, OURS, bench.stack.target, bench.stack.nginx(), figures[OURS])
+        for one in candidates:
+            try:
+                one.start(peers)
+            except MissingError as error:
+                missing[one.name] = str(error)
+                continue
+            try:
+                assert one.process is not None  # noqa: S101 - it has just been started
+                _measure(bench, one.name, one.target, descendants(one.process.pid), figures[one.name])
+            finally:
+                one.stop()
+    return _section({name: found for name, found in figures.items() if found.rates}, missing)
+
+
+def _measure(bench: Bench, name: str, target: str, pids: list[int], figures: Figures) -> None:
+    calls = bench.plan.throughput_calls
+    answer = f"Hello from {_NAME}."
+    h2load(bench.processes, target, max(calls // 10, CONNECTIONS * STREAMS), answer)
+    before = cpu_seconds(pids)
+    load = h2load(bench.processes, target, calls, answer)
+    used = cpu_seconds(pids) - before
+    if load.failed:
+        raise BenchmarkError(f"{name}: {load.failed} of {calls} calls were not answered")
+    figures.rates.append(load.rate)
+    figures.micros.append(used / load.answered * _MICRO)
+
+
+def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Section:
+    section = report.Section(
+        title="Calls a second with three Python replicas",
+        method=(
+            f"Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
+            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all. Client, balancer and "
+            "replicas share the machine, so a call's processor time in all of them decides. Answers are counted by "
+            "their bytes; a call without an answer would end the run."
+        ),
+    )
+    rates = {name: Spread.of(found.rates) for name, found in figures.items()}
+    for name, bar, least in (
+        (OriginalNginx.name, "at least 1.6 times", 1.6),
+        (HAProxy.name, "at least 0.95 times", 0.95),
+        (Envoy.name, report.NO_BAR, 0.0),
+    ):
+        what = f"Calls a second, {OURS} over {name}"
+        if name not in rates:
+            section.bars.append(report.absent(what, bar, "not installed"))
+            continue
+        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", bar, partial(le, least))
+        section.bars.append(judged)
+    rows = []
+    for name, found in figures.items():
+        micros = Spread.of(found.micros)
+        rows.append([name, report.number(rates[name].median), report.spread(rates[name]), report.number(micros.median)])
+    rows += [[name, f"not installed ({why.partition(': ')[2]})", "", ""] for name, why in missing.items()]
+    columns = ["balancer", "calls a second", "spread", "processor time of the balancer, µs a call"]
+    section.tables.append(report.Table(columns=columns, rows=rows))
+    values = [(name, spread.median) for name, spread in rates.items()]
+    section.charts.append(report.Chart(title=section.title, unit="calls a second", values=values))
+    return section

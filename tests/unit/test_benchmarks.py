@@ -1,0 +1,103 @@
+"""The benchmarks' statistics, report and configuration files."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from benchmarks import membership, memory, plot, render, report
+from benchmarks.errors import BenchmarkError
+from benchmarks.load import read_h2load
+from benchmarks.programs import ROOT
+from benchmarks.stats import Spread, percentile, ratios
+
+PEERS = ("127.0.0.5:7777", "127.0.0.6:7777")
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert [percentile(values, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
+    with pytest.raises(ValueError, match="0 values"):
+        percentile([], 50)
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    found = ratios(Spread.of([10, 30, 20]), Spread.of([10, 10, 20]))
+    assert (found.low, found.median, found.high) == (1, 1, 3)
+
+
+def test_a_bar_is_met_by_the_median_alone() -> None:
+    values = Spread.of([1, 2, 9])
+    assert report.judge("a", values, "s", "under 3 s", lambda value: value < 3).verdict == report.MET
+    assert report.judge("a", values, "s", "under 2 s", lambda value: value < 2).verdict == report.NOT_MET
+
+
+def test_the_report_shows_every_bar_and_what_was_not_measured() -> None:
+    section = report.Section(title="Things", method="Looked at.", notes=["A note."])
+    section.bars = [
+        report.judge("speed", Spread.of([1.5]), "times", "at least 1", lambda value: value >= 1),
+        report.absent("other", "at least 1", "not installed"),
+    ]
+    section.tables = [report.Table(columns=["a"], rows=[["x|y"]])]
+    text = report.render([section], machine=report.Table(columns=["", ""], rows=[["cores", "2"]]), command="make bench")
+    assert "| speed | at least 1 | 1.50 times | 1.50 to 1.50 times | met |" in text
+    assert "| other | at least 1 | not installed |  | not measured |" in text
+    assert "x\\|y" in text
+    assert "A note." in text
+
+
+def test_the_plot_is_xml_with_every_label() -> None:
+    chart = report.Chart(title="Calls <a second>", unit="calls", values=[("one & two", 1), ("none", 0)])
+    assert "one & two" in "".join(ET.fromstring(plot.svg([chart])).itertext())  # noqa: S314 - written here
+
+
+@pytest.mark.parametrize("name", ["original.conf", "haproxy.cfg", "envoy.yaml", "backend.conf"])
+def test_every_configuration_is_filled(name: str) -> None:
+    values = {"PORT": "1", "WORKERS": "2", "SLOTS": "3", "DIRECTORY": "/d", "SERVERS": render.servers(PEERS)}
+    assert "@PORT@" not in render.fill(name, values)
+    with pytest.raises(BenchmarkError, match="nothing fills"):
+        render.fill(name, {})
+
+
+def test_the_static_configuration_is_the_balancers_own_without_lua() -> None:
+    template = (ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl").read_text()
+    changed = render.static_upstream(template, PEERS)
+    assert "server 127.0.0.6:7777;" in changed
+    assert "grpc_connect_timeout" in changed
+    main = render.without_lua((ROOT / "build/config/nginx/etc/nginx/nginx.conf").read_text())
+    assert not [line for line in (changed + main).splitlines() if "lua" in line and not line.lstrip().startswith("#")]
+    assert main.count("{") == main.count("}")
+
+
+def test_peers_are_written_as_each_balancer_reads_them() -> None:
+    assert render.peer_lines(PEERS[:1]) == '"bench"\t"127.0.0.5"\t7777\t1\t"127.0.0.5"\tnull\n# end\n'
+    assert len(json.loads(render.endpoints(PEERS))["resources"][0]["endpoints"][0]["lb_endpoints"]) == 2
+
+
+def test_a_call_that_is_answered_without_a_message_counts_as_failed() -> None:
+    output = (
+        "finished in 828.03ms, 60 req/s\ntraffic: 6MB (6) total, 2MB (2) headers (space savings 49%), 1MB (48) data\n"
+    )
+    load = read_h2load(output, 3, "Hello from cheap.")
+    assert (load.answered, load.failed) == (2, 1)
+    assert load.seconds == pytest.approx(0.82803)
+
+
+def test_ghz_statuses_are_counted() -> None:
+    output = "Status code distribution:\n  [Unavailable]   3 responses   \n  [OK]   6000 responses   \n"
+    assert membership.read_load("ghz", output) == (6000, 3)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/venv/bin/python", "-m", "grpc_server"], "grpc_server"),
+        (["/venv/bin/python3", "/venv/bin/supervisord", "-c", "x"], "supervisord"),
+        (["nginx: worker process"], "nginx"),
+        (["consul", "agent"], "consul"),
+    ],
+)
+def test_a_program_is_named_by_its_command_line(command: list[str], name: str) -> None:
+    assert memory.program_name(command) == name
