@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support import ghz
+from benchmarks import programs
+from benchmarks.errors import MissingError
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8
@@ -84,7 +86,7 @@ def two_clients(
     load = Load()
     with tempfile.TemporaryDirectory() as directory:
         ours = _start(_ours(driver.port, retry, rate, deadline), Path(directory, "ours"))
-        program = ghz.find()
+        program = ghz()
         other = _start(_ghz(program, driver.port, rate, deadline), Path(directory, "other")) if program else None
         processes = [process for process in (ours, other) if process]
         try:
@@ -100,6 +102,16 @@ def two_clients(
             load.other = _ghz_outcome(_read(Path(directory, "other")))
     print(load)
     assert all(outcome.calls for outcome in load.outcomes), load
+
+
+def ghz() -> Path | None:
+    """Where Go is, ghz; in CI it must be there."""
+    try:
+        return programs.ghz()
+    except MissingError:
+        if os.environ.get("CI") == "true":
+            raise
+        return None
 
 
 def _start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
@@ -127,8 +139,8 @@ def _our_outcome(report: dict[str, Any]) -> Outcome:
     )
 
 
-def _ghz(program: str, port: int, rate: int | None, deadline: float) -> list[str]:
-    command = [program, "--insecure", "--proto", "protos/api.proto", "--call", "protos.Ping.SayHello"]
+def _ghz(program: Path, port: int, rate: int | None, deadline: float) -> list[str]:
+    command = [str(program), "--insecure", "--proto", "protos/api.proto", "--call", "protos.Ping.SayHello"]
     command += ["--data", '{"greeting": "hello"}', "--concurrency", str(CALLERS), "--connections", str(CONNECTIONS)]
     command += ["--duration", f"{_LIMIT_SECONDS}s", "--duration-stop", "wait", "--timeout", f"{deadline}s"]
     command += ["--rps", str(rate)] if rate else []

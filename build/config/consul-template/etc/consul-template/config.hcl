@@ -23,7 +23,8 @@ template {
   source = "etc/consul-templates/load-balancer.tpl"
   destination = "etc/nginx/conf.d/load-balancer.conf"
   perms = 0644
-  error_fatal = false
+  # What can't be written is tried again by the next consul-template, which supervisord starts.
+  error_fatal = true
   command = ["nginx-update", "structure"]
 }
 
@@ -31,6 +32,7 @@ template {
   source = "etc/consul-templates/peers.tpl"
   destination = "run/peers"
   perms = 0644
-  error_fatal = false
+  # What can't be written is tried again by the next consul-template, which supervisord starts.
+  error_fatal = true
   command = ["nginx-update", "membership"]
 }
