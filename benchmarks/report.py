@@ -85,7 +85,7 @@ def spread(values: Spread, unit: str = "") -> str:
 
 def judge(what: str, values: Spread, unit: str, bar: str, holds: Callable[[float], bool]) -> Bar:
     """A bar, held against the median of what was measured."""
-    verdict = MET if holds(values.median) else NOT_MET
+    verdict = NO_BAR if bar == NO_BAR else MET if holds(values.median) else NOT_MET
     return Bar(what=what, bar=bar, measured=number(values.median, unit), spread=spread(values, unit), verdict=verdict)
 
 
