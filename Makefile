@@ -2,11 +2,13 @@
 # make down      stops it
 # make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
+# make chaos     the tests of faults in full, about 40 minutes; writes docs/reliability.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
 
-.PHONY: up down test lint unit integration e2e bench protos screenshot clean
+.PHONY: up down test lint unit integration e2e chaos bench protos screenshot clean
 
 up: $(VENV)/installed
 	$(BIN)/python -m local_stack up -d --scale hello_server=3
@@ -36,6 +38,9 @@ e2e: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+chaos: $(VENV)/installed-dev
+	CHAOS=full $(BIN)/python -m pytest $(CHAOS_TESTS)
 
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto

@@ -41,7 +41,7 @@ def peer_lines(peers: Sequence[str]) -> str:
     lines = []
     for peer in peers:
         address, _, port = peer.rpartition(":")
-        lines.append(f'"bench"\t"{address}"\t{port}\t1\t"{address}"\tnull\n')
+        lines.append(f'"bench"\t"{address}"\t{port}\t1\t"{address}"\tnull\tnull\n')
     return "".join(lines) + "# end\n"
 
 

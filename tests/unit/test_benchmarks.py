@@ -72,7 +72,7 @@ def test_the_static_configuration_is_the_balancers_own_without_lua() -> None:
 
 
 def test_peers_are_written_as_each_balancer_reads_them() -> None:
-    assert render.peer_lines(PEERS[:1]) == '"bench"\t"127.0.0.5"\t7777\t1\t"127.0.0.5"\tnull\n# end\n'
+    assert render.peer_lines(PEERS[:1]) == '"bench"\t"127.0.0.5"\t7777\t1\t"127.0.0.5"\tnull\tnull\n# end\n'
     assert len(json.loads(render.endpoints(PEERS))["resources"][0]["endpoints"][0]["lb_endpoints"]) == 2
 
 

@@ -36,6 +36,9 @@ server {
     large_client_header_buffers 4 32k;
     limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
 
+    # For the locations below as well, where a call that failed ends.
+    log_by_lua_block { require("balancer").finish() }
+
     location / {
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
@@ -47,8 +50,6 @@ server {
         # Only tries that reached nobody are repeated; nginx never sends a call again that it has sent.
         grpc_next_upstream error timeout;
         grpc_next_upstream_timeout 900ms;
-
-        log_by_lua_block { require("balancer").finish() }
 
         # 500 is what nginx makes of a balancer that names no peer.
         error_page 500 502 503 504 = @unavailable;

@@ -1,6 +1,8 @@
 -- Chooses the replica of each call.
 
 local aside = require("aside")
+local get_request = require("resty.core.base").get_request
+local ffi = require("ffi")
 local inflight = require("inflight")
 local ngx_balancer = require("ngx.balancer")
 local peers = require("peers")
@@ -14,6 +16,10 @@ local MORE_TRIES = 4
 local SHARE, LEAST_SHARE = 1.25, 4
 
 local shared = ngx.shared.membership
+
+-- The calls that this worker has, by the address of nginx's request. ngx.ctx would do, but costs more and does not
+-- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
+local calls, spare = {}, {}
 
 -- This worker's view of the list, made anew when the shared version changes.
 local view = { version = -1, pools = {}, routes = {}, default = nil, all = {}, calls = {} }
@@ -77,7 +83,16 @@ local function build(version)
     view = new
 end
 
+local refreshed_at
+
+-- Looks for changes, once in each round of nginx's event loop at the most.
 local function refresh()
+    local now = ngx.now()
+    if now == refreshed_at then
+        return
+    end
+    refreshed_at = now
+    aside.refresh()
     local version = shared:get("version")
     if version ~= view.version then
         build(version)
@@ -142,33 +157,49 @@ local function pick(pool, tried)
 end
 
 local function route()
+    if not next(view.routes) then
+        return view.default
+    end
     local service = ngx.var.uri:match("^/([^/]+)/")
     return service and view.routes[service] or view.default
+end
+
+local function this_request()
+    return tonumber(ffi.cast("uintptr_t", get_request()))
+end
+
+local function begin(request)
+    local call = table.remove(spare) or {}
+    call.pool, call.peer, call.tried = route(), nil, nil
+    call.entered = inflight.enter(call.pool.calls)
+    calls[request] = call
+    local count = #call.pool.peers
+    if count > 1 then
+        ngx_balancer.set_more_tries(math.min(count - 1, MORE_TRIES))
+    end
+    return call
+end
+
+-- nginx asks again: nobody was reached at the last peer.
+local function failed(call)
+    aside.put(call.peer, "refused")
+    inflight.leave(call.peer.calls, call.period)
+    call.tried = call.tried or {}
+    call.tried[call.peer.key] = true
+    call.peer = nil
 end
 
 -- For balancer_by_lua: names the peer of this try.
 function _M.balance()
     refresh()
-    local call = ngx.ctx.call
+    local request = this_request()
+    local call = calls[request]
     if not call then
-        call = {}
-        ngx.ctx.call = call
-        call.pool = route()
-        if #call.pool.peers == 0 then
-            return ngx.exit(ngx.ERROR)
-        end
-        if #call.pool.peers > 1 then
-            ngx_balancer.set_more_tries(math.min(#call.pool.peers - 1, MORE_TRIES))
-        end
+        call = begin(request)
     elseif call.peer then
-        -- nginx asks again: nobody was reached at the last peer.
-        aside.put(call.peer, "refused")
-        inflight.leave(call.peer.calls, call.period)
-        call.tried = call.tried or {}
-        call.tried[call.peer.key] = true
-        call.peer = nil
+        failed(call)
     end
-    local peer = pick(call.pool, call.tried)
+    local peer = #call.pool.peers > 0 and pick(call.pool, call.tried)
     if not peer then
         return ngx.exit(ngx.ERROR)
     end
@@ -179,20 +210,21 @@ function _M.balance()
     end
     call.peer = peer
     call.period = inflight.enter(peer.calls)
-    if not call.entered then
-        call.entered = inflight.enter(call.pool.calls)
-    end
 end
 
 -- For log_by_lua: the call has ended, in whatever way.
 function _M.finish()
-    local call = ngx.ctx.call
-    if call and call.peer then
+    local request = this_request()
+    local call = calls[request]
+    if not call then
+        return -- It was refused before it had a peer.
+    end
+    calls[request] = nil
+    if call.peer then
         inflight.leave(call.peer.calls, call.period)
     end
-    if call and call.entered then
-        inflight.leave(call.pool.calls, call.entered)
-    end
+    inflight.leave(call.pool.calls, call.entered)
+    spare[#spare + 1] = call
 end
 
 -- The balancer's view as JSON. Every string in it has been checked to be of harmless characters by peers.lua.

@@ -1,6 +1,5 @@
 -- How many calls are in flight, as far as one worker knows: of the last seconds only. A call that lasts longer is a
--- stream, which says nothing about how busy a replica is. It also means that a call whose end is missed (nginx drops
--- a call's Lua context when error_page takes over) counts for so long and no longer.
+-- stream, which says nothing about how busy a replica is.
 
 local _M = {}
 

@@ -20,7 +20,7 @@ local KEPT = ROOT .. "var/lib/load-balancer/peers"
 -- What is left of the delay from "passing" to "served" besides consul-template's few milliseconds.
 local READ_SECONDS = 0.02
 -- Every peer is asked so often, one that is held or set aside more often, and of many peers so many a second in all.
-local PROBE_SECONDS, PROBE_AGAIN_SECONDS, PROBES_A_SECOND = 0.5, 0.2, 200
+local PROBE_SECONDS, PROBE_AGAIN_SECONDS, PROBES_A_SECOND = 0.5, 0.2, 50
 local PROBE_TICK_SECONDS, PROBE_TIMEOUT_MS = 0.05, 500
 -- A held peer that is loaded may miss a probe.
 local PROBES_MISSED = 3
@@ -227,9 +227,10 @@ end
 
 -- Starts the probes that are due. An answer that takes its time delays no other.
 local function start_probes()
+    aside.refresh()
     local now = ngx.now()
     local steady = math.max(PROBE_SECONDS, #list / PROBES_A_SECOND)
-    local left = PROBES_A_SECOND * PROBE_TICK_SECONDS
+    local left = math.ceil(PROBES_A_SECOND * PROBE_TICK_SECONDS)
     for _, peer in ipairs(list) do
         local record = probes[peer.key]
         if not record then
