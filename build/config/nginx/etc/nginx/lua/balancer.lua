@@ -19,10 +19,10 @@ local shared = ngx.shared.membership
 
 -- The calls that this worker has, by the address of nginx's request. ngx.ctx would do, but costs more and does not
 -- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
-local calls, spare = {}, {}
+local calls, spare, spare_count = {}, {}, 0
 
 -- This worker's view of the list, made anew when the shared version changes.
-local view = { version = -1, pools = {}, routes = {}, default = nil, all = {}, calls = {} }
+local view = { version = -1, pools = {}, routes = {}, routed = false, default = nil, all = {}, calls = {} }
 
 local function new_pool(name)
     local old = view.pools[name]
@@ -80,6 +80,7 @@ local function build(version)
         end
     end
     new.default = new.pools[#names == 1 and names[1] or ""]
+    new.routed = next(new.routes) ~= nil
     view = new
 end
 
@@ -92,6 +93,7 @@ local function refresh()
         return
     end
     refreshed_at = now
+    inflight.advance(now)
     aside.refresh()
     local version = shared:get("version")
     if version ~= view.version then
@@ -157,7 +159,7 @@ local function pick(pool, tried)
 end
 
 local function route()
-    if not next(view.routes) then
+    if not view.routed then
         return view.default
     end
     local service = ngx.var.uri:match("^/([^/]+)/")
@@ -169,7 +171,13 @@ local function this_request()
 end
 
 local function begin(request)
-    local call = table.remove(spare) or {}
+    local call
+    if spare_count > 0 then
+        call = spare[spare_count]
+        spare_count = spare_count - 1
+    else
+        call = {}
+    end
     call.pool, call.peer, call.tried = route(), nil, nil
     call.entered = inflight.enter(call.pool.calls)
     calls[request] = call
@@ -224,7 +232,8 @@ function _M.finish()
         inflight.leave(call.peer.calls, call.period)
     end
     inflight.leave(call.pool.calls, call.entered)
-    spare[#spare + 1] = call
+    spare_count = spare_count + 1
+    spare[spare_count] = call
 end
 
 -- The balancer's view as JSON. Every string in it has been checked to be of harmless characters by peers.lua.

@@ -4,20 +4,23 @@
 local _M = {}
 
 local SECONDS = 2
-local floor, now = math.floor, ngx.now
+local period = 0
+
+-- Time goes on for the counters; the balancer says so once in each round of nginx's event loop.
+function _M.advance(now)
+    period = math.floor(now / SECONDS)
+end
 
 function _M.new()
     return { period = 0, current = 0, before = 0 }
 end
 
 local function turn(counter)
-    local period = floor(now() / SECONDS)
     if period ~= counter.period then
         counter.before = period == counter.period + 1 and counter.current or 0
         counter.current = 0
         counter.period = period
     end
-    return period
 end
 
 function _M.count(counter)
@@ -32,11 +35,11 @@ function _M.enter(counter)
     return period
 end
 
-function _M.leave(counter, period)
+function _M.leave(counter, entered)
     turn(counter)
-    if period == counter.period then
+    if entered == counter.period then
         counter.current = counter.current - 1
-    elseif period == counter.period - 1 then
+    elseif entered == counter.period - 1 then
         counter.before = counter.before - 1
     end
 end
