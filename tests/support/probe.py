@@ -68,7 +68,6 @@ class Probe:
             (key, bytes.fromhex(value) if key.endswith("-bin") else value) for key, value in wanted.get("trailers", [])
         )
         await context.abort(code, wanted["details"], trailers)
-        return b""
 
     async def Compressed(self, request: bytes, context: Context) -> bytes:  # noqa: N802
         """Answers with the request, compressed."""

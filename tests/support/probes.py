@@ -67,8 +67,10 @@ class ProbeServer:
             self._wait(present=True)
 
     def deregister(self, *, wait: bool = True) -> None:
-        """Takes it out of the catalogue and waits until the balancer has forgotten it."""
-        ConsulApi(self.stack).put(f"/v1/agent/service/deregister/{APP}-{self.address}")
+        """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
+        api = ConsulApi(self.stack)
+        if f"{APP}-{self.address}" in api.get("/v1/agent/services"):
+            api.put(f"/v1/agent/service/deregister/{APP}-{self.address}")
         if wait:
             self._wait(present=False)
 
