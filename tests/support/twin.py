@@ -34,8 +34,11 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     (home / "var/lib/load-balancer").mkdir(parents=True)
     address = f"{stack.address_base.removesuffix('.0.0')}.202.1"
     structure = home / "etc/nginx/conf.d/load-balancer.conf"
-    text = re.sub(r"listen \S+ http2", f"listen {address}:5000 http2", structure.read_text(), count=1)
-    text = re.sub(r"\n    listen \S+ http2.*?;(?=\n    listen)", "", text)
+    # The first of its addresses becomes the new one, the others go.
+    listens = re.findall(r"    listen \S+ http2[^;]*;\n", structure.read_text())
+    text = structure.read_text().replace(listens[0], f"    listen {address}:5000 http2 backlog=4096;\n")
+    for line in listens[1:]:
+        text = text.replace(line, "")
     text = re.sub(r"listen \S+:8080;", f"listen {address}:8080;", text)
     structure.write_text(text)
     command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
