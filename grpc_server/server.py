@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from grpc_server.config import ServerConfig
+from grpc_server.in_flight import CallsInFlight
 from grpc_server.ping import Ping
 from protos import api_pb2, api_pb2_grpc
 from registrar.environment import host_port
@@ -46,20 +47,25 @@ def check_port_free(config: ServerConfig) -> None:
             raise ServerError(f"can't listen on {host_port(config.address, config.port)}: {error.strerror}") from error
 
 
-async def build(config: ServerConfig) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Makes the server with its services, listening but not started.
+
+    Args:
+        config: its settings.
+        calls: gets to know its calls.
 
     Raises:
         ServerError: the port can't be had.
     """
     # Connections live until the client or an operator ends them, so no max_connection_age.
     server = grpc.aio.server(
+        interceptors=[calls],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
-        ]
+        ],
     )
     api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname), server)
     servicer = health.aio.HealthServicer()
@@ -85,13 +91,15 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server, servicer = await build(config)
+    calls = CallsInFlight()
+    server, servicer = await build(config, calls)
     await server.start()
     LOG.info("serving address=%s", host_port(config.address, config.port))
     await stop.wait()
     LOG.info("stopping grace_seconds=%g", config.grace_seconds)
     await servicer.enter_graceful_shutdown()
-    await server.stop(config.grace_seconds)
+    await calls.leave(config.grace_seconds)
+    await server.stop(0)
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
     LOG.info("stopped")

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from grpc_server.in_flight import CallsInFlight
+
 SERVICE = "tests.Probe"
 # Metadata whose key begins with it comes back, as initial metadata and as trailers.
 BACK = "back-"
@@ -158,20 +160,23 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     # As grpc_server has it.
+    calls = CallsInFlight()
     server = grpc.aio.server(
+        interceptors=[calls],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
-        ]
+        ],
     )
     server.add_generic_rpc_handlers((Probe().handlers(),))
     server.add_insecure_port(f"{address}:{port}")
     await server.start()
     print("serving", flush=True)
     await stop.wait()
-    await server.stop(grace_seconds)
+    await calls.leave(grace_seconds)
+    await server.stop(0)
 
 
 if __name__ == "__main__":
