@@ -85,7 +85,7 @@ async def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls in flight get the grace.
 
     Raises:
-        ServerError: the port can't be had.
+        ServerError: the port can't be had, or gRPC has stopped serving by itself.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -95,7 +95,7 @@ async def serve(config: ServerConfig) -> None:
     server, servicer = await build(config, calls)
     await server.start()
     LOG.info("serving address=%s", host_port(config.address, config.port))
-    await stop.wait()
+    await _serve_until(stop, server)
     LOG.info("stopping grace_seconds=%g", config.grace_seconds)
     await servicer.enter_graceful_shutdown()
     await calls.leave(config.grace_seconds)
@@ -103,3 +103,18 @@ async def serve(config: ServerConfig) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
     LOG.info("stopped")
+
+
+async def _serve_until(stop: asyncio.Event, server: grpc.aio.Server) -> None:
+    """Waits for the event.
+
+    Raises:
+        ServerError: the server has ended before. grpcio 1.85 does so when a call's path is no UTF-8, and closes its
+            port for good; the balancer lets no such call through, and supervisord starts the server again.
+    """
+    told = asyncio.create_task(stop.wait())
+    ended = asyncio.create_task(server.wait_for_termination())
+    # Whichever is left is not cancelled: gRPC's own future would be, and stop() needs that one.
+    done, _ = await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if told not in done:
+        raise ServerError(f"gRPC has stopped serving by itself: {ended.exception()}")

@@ -72,6 +72,8 @@ CALL = frame(HEADERS, END_HEADERS, 1, HEAD)
 _PADDED_CALL = END_HEADERS | PADDED
 _INDEXED = b"\xff\xff\xff\xff\x7f"
 
+# Ends a server of grpcio's asyncio API.
+DEADLY = "a path that is no UTF-8"
 # What a client may not send, or not in this place, by its name.
 WRONG: dict[str, bytes] = {
     "nothing after the magic": MAGIC,
@@ -127,6 +129,9 @@ WRONG: dict[str, bytes] = {
     "an empty path": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("")),
     "a path without a slash": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("protos.Ping")),
     "a path of control characters": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("/a\r\nb\0c/d")),
+    "a path that is no UTF-8": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/a\xff/b")),
+    "metadata that is no UTF-8": PREFACE
+    + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers(PATH, ("x", "\xff\xfe"))),
     "a path upwards": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/../../etc/passwd")),
     "a path that Lua could read": PREFACE
     + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/%s%d%%[^/]+$(x)/..")),
