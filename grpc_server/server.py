@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from grpc_server.config import ServerConfig
+from grpc_server.in_flight import CallsInFlight
 from grpc_server.ping import Ping
 from protos import api_pb2, api_pb2_grpc
 from registrar.environment import host_port
@@ -46,20 +47,25 @@ def check_port_free(config: ServerConfig) -> None:
             raise ServerError(f"can't listen on {host_port(config.address, config.port)}: {error.strerror}") from error
 
 
-async def build(config: ServerConfig) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Makes the server with its services, listening but not started.
+
+    Args:
+        config: its settings.
+        calls: gets to know its calls.
 
     Raises:
         ServerError: the port can't be had.
     """
     # Connections live until the client or an operator ends them, so no max_connection_age.
     server = grpc.aio.server(
+        interceptors=[calls],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
-        ]
+        ],
     )
     api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname), server)
     servicer = health.aio.HealthServicer()
@@ -79,19 +85,36 @@ async def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls in flight get the grace.
 
     Raises:
-        ServerError: the port can't be had.
+        ServerError: the port can't be had, or gRPC has stopped serving by itself.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server, servicer = await build(config)
+    calls = CallsInFlight()
+    server, servicer = await build(config, calls)
     await server.start()
     LOG.info("serving address=%s", host_port(config.address, config.port))
-    await stop.wait()
+    await _serve_until(stop, server)
     LOG.info("stopping grace_seconds=%g", config.grace_seconds)
     await servicer.enter_graceful_shutdown()
-    await server.stop(config.grace_seconds)
+    await calls.leave(config.grace_seconds)
+    await server.stop(0)
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
     LOG.info("stopped")
+
+
+async def _serve_until(stop: asyncio.Event, server: grpc.aio.Server) -> None:
+    """Waits for the event.
+
+    Raises:
+        ServerError: the server has ended before. grpcio 1.85 does so when a call's path is no UTF-8, and closes its
+            port for good; the balancer lets no such call through, and supervisord starts the server again.
+    """
+    told = asyncio.create_task(stop.wait())
+    ended = asyncio.create_task(server.wait_for_termination())
+    # Whichever is left is not cancelled: gRPC's own future would be, and stop() needs that one.
+    done, _ = await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if told not in done:
+        raise ServerError(f"gRPC has stopped serving by itself: {ended.exception()}")

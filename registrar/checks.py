@@ -7,6 +7,10 @@ from typing import Protocol
 
 import requests
 
+# A machine that stands still for a second must not empty the whole fleet at once. The balancer's own probe sets a
+# replica that does not answer aside long before.
+FAILURES_BEFORE_CRITICAL = 3
+
 
 def go_duration(seconds: float) -> str:
     """Seconds in the form of Go's ``time.ParseDuration``, which Consul's API reads."""
@@ -38,6 +42,7 @@ class HttpCheck:
             "HTTP": self.url,
             "Interval": go_duration(self.interval_seconds),
             "Timeout": go_duration(self.timeout_seconds),
+            "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
         }
 
     def passes(self) -> bool:
@@ -70,6 +75,7 @@ class GrpcCheck:
             "GRPCUseTLS": False,
             "Interval": go_duration(self.interval_seconds),
             "Timeout": go_duration(self.timeout_seconds),
+            "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
         }
 
     def passes(self) -> bool:

@@ -25,6 +25,8 @@ from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 
+# The short form runs on machines that do other work as well.
+LIMIT_FACTOR = 1 if FULL else 4
 SERVERS = ("server-1", "server-2", "server-3")
 
 
@@ -67,7 +69,7 @@ def test_a_deregistration_by_hand_takes_effect_at_once_the_last_one_included(sta
         api.put("/v1/agent/service/deregister/last")
         begin = time.monotonic()
         wait_for(lambda: status(target(stack))[0], lambda code: code == "UNAVAILABLE", 5, "nobody is there")
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < LIMIT_FACTOR * 1
     finally:
         stack.stop_extras()
         stack.up(1)
@@ -98,7 +100,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         assert starting.wait(60) == 0
     record(f"Consul's leader killed; all servers stopped for {seconds} s", load, f"new replica after {served:.1f} s")
     assert load.lost == 0, load
-    assert served < 2, f"{served:.1f} s"
+    assert served < LIMIT_FACTOR * 2, f"{served:.1f} s"
 
 
 def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalDriver) -> None:
@@ -147,8 +149,8 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     remark = f"balancer serves from disk {from_disk:.1f} s after its start, a replica {new_replica:.1f} s after its own"
     record("Consul's servers come back without their data; consul-template killed 6 s later", load, remark)
     assert load.lost == 0, load
-    assert from_disk < 1, f"{from_disk:.2f} s"
-    assert new_replica < 5, f"{new_replica:.2f} s"
+    assert from_disk < LIMIT_FACTOR * 1, f"{from_disk:.2f} s"
+    assert new_replica < LIMIT_FACTOR * 5, f"{new_replica:.2f} s"
 
 
 def _registered(api: ConsulApi) -> int:

@@ -1,5 +1,7 @@
 """How long the tests of faults run: a short form in ``make test``, the whole of it in ``make chaos``."""
 
+from __future__ import annotations
+
 import os
 
 FULL = os.environ.get("CHAOS") == "full"

@@ -227,6 +227,7 @@ def test_registration_with_an_http_check_is_consuls() -> None:
         "HTTP": "http://127.0.0.1:7777/h",
         "Interval": "2500ms",
         "Timeout": "1000ms",
+        "FailuresBeforeCritical": 3,
         "Status": "passing",
     }
 
@@ -239,5 +240,6 @@ def test_registration_with_a_grpc_check_is_consuls() -> None:
         "GRPCUseTLS": False,
         "Interval": "1000ms",
         "Timeout": "100ms",
+        "FailuresBeforeCritical": 3,
         "Status": "critical",
     }

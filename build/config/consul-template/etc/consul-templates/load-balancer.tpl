@@ -39,6 +39,13 @@ server {
     # For the locations below as well, where a call that failed ends.
     log_by_lua_block { require("balancer").finish() }
 
+    # A path is the name of a method, all printable ASCII. One that is not, and no UTF-8 either, ends a server of
+    # grpcio's asyncio API for good (seen with 1.85): one call a replica, and nobody serves any more.
+    if ($request_uri ~ "[^\x21-\x7e]") {
+        return 404;
+    }
+    error_page 404 = @unimplemented;
+
     location / {
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
@@ -64,6 +71,14 @@ server {
         default_type application/grpc;
         add_header grpc-status 14 always;
         add_header grpc-message "no replica could be reached" always;
+        return 200 "";
+    }
+
+    location @unimplemented {
+        internal;
+        default_type application/grpc;
+        add_header grpc-status 12 always;
+        add_header grpc-message "no such method" always;
         return 200 "";
     }
 

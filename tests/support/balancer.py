@@ -1,0 +1,58 @@
+"""The balancer's nginx, looked at from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tests.support.drivers import LocalDriver
+from tests.support.probes import BALANCER
+
+# What nginx says when something of it is wrong, and what Lua says through it.
+_TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
+
+
+class Nginx:
+    """The nginx of a stack."""
+
+    def __init__(self, stack: LocalDriver) -> None:
+        self._stack = stack
+        self._home = stack.home / "containers" / BALANCER
+        self._lines = len(stack.logs(BALANCER))
+
+    @property
+    def workers(self) -> list[int]:
+        """The workers' process IDs."""
+        master = int((self._home / "run/nginx/nginx.pid").read_text())
+        return sorted(int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split())
+
+    @property
+    def configuration(self) -> str:
+        """The configuration that it runs with."""
+        return (self._home / "etc/nginx/conf.d/load-balancer.conf").read_text()
+
+    @property
+    def descriptors(self) -> int:
+        """Open file descriptors of all workers."""
+        return sum(descriptors(pid) for pid in self.workers)
+
+    @property
+    def memory_mib(self) -> float:
+        """Memory of all workers; what is shared counts once (PSS)."""
+        return sum(memory_mib(pid) for pid in self.workers)
+
+    def trouble(self) -> list[str]:
+        """The lines of the log since this object was made that tell of a fault of its own."""
+        return [line for line in self._stack.logs(BALANCER)[self._lines :] if _TROUBLE.search(line)]
+
+
+def descriptors(pid: int) -> int:
+    """Open file descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count, no paths
+
+
+def memory_mib(pid: int) -> float:
+    """A process's proportional share of memory (``Pss`` of proc(5))."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(size) for size in re.findall(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)) / 1024

@@ -1,0 +1,215 @@
+"""HTTP/2 frames (RFC 9113), right ones and wrong ones."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterable, Mapping
+
+MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY_FLAG = 0x1, 0x1, 0x4, 0x8, 0x20
+HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
+CANCEL = 8
+LARGEST_WINDOW = 2**31 - 1
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None) -> bytes:
+    """A frame; ``length`` is what it says its length is, by default the truth."""
+    size = len(payload) if length is None else length
+    return struct.pack(">I", size)[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def settings(values: Mapping[int, int] | None = None) -> bytes:
+    """A SETTINGS frame."""
+    return frame(SETTINGS, payload=b"".join(struct.pack(">HI", key, value) for key, value in (values or {}).items()))
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame."""
+    return frame(WINDOW_UPDATE, stream=stream, payload=struct.pack(">I", increment))
+
+
+def reset(stream: int) -> bytes:
+    """A RST_STREAM frame with the code CANCEL."""
+    return frame(RST_STREAM, stream=stream, payload=struct.pack(">I", CANCEL))
+
+
+def _length(size: int) -> bytes:
+    """A string's length in HPACK (RFC 7541, section 5.1), a prefix of 7 bits."""
+    if size < 127:
+        return bytes((size,))
+    found, size = [127], size - 127
+    while size >= 128:
+        found.append(size % 128 + 128)
+        size //= 128
+    return bytes((*found, size))
+
+
+def block(headers: Iterable[tuple[str, str]]) -> bytes:
+    """A header block: each field a literal without indexing and without Huffman's code."""
+    found = b""
+    for name, value in headers:
+        found += b"\0" + _length(len(name)) + name.encode("latin-1") + _length(len(value)) + value.encode("latin-1")
+    return found
+
+
+def call_headers(path: str, *more: tuple[str, str]) -> bytes:
+    """The header block of a gRPC call."""
+    pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test")]
+    return block([*pseudo, ("te", "trailers"), ("content-type", "application/grpc"), *more])
+
+
+def message(payload: bytes) -> bytes:
+    """A gRPC message, not compressed."""
+    return b"\0" + struct.pack(">I", len(payload)) + payload
+
+
+PATH = "/protos.Ping/SayHello"
+PREFACE = MAGIC + settings()
+HEAD = call_headers(PATH)
+CALL = frame(HEADERS, END_HEADERS, 1, HEAD)
+_PADDED_CALL = END_HEADERS | PADDED
+_INDEXED = b"\xff\xff\xff\xff\x7f"
+
+# Ends a server of grpcio's asyncio API.
+DEADLY = "a path that is no UTF-8"
+# What a client may not send, or not in this place, by its name.
+WRONG: dict[str, bytes] = {
+    "nothing after the magic": MAGIC,
+    "half of the magic": MAGIC[:10],
+    "a wrong magic": MAGIC[:-2] + b"xx" + settings(),
+    "no settings first": MAGIC + frame(PING, payload=b"12345678"),
+    "a call before the settings": MAGIC + CALL,
+    "an unknown kind of frame": PREFACE + frame(0xEE, 0xFF, 7, b"?" * 100),
+    "a frame that is too large": PREFACE + frame(DATA, 0, 1, b"", length=0xFFFFFF),
+    "half of a frame": PREFACE + frame(HEADERS, END_HEADERS, 1, HEAD[:5], length=len(HEAD)),
+    "settings of a wrong length": PREFACE + frame(SETTINGS, payload=b"12345"),
+    "settings on a stream": PREFACE + frame(SETTINGS, stream=1),
+    "an acknowledgement with a payload": PREFACE + frame(SETTINGS, ACK, payload=b"123456"),
+    "acknowledgements of nothing": PREFACE + frame(SETTINGS, ACK) * 50,
+    "a window above the largest": PREFACE + settings({INITIAL_WINDOW_SIZE: 2**31}),
+    "a frame size below the smallest": PREFACE + settings({MAX_FRAME_SIZE: 1}),
+    "a frame size above the largest": PREFACE + settings({MAX_FRAME_SIZE: 2**24}),
+    "push neither on nor off": PREFACE + settings({ENABLE_PUSH: 7}),
+    "no header table": PREFACE + settings({HEADER_TABLE_SIZE: 0}) + CALL,
+    "a vast header table": PREFACE + settings({HEADER_TABLE_SIZE: 2**32 - 1}) + CALL,
+    "unknown settings": PREFACE + settings({0xF000 + number: number for number in range(200)}),
+    "a ping of a wrong length": PREFACE + frame(PING, payload=b"1234567"),
+    "a ping on a stream": PREFACE + frame(PING, stream=3, payload=b"12345678"),
+    "headers on stream 0": PREFACE + frame(HEADERS, END_HEADERS, 0, HEAD),
+    "headers on an even stream": PREFACE + frame(HEADERS, END_HEADERS, 2, HEAD),
+    "a stream's number lower than the last": PREFACE + frame(HEADERS, END_HEADERS, 5, HEAD) + CALL,
+    "the same stream twice": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD) + CALL,
+    "the last number of a stream": PREFACE + frame(HEADERS, END_HEADERS, 2**31 - 1, HEAD),
+    "the reserved bit": PREFACE + frame(HEADERS, END_HEADERS, 2**31 + 1, HEAD),
+    "headers without a payload": PREFACE + frame(HEADERS, END_HEADERS, 1),
+    "padding longer than the frame": PREFACE + frame(HEADERS, _PADDED_CALL, 1, b"\xff" + HEAD[:20]),
+    "only padding": PREFACE + frame(HEADERS, _PADDED_CALL, 1, b"\x04" + b"\0" * 4),
+    "padding without its length": PREFACE + frame(DATA, PADDED, 1),
+    "data with too much padding": PREFACE + CALL + frame(DATA, PADDED, 1, b"\x09abc"),
+    "a stream that depends on itself": PREFACE
+    + frame(HEADERS, END_HEADERS | PRIORITY_FLAG, 1, struct.pack(">IB", 1, 1) + HEAD),
+    "priority of a wrong length": PREFACE + frame(PRIORITY, stream=1, payload=b"1234"),
+    "priority on stream 0": PREFACE + frame(PRIORITY, payload=struct.pack(">IB", 3, 1)),
+    "many priorities": PREFACE
+    + b"".join(frame(PRIORITY, stream=number, payload=struct.pack(">IB", 0, 1)) for number in range(1, 2001, 2)),
+    "HPACK: an index that is not there": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\xfe"),
+    "HPACK: index 0": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\x80"),
+    "HPACK: an endless number": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\xff" * 50),
+    "HPACK: a number of 35 bits": PREFACE + frame(HEADERS, END_HEADERS, 1, _INDEXED),
+    "HPACK: a string longer than the block": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\0\x7e" + b"a" * 5),
+    "HPACK: a wrong Huffman code": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\0\x84\xff\xff\xff\xff\x01a"),
+    "HPACK: a table above the largest": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\x3f\xff\xff\xff\x07" + HEAD),
+    "HPACK: rubbish": PREFACE + frame(HEADERS, END_HEADERS, 1, bytes(range(256))),
+    "no pseudo-headers": PREFACE + frame(HEADERS, END_HEADERS, 1, block([("te", "trailers")])),
+    "the method twice": PREFACE + frame(HEADERS, END_HEADERS, 1, block([(":method", "POST")]) + HEAD),
+    "an unknown pseudo-header": PREFACE + frame(HEADERS, END_HEADERS, 1, HEAD + block([(":what", "1")])),
+    "a pseudo-header at the end": PREFACE + frame(HEADERS, END_HEADERS, 1, HEAD + block([(":path", "/other")])),
+    "an empty path": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("")),
+    "a path without a slash": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("protos.Ping")),
+    "a path of control characters": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("/a\r\nb\0c/d")),
+    "a path that is no UTF-8": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/a\xff/b")),
+    "metadata that is no UTF-8": PREFACE
+    + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers(PATH, ("x", "\xff\xfe"))),
+    "a path upwards": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/../../etc/passwd")),
+    "a path that Lua could read": PREFACE
+    + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/%s%d%%[^/]+$(x)/..")),
+    "a name in capitals": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("Upper", "1"))),
+    "a line break in a value": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x", "a\r\nhost: b"))),
+    "a zero byte in a name": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x\0y", "1"))),
+    "an empty name": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("", "1"))),
+    "headers of HTTP/1.1": PREFACE
+    + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("connection", "close"), ("transfer-encoding", "chunked"))),
+    "a length that is none": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("content-length", "-1"))),
+    "a length that is not kept": PREFACE
+    + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("content-length", "5")))
+    + frame(DATA, END_STREAM, 1, b"x" * 500),
+    "a metadata field of 15 KiB": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x", "v" * 15_000))),
+    "metadata of 1 MiB": PREFACE
+    + frame(HEADERS, 0, 1, HEAD)
+    + frame(CONTINUATION, 0, 1, block([("x", "v" * 16_000)])) * 64
+    + frame(CONTINUATION, END_HEADERS, 1),
+    "ten thousand fields": PREFACE
+    + frame(HEADERS, 0, 1, HEAD)
+    + frame(CONTINUATION, 0, 1, block([("x", "")] * 4000)) * 3
+    + frame(CONTINUATION, END_HEADERS, 1),
+    "another frame between headers and their continuation": PREFACE
+    + frame(HEADERS, 0, 1, HEAD)
+    + frame(PING, payload=b"12345678"),
+    "a continuation of nothing": PREFACE + frame(CONTINUATION, END_HEADERS, 1, HEAD),
+    "a continuation on another stream": PREFACE + frame(HEADERS, 0, 1, HEAD) + frame(CONTINUATION, 0, 3),
+    "data on stream 0": PREFACE + frame(DATA, 0, 0, b"x"),
+    "data on a stream that is not open": PREFACE + frame(DATA, 0, 9, b"x" * 100),
+    "data after the end": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD) + frame(DATA, 0, 1, b"x"),
+    "a message longer than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\0\0\0\1" + b"x" * 50),
+    "a message shorter than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\xff\xff\xff\xffx"),
+    "a message with an unknown compression": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\x07\0\0\0\1x"),
+    "a message that is no PingMessage": PREFACE + CALL + frame(DATA, END_STREAM, 1, message(b"\xff" * 20)),
+    "more data than the window": PREFACE + CALL + frame(DATA, 0, 1, b"x" * 16_384) * 40,
+    "a reset on stream 0": PREFACE + reset(0),
+    "a reset of a stream that is not open": PREFACE + reset(7),
+    "a reset of a wrong length": PREFACE + CALL + frame(RST_STREAM, 0, 1, b"123"),
+    "a window that overflows": PREFACE + CALL + window_update(1, LARGEST_WINDOW) * 2,
+    "a connection's window that overflows": PREFACE + window_update(0, LARGEST_WINDOW) * 2,
+    "a window that overflows by a setting": PREFACE
+    + CALL
+    + window_update(1, LARGEST_WINDOW - 70_000)
+    + settings({INITIAL_WINDOW_SIZE: LARGEST_WINDOW}),
+    "an increment of 0": PREFACE + CALL + window_update(1, 0) + window_update(0, 0),
+    "an increment of a wrong length": PREFACE + frame(WINDOW_UPDATE, payload=b"1"),
+    "a window for a stream that is not open": PREFACE + window_update(99, 1),
+    "a promise of a client": PREFACE + frame(PUSH_PROMISE, END_HEADERS, 1, struct.pack(">I", 2) + HEAD),
+    "goodbye at once": PREFACE + frame(GOAWAY, payload=struct.pack(">II", 0, 0)) + CALL,
+    "goodbye of a wrong length": PREFACE + frame(GOAWAY, payload=b"1"),
+    "goodbye on a stream": PREFACE + frame(GOAWAY, stream=1, payload=struct.pack(">II", 0, 0)),
+    "a thousand calls at once": PREFACE
+    + b"".join(frame(HEADERS, END_HEADERS, number, HEAD) for number in range(1, 2001, 2)),
+    "HTTP/1.1": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "HTTP/1.1, a gRPC call": b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc\r\n"
+    b"Content-Length: 5\r\n\r\n\0\0\0\0\0",
+    "HTTP/1.1, upgrade": b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+    "HTTP/1.1, smuggled": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5c\r\nGET / HTTP/1.1\r\n\r\n0\r\n\r\n",
+    "HTTP/1.1, long headers": b"GET / HTTP/1.1\r\n" + (b"x: " + b"v" * 8000 + b"\r\n") * 100 + b"\r\n",
+    "HTTP/0.9": b"GET /\r\n",
+    "TLS hello": bytes.fromhex("16030100c8010000c40303") + bytes(range(200)),
+    "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "zeros": b"\0" * 5000,
+    "line breaks": b"\r\n" * 5000,
+}
+
+
+def at_random(seed: int) -> bytes:
+    """Bytes without sense, or frames with fields at random; the same for the same seed."""
+    source = random.Random(seed)  # noqa: S311 - has to repeat
+    if seed % 4 == 0:
+        return source.randbytes(source.randint(1, 4000))
+    found = PREFACE
+    for _ in range(source.randint(1, 30)):
+        payload = source.choice((HEAD, source.randbytes(source.randint(0, 60)), b""))
+        length = None if source.random() < 0.9 else source.randint(0, 20_000)
+        kind, stream = source.choice((*range(10), 0xFF)), source.choice((0, 1, 1, 3, 5, 2**31 - 1))
+        found += frame(kind, source.choice((0, 1, 4, 5, 8, 0x20, 0xFF)), stream, payload, length=length)
+    return found

@@ -1,0 +1,102 @@
+"""Servers of ``tests.Probe`` beside a stack, registered by hand with Consul's HTTP API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import requests
+
+from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.probe import SERVICE
+from tests.support.wait import wait_for
+
+APP = "probe"
+PORT = 7777
+BALANCER = "load-balancer"
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 64 * 1024),
+]
+
+
+def balancer_address(stack: LocalDriver) -> str:
+    """The address of the balancer's own container."""
+    return str(next(row["address"] for row in stack.rows() if row["name"] == BALANCER))
+
+
+def peer_addresses(balancer: str) -> set[str]:
+    """The addresses of the replicas that the balancer at ``balancer`` has, set aside or not."""
+    found = requests.get(f"http://{balancer}:8080/peers", timeout=5).json()["peers"]
+    return {str(peer["address"]) for peer in found}
+
+
+@dataclass(frozen=True)
+class ProbeServer:
+    """A server that runs."""
+
+    stack: LocalDriver
+    balancer: str
+    address: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def target(self) -> str:
+        """Where it is called without the balancer."""
+        return f"{self.address}:{PORT}"
+
+    def register(self, *, wait: bool = True) -> None:
+        """Puts it into the catalogue and waits until the balancer has it."""
+        body = {
+            "ID": f"{APP}-{self.address}",
+            "Name": APP,
+            "Address": self.address,
+            "Port": PORT,
+            "Tags": ["grpc_server"],
+            "Meta": {"grpc_services": SERVICE},
+        }
+        ConsulApi(self.stack).put("/v1/agent/service/register", body)
+        if wait:
+            self._wait(present=True)
+
+    def deregister(self, *, wait: bool = True) -> None:
+        """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
+        api = ConsulApi(self.stack)
+        if f"{APP}-{self.address}" in api.get("/v1/agent/services"):
+            api.put(f"/v1/agent/service/deregister/{APP}-{self.address}")
+        if wait:
+            self._wait(present=False)
+
+    def _wait(self, *, present: bool) -> None:
+        wait_for(
+            lambda: peer_addresses(self.balancer),
+            lambda found: (self.address in found) == present,
+            20,
+            f"{self.address} is {'known' if present else 'forgotten'}",
+        )
+
+
+@contextmanager
+def running_probe(stack: LocalDriver, number: int, *, grace_seconds: float = 0) -> Iterator[ProbeServer]:
+    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
+    address = f"{stack.address_base.removesuffix('.0.0')}.201.{number}"
+    command = [sys.executable, "-m", "tests.support.probe", address, str(PORT), str(grace_seconds)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"serving\n"
+            server = ProbeServer(stack, balancer_address(stack), address, process)
+            server.register()
+            try:
+                yield server
+            finally:
+                server.deregister(wait=False)
+        finally:
+            process.kill()

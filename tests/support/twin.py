@@ -1,0 +1,58 @@
+"""A second nginx with the balancer's configuration and replicas, at an address of its own: the other victim."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from tests.support.drivers import LocalDriver
+from tests.support.probes import BALANCER, balancer_address
+from tests.support.wait import wait_for
+
+
+def _serves(address: str) -> bool:
+    try:
+        return requests.get(f"http://{address}:8080/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@contextmanager
+def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
+    """Runs it in the directory ``home``; gives the address that it listens on."""
+    container = stack.home / "containers" / BALANCER
+    shutil.copytree(container / "etc/nginx", home / "etc/nginx")
+    shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
+    shutil.copy(container / "run/peers", home / "run/peers")
+    (home / "var/lib/load-balancer").mkdir(parents=True)
+    address = f"{stack.address_base.removesuffix('.0.0')}.202.1"
+    structure = home / "etc/nginx/conf.d/load-balancer.conf"
+    # The first of its addresses becomes the new one, the others go.
+    listens = re.findall(r"    listen \S+ http2[^;]*;\n", structure.read_text())
+    text = structure.read_text().replace(listens[0], f"    listen {address}:5000 http2 backlog=4096;\n")
+    for line in listens[1:]:
+        text = text.replace(line, "")
+    text = re.sub(r"listen \S+:8080;", f"listen {address}:8080;", text)
+    structure.write_text(text)
+    command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
+    directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
+    networks = {"PEER_CIDR": "127.0.0.0/8", "CONSUL_ADDRESS": balancer_address(stack), "CONSUL_PORT": "8500"}
+    with (
+        (home / "log").open("wb") as log,
+        subprocess.Popen(
+            [*command, "-g", f"worker_processes auto; {directives}"], env={**os.environ, **networks}, stderr=log
+        ) as process,
+    ):
+        try:
+            wait_for(lambda: _serves(address), bool, 20, "the second nginx serves")
+            yield address, 5000
+        finally:
+            process.terminate()
+            process.wait(20)
