@@ -24,8 +24,8 @@ from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 600)
 
-# In the whole form, what one of five replicas has in flight of one client at the most: the balancer lets none have more than 1.25 times
-# its share, rounded up in each of the two workers.
+# In the whole form, what one of five replicas has in flight of one client at the most: the balancer lets none have more
+# than 1.25 times its share, rounded up in each of the two workers.
 IN_FLIGHT = math.ceil(1.25 * CALLERS / 5) + 2 if FULL else CALLERS
 # The short form runs on machines that do other work as well, where a second is soon over for other reasons.
 LIMIT_SECONDS = 1.0 if FULL else DEADLINE_SECONDS
