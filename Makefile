@@ -2,7 +2,7 @@
 # make down      stops it
 # make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
-# make chaos     the tests of faults in full, about 40 minutes; writes docs/reliability.md
+# make chaos     the tests of faults in full; writes docs/reliability.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

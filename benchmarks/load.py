@@ -81,7 +81,12 @@ def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -
         command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", target.rpartition(":")[2]]
         command += ["--duration", str(seconds), "--concurrency", str(concurrency), "--connections", str(connections)]
         return "grpc_client", [*command, "--no-retry", "--json"]
+    return "ghz", [*ghz_command(ghz, seconds, concurrency, connections), "--format", "summary", target]
+
+
+def ghz_command(ghz: Path, seconds: float, concurrency: int, connections: int) -> list[str]:
+    """Ghz calling Ping for so long, its calls in flight waited for; its output's format and the target are left out."""
     command = [str(ghz), "--insecure", "--proto", str(programs.ROOT / "protos" / "api.proto")]
-    command += ["--call", "protos.Ping.SayHello", "-d", json.dumps({"greeting": GREETING}), "-O", "summary"]
-    command += ["-c", str(concurrency), "--connections", str(connections), "-z", f"{seconds:g}s"]
-    return "ghz", [*command, "--duration-stop", "wait", target]
+    command += ["--call", "protos.Ping.SayHello", "--data", json.dumps({"greeting": GREETING})]
+    command += ["--concurrency", str(concurrency), "--connections", str(connections)]
+    return [*command, "--duration", f"{seconds:g}s", "--duration-stop", "wait"]

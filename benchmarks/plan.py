@@ -18,7 +18,6 @@ class Plan:
         changes: membership changes in a round.
     """
 
-    name: str
     rounds: int
     long_rounds: int
     registrations: int
@@ -28,7 +27,6 @@ class Plan:
 
 
 FULL = Plan(
-    name="full",
     rounds=5,
     long_rounds=3,
     registrations=100,
@@ -37,7 +35,6 @@ FULL = Plan(
     changes=40,
 )
 QUICK = Plan(
-    name="quick",
     rounds=3,
     long_rounds=1,
     registrations=8,

@@ -26,6 +26,8 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self._tasks: dict[Any, asyncio.Task[Any]] = {}
+        # By the handler of a method: wrapped at its first call, not at each. The server makes its handlers once.
+        self._wrapped: dict[Any, Any] = {}
         self._leaving = False
         self._over = False
         self._idle = asyncio.Event()
@@ -47,10 +49,16 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
                 await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wraps the method that a call is for; the types are gRPC's, which are generic in each call."""
+        """Gives the wrapped method that a call is for; the types are gRPC's, which are generic in each call."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        wrapped = self._wrapped.get(handler)
+        if wrapped is None:
+            wrapped = self._wrapped[handler] = self._wrap(handler)
+        return wrapped
+
+    def _wrap(self, handler: Any) -> Any:
         kind = next(kind for kind in KINDS if getattr(handler, kind))
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             self._counted(getattr(handler, kind)), handler.request_deserializer, handler.response_serializer

@@ -45,8 +45,13 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
 @pytest.fixture(scope="module")
 def five_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with five replicas; one again afterwards."""
-    stack.up(5)
-    wait_for_replicas(stack, 5)
+    yield from with_replicas(stack, 5)
+
+
+def with_replicas(stack: LocalDriver, count: int) -> Iterator[LocalDriver]:
+    """The stack with so many replicas, and with one when it is no longer needed."""
+    stack.up(count)
+    wait_for_replicas(stack, count)
     yield stack
     stack.up(1)
     wait_for_replicas(stack, 1)

@@ -19,9 +19,8 @@ import requests
 from local_stack.settings import ROOT
 from registrar.config import RegistrarConfig
 from registrar.environment import ConfigError
-from tests.integration.test_balancer import peers
 from tests.support.background import calls_at_a_rate
-from tests.support.balancer import Nginx
+from tests.support.balancer import Nginx, peers
 from tests.support.calls import OPTIONS, answers
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.frames import DEADLY, WRONG, at_random

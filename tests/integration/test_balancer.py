@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import requests
 
+from tests.support.balancer import BALANCER
 from tests.support.calls import answers
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
 from tests.support.wait import wait_for
-
-BALANCER = "load-balancer"
 
 
 @pytest.fixture
@@ -21,11 +19,6 @@ def restored(stack: LocalDriver) -> Iterator[LocalDriver]:
     yield stack
     stack.up(1)
     wait_for_replicas(stack, 1)
-
-
-def peers(driver: LocalDriver) -> list[dict[str, object]]:
-    """The balancer's own view of its replicas."""
-    return list(requests.get(f"http://{driver.address(BALANCER)}:8080/peers", timeout=5).json()["peers"])
 
 
 @pytest.mark.parametrize("mode", ["reload", "restart"])

@@ -14,33 +14,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.integration.test_balancer import BALANCER, peers
+from tests.support.balancer import BALANCER, Nginx, peers
 from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import CALLERS, two_clients
 from tests.support.rounds import FULL, rounds
 from tests.support.scenarios import SERVER_NAME, target, wait_for_replicas
-from tests.support.wait import wait_for
+from tests.support.wait import wait_for, wait_for_death
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 600)
-
-
-def workers(driver: LocalDriver) -> set[int]:
-    """Nginx's workers, those of a master that is gone included."""
-    home = driver.home / "containers" / BALANCER
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdigit()
-                and (entry / "cwd").resolve() == home.resolve()
-                and b"nginx: worker" in (entry / "cmdline").read_bytes()
-            ):
-                found.add(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("program", ["consul-template", "consul", "registrar"])
@@ -62,13 +45,13 @@ def test_killing_the_programs_beside_nginx_costs_no_call(five_replicas: LocalDri
 
 
 def test_a_killed_nginx_worker_costs_its_open_calls(five_replicas: LocalDriver) -> None:
-    times = rounds(5, 1)
+    times, nginx = rounds(5, 1), Nginx(five_replicas)
     with two_clients(five_replicas, retry=True) as load:
         for _ in range(times):
-            before = workers(five_replicas)
+            before = nginx.workers
             os.kill(min(before), signal.SIGKILL)
             wait_for(
-                lambda: workers(five_replicas),
+                lambda: nginx.workers,
                 lambda now, before=before: min(before) not in now and len(now) == len(before),  # type: ignore[misc]
                 10,
                 "another worker is there",
@@ -82,7 +65,7 @@ def test_a_killed_nginx_worker_costs_its_open_calls(five_replicas: LocalDriver) 
 
 def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDriver) -> None:
     with two_clients(five_replicas, retry=True) as load:
-        before, master = workers(five_replicas), five_replicas.pid(BALANCER, "nginx")
+        before, master = Nginx(five_replicas).workers, five_replicas.pid(BALANCER, "nginx")
         os.kill(master, signal.SIGKILL)
         answered, longest, end = time.monotonic(), 0.0, time.monotonic() + 5
         while time.monotonic() < end:
@@ -96,7 +79,7 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
         wait_for(
             lambda: five_replicas.pid(BALANCER, "nginx"), lambda now: now not in (0, master), 10, "it is started again"
         )
-    wait_for(lambda: workers(five_replicas) & before, lambda left: not left, 30, "the old workers have ended")
+    wait_for_death(set(before))
     record(
         "nginx's master killed; grpc_client with the standard retry policy",
         load,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -14,10 +12,11 @@ import grpc
 import pytest
 import requests
 
-from tests.integration.test_balancer import BALANCER, peers
+from tests.integration.conftest import with_replicas
+from tests.support.balancer import BALANCER, peers
 from tests.support.calls import say_hello, status
 from tests.support.chaos import record
-from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.rounds import FULL, rounds
 from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
@@ -33,11 +32,7 @@ SERVERS = ("server-1", "server-2", "server-3")
 @pytest.fixture
 def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with three replicas; one again afterwards."""
-    stack.up(3)
-    wait_for_replicas(stack, 3)
-    yield stack
-    stack.up(1)
-    wait_for_replicas(stack, 1)
+    yield from with_replicas(stack, 3)
 
 
 def leader(driver: LocalDriver) -> str:
@@ -87,9 +82,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         wait_for(lambda: leader(three_replicas), lambda name: name not in ("", first), PATIENCE_SECONDS, "another one")
         three_replicas.start(first)
         three_replicas.local_stack("stop", *SERVERS)
-        starting = subprocess.Popen(
-            [sys.executable, "-m", "local_stack", "start", newcomer], env={**os.environ, **three_replicas.env}, cwd=ROOT
-        )
+        starting = three_replicas.begin("start", newcomer)
         time.sleep(seconds)
         assert address not in states(three_replicas)
         three_replicas.local_stack("start", *SERVERS)
@@ -119,9 +112,7 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     before = states(three_replicas)
     # The restart ends every connection; what survives of them is what has been counted.
     three_replicas.local_stack("stop", BALANCER)
-    starting = subprocess.Popen(
-        [sys.executable, "-m", "local_stack", "start", BALANCER], env={**os.environ, **three_replicas.env}, cwd=ROOT
-    )
+    starting = three_replicas.begin("start", BALANCER)
     balancer = three_replicas.home / "containers" / BALANCER
     wait_for((balancer / "run" / "supervisord.pid").exists, bool, 30, "the container has started")
     begin = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_balancer import peers
+from tests.support.balancer import peers
 from tests.support.chaos import record
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import CALLERS, DEADLINE_SECONDS, Load, two_clients

@@ -19,7 +19,7 @@ from local_stack.supervisor import Supervisor
 from tests.integration.conftest import SLOT, short_home
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.scenarios import PATIENCE_SECONDS, wait_for_replicas
-from tests.support.wait import wait_for
+from tests.support.wait import is_alive, wait_for, wait_for_death
 
 REPLICA = "hello_server-1"
 
@@ -83,19 +83,6 @@ def pids(driver: LocalDriver, name: str = REPLICA) -> set[int]:
 def programs(driver: LocalDriver) -> dict[str, dict[str, int]]:
     """The process ids of all programs, by container."""
     return {row["name"]: {item["name"]: item["pid"] for item in row["programs"]} for row in driver.rows()}
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there; one that waits for its parent to notice its end is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for_death(old: set[int]) -> None:
-    """Waits until none of these processes is left."""
-    wait_for(lambda: {pid for pid in old if is_alive(pid)}, lambda left: not left, 30, "the old processes end")
 
 
 def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> None:  # noqa: ARG001

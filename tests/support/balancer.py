@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
+import requests
+
+from benchmarks.processes import children, pss_bytes
 from tests.support.drivers import LocalDriver
-from tests.support.probes import BALANCER
 
+BALANCER = "load-balancer"
 # What nginx says when something of it is wrong, and what Lua says through it.
 _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
+
+
+def peers(stack: LocalDriver) -> list[dict[str, object]]:
+    """The balancer's own view of its replicas."""
+    return list(requests.get(f"http://{stack.address(BALANCER)}:8080/peers", timeout=5).json()["peers"])
 
 
 class Nginx:
@@ -24,8 +31,7 @@ class Nginx:
     @property
     def workers(self) -> list[int]:
         """The workers' process IDs."""
-        master = int((self._home / "run/nginx/nginx.pid").read_text())
-        return sorted(int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split())
+        return sorted(children(int((self._home / "run/nginx/nginx.pid").read_text())))
 
     @property
     def configuration(self) -> str:
@@ -40,7 +46,7 @@ class Nginx:
     @property
     def memory_mib(self) -> float:
         """Memory of all workers; what is shared counts once (PSS)."""
-        return sum(memory_mib(pid) for pid in self.workers)
+        return sum(pss_bytes(pid) for pid in self.workers) / 2**20
 
     def trouble(self) -> list[str]:
         """The lines of the log since this object was made that tell of a fault of its own."""
@@ -50,9 +56,3 @@ class Nginx:
 def descriptors(pid: int) -> int:
     """Open file descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count, no paths
-
-
-def memory_mib(pid: int) -> float:
-    """A process's proportional share of memory (``Pss`` of proc(5))."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(size) for size in re.findall(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)) / 1024

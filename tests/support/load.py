@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import programs
 from benchmarks.errors import MissingError
+from benchmarks.load import ghz_command
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8
@@ -140,9 +141,7 @@ def _our_outcome(report: dict[str, Any]) -> Outcome:
 
 
 def _ghz(program: Path, port: int, rate: int | None, deadline: float) -> list[str]:
-    command = [str(program), "--insecure", "--proto", "protos/api.proto", "--call", "protos.Ping.SayHello"]
-    command += ["--data", '{"greeting": "hello"}', "--concurrency", str(CALLERS), "--connections", str(CONNECTIONS)]
-    command += ["--duration", f"{_LIMIT_SECONDS}s", "--duration-stop", "wait", "--timeout", f"{deadline}s"]
+    command = [*ghz_command(program, _LIMIT_SECONDS, CALLERS, CONNECTIONS), "--timeout", f"{deadline}s"]
     command += ["--rps", str(rate)] if rate else []
     return [*command, "--format", "json", f"127.0.0.1:{port}"]
 

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import requests
-
+from tests.support.balancer import peers
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.probe import SERVICE
 from tests.support.wait import wait_for
 
 APP = "probe"
 PORT = 7777
-BALANCER = "load-balancer"
 OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -27,23 +25,11 @@ OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-def balancer_address(stack: LocalDriver) -> str:
-    """The address of the balancer's own container."""
-    return str(next(row["address"] for row in stack.rows() if row["name"] == BALANCER))
-
-
-def peer_addresses(balancer: str) -> set[str]:
-    """The addresses of the replicas that the balancer at ``balancer`` has, set aside or not."""
-    found = requests.get(f"http://{balancer}:8080/peers", timeout=5).json()["peers"]
-    return {str(peer["address"]) for peer in found}
-
-
 @dataclass(frozen=True)
 class ProbeServer:
     """A server that runs."""
 
     stack: LocalDriver
-    balancer: str
     address: str
     process: subprocess.Popen[bytes]
 
@@ -76,7 +62,7 @@ class ProbeServer:
 
     def _wait(self, *, present: bool) -> None:
         wait_for(
-            lambda: peer_addresses(self.balancer),
+            lambda: {peer["address"] for peer in peers(self.stack)},
             lambda found: (self.address in found) == present,
             20,
             f"{self.address} is {'known' if present else 'forgotten'}",
@@ -92,7 +78,7 @@ def running_probe(stack: LocalDriver, number: int, *, grace_seconds: float = 0) 
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = ProbeServer(stack, balancer_address(stack), address, process)
+            server = ProbeServer(stack, address, process)
             server.register()
             try:
                 yield server

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import requests
 
+from tests.support.balancer import BALANCER
 from tests.support.drivers import LocalDriver
-from tests.support.probes import BALANCER, balancer_address
 from tests.support.wait import wait_for
 
 
@@ -43,7 +43,7 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     structure.write_text(text)
     command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
-    networks = {"PEER_CIDR": "127.0.0.0/8", "CONSUL_ADDRESS": balancer_address(stack), "CONSUL_PORT": "8500"}
+    networks = {"PEER_CIDR": "127.0.0.0/8", "CONSUL_ADDRESS": stack.address(BALANCER), "CONSUL_PORT": "8500"}
     with (
         (home / "log").open("wb") as log,
         subprocess.Popen(

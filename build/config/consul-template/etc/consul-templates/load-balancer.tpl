@@ -6,8 +6,8 @@ upstream grpc_replicas {
     # Never used: balancer_by_lua names the peer of each try.
     server 0.0.0.1:1;
     balancer_by_lua_block { require("balancer").balance() }
-    # Idle connections to replicas that a worker keeps, some for each of 1,000 replicas, and how long. A replica's connection is not ended for its
-    # count of calls: an end costs a new connection and brings nothing.
+    # Idle connections to replicas that a worker keeps, some for each of 1,000 replicas, and how long. A replica's
+    # connection is not ended for its count of calls: an end costs a new connection and brings nothing.
     keepalive 4096;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;

@@ -47,17 +47,18 @@ function _M.put(peer, reason)
     end
 end
 
-function _M.bring_back(peer)
-    if set_aside:get(peer.key) then
-        change(peer.key, nil)
-        ngx.log(ngx.NOTICE, "back in service peer=", peer.key)
+-- A peer that has left the list: the next one with its name starts in service. True when it was set aside.
+function _M.forget(key)
+    if not set_aside:get(key) then
+        return false
     end
+    change(key, nil)
+    return true
 end
 
--- A peer that has left the list: the next one with its name starts in service.
-function _M.forget(key)
-    if set_aside:get(key) then
-        change(key, nil)
+function _M.bring_back(peer)
+    if _M.forget(peer.key) then
+        ngx.log(ngx.NOTICE, "back in service peer=", peer.key)
     end
 end
 

@@ -27,7 +27,7 @@ local view = { version = -1, pools = {}, routes = {}, routed = false, default = 
 local function new_pool(name)
     local old = view.pools[name]
     return {
-        name = name, peers = {}, weight = 0, weighted = false, next = nil, current = {},
+        peers = {}, weight = 0, weighted = false, next = nil, current = {},
         calls = old and old.calls or inflight.new(),
     }
 end

@@ -73,14 +73,19 @@ local function save()
         shared:get("lost_until") or 0) .. shared:get("list"))
 end
 
+local function by_key(all)
+    local index = {}
+    for _, peer in ipairs(all) do
+        index[peer.key] = peer
+    end
+    return index
+end
+
 local function publish(new, why)
     local text = peers.format(new)
-    local keys = {}
-    for _, peer in ipairs(new) do
-        keys[peer.key] = true
-    end
+    local present = by_key(new)
     for _, peer in ipairs(list) do
-        if not keys[peer.key] then
+        if not present[peer.key] then
             aside.forget(peer.key)
             probes[peer.key] = nil
         end
@@ -119,14 +124,6 @@ local function whole()
         save()
     end
     return ngx.time() >= (shared:get("lost_until") or 0)
-end
-
-local function by_key(all)
-    local index = {}
-    for _, peer in ipairs(all) do
-        index[peer.key] = peer
-    end
-    return index
 end
 
 -- Takes the rendered list: what is in it is served at once, what is no longer in it goes as the catalogue vouches.
