@@ -268,7 +268,7 @@ def test_up_says_why_a_paused_replica_is_not_ready_and_unpause_mends_it(up: Loca
     try:
         done = call_up(up, "--timeout", "1")
         assert done.returncode == 1
-        assert re.search(r"(not passing in Consul|no answer through port 15400 from): hello_server-1", done.stderr)
+        assert re.search(rf"(not passing in Consul|no answer through port {up.port} from): hello_server-1", done.stderr)
         assert f"last lines of {REPLICA}:\n    " in done.stderr
     finally:
         assert call(up, "unpause", REPLICA).returncode == 0

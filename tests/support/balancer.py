@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import requests
 
@@ -30,8 +31,9 @@ class Nginx:
 
     @property
     def workers(self) -> list[int]:
-        """The workers' process IDs."""
-        return sorted(children(int((self._home / "run/nginx/nginx.pid").read_text())))
+        """The workers' process IDs; the master has another child, which names its lines in the log."""
+        master = int((self._home / "run/nginx/nginx.pid").read_text())
+        return sorted(pid for pid in children(master) if _title(pid).startswith(b"nginx: worker"))
 
     @property
     def configuration(self) -> str:
@@ -51,6 +53,10 @@ class Nginx:
     def trouble(self) -> list[str]:
         """The lines of the log since this object was made that tell of a fault of its own."""
         return [line for line in self._stack.logs(BALANCER)[self._lines :] if _TROUBLE.search(line)]
+
+
+def _title(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def descriptors(pid: int) -> int:
