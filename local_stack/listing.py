@@ -35,6 +35,9 @@ def rows(stack: Stack) -> list[Row]:
     result = []
     for container in stack.containers():
         state = states.get(container.name, "GONE")
+        # supervisord calls a program STARTING for its first second; as with Docker, what runs is running.
+        if state == "STARTING":
+            state = "RUNNING"
         running = state == "RUNNING"
         programs = Supervisor(container.path / "run" / "supervisor.sock").programs() if running else []
         result.append(
