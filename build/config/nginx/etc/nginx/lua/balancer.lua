@@ -12,8 +12,8 @@ local _M = {}
 -- A failed try is repeated at so many other replicas at the most.
 local MORE_TRIES = 4
 -- A replica may have so many times its share of the calls in flight, and so many in any case. A replica that has
--- stopped answering gets no more than that until the probe has found it out, and a slow one doesn't collect all. Few calls
--- at once are shared evenly whatever each replica takes, a replica that has just started and is slow included.
+-- stopped answering gets no more than that until the probe has found it out, and a slow one doesn't collect all. Few
+-- calls at once are shared evenly, a replica included that is slow because it has just started.
 local SHARE, LEAST_SHARE = 1.25, 8
 
 local shared = ngx.shared.membership
