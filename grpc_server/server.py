@@ -82,7 +82,7 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
 
 
 async def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, calls in flight get the grace.
+    """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, then no new calls; those in flight get the grace.
 
     Raises:
         ServerError: the port can't be had, or gRPC has stopped serving by itself.

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,6 +174,32 @@ def test_signal_makes_health_not_serving_and_ends_the_server(tmp_path: Path, num
         assert server.process.wait(30) == 0
         assert "stopped" in server.log.read_text().splitlines()[-1]
         assert "Traceback" not in server.log.read_text()
+
+
+def test_calls_are_answered_until_the_balancer_has_seen_that_health_is_not_serving(tmp_path: Path) -> None:
+    with running(tmp_path / "log", GRPC_GRACE_SECONDS="30") as server, server.channel() as channel:
+        health_stub = health_pb2_grpc.HealthStub(channel)
+        watch = health_stub.Watch(health_pb2.HealthCheckRequest(service="protos.Ping"), timeout=30, wait_for_ready=True)
+        assert next(watch).status == SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        answered, code = 0, grpc.StatusCode.OK
+        began = time.monotonic()
+        while code is grpc.StatusCode.OK and time.monotonic() < began + 20:
+            try:
+                api_pb2_grpc.PingStub(channel).SayHello(api_pb2.PingMessage(greeting="hi"), timeout=10)
+                answered += 1
+                time.sleep(0.1)
+            except grpc.RpcError as error:
+                code = error.code()
+        # A caller that doesn't stop is refused long before the grace has gone by, and Watch doesn't hold the server.
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert 3 < time.monotonic() - began < 15
+        assert answered > 10
+        assert server.process.wait(5) == 0
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watch)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
