@@ -10,12 +10,9 @@ import sys
 from dataclasses import replace
 from typing import NoReturn
 
-from rich.console import Console
-
-from local_stack import listing, logs
+from local_stack import logs
 from local_stack.arguments import parser
 from local_stack.errors import LocalStackError
-from local_stack.readiness import wait_ready
 from local_stack.settings import Directory
 from local_stack.stack import Stack, say
 
@@ -53,19 +50,36 @@ def run(arguments: argparse.Namespace) -> None:
             stack.down(volumes=arguments.volumes)
         case "scale":
             stack.scale(dict(arguments.scale))
-            wait_ready(stack, arguments.timeout)
+            wait(stack, arguments.timeout)
         case "ps":
-            show = listing.rows(stack)
-            if arguments.json:
-                print(json.dumps(listing.as_json(show), indent=2))
-            else:
-                listing.table(show, Console(soft_wrap=not sys.stdout.isatty()))
+            ps(stack, as_json=arguments.json)
         case "logs":
             logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail)
         case "exec":
             execute(stack, arguments.name, arguments.argv)
         case _:
             signals(stack, arguments)
+
+
+def wait(stack: Stack, seconds: float) -> None:
+    """Waits until the stack is ready."""
+    # The clients of gRPC and Consul take a third of a second to import, in which the containers start.
+    from local_stack.readiness import wait_ready
+
+    wait_ready(stack, seconds)
+
+
+def ps(stack: Stack, *, as_json: bool) -> None:
+    """``ps``: the containers and their programs."""
+    from rich.console import Console
+
+    from local_stack import listing
+
+    rows = listing.rows(stack)
+    if as_json:
+        print(json.dumps(listing.as_json(rows), indent=2))
+    else:
+        listing.table(rows, Console(soft_wrap=not sys.stdout.isatty()))
 
 
 def execute(stack: Stack, name: str, argv: list[str]) -> NoReturn:
@@ -106,7 +120,7 @@ def up(stack: Stack, arguments: argparse.Namespace) -> None:
     settings = replace(stack.settings, **{name: value for name, value in given.items() if value is not None})
     try:
         stack.up(dict(arguments.scale), settings)
-        wait_ready(stack, arguments.timeout)
+        wait(stack, arguments.timeout)
         say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
         if not arguments.detach:
             logs.show(stack, (), sys.stdout, follow=True, lines=None)
