@@ -62,8 +62,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if chaos.ROWS:
         terminalreporter.section("faults while calls went on")
         terminalreporter.write_line(chaos.table())
-        if FULL and not terminalreporter.stats.get("failed"):
-            chaos.write()
+        if FULL:
+            chaos.write([report.nodeid.rpartition("::")[2] for report in terminalreporter.stats.get("failed", [])])
 
 
 def short_home(name: str) -> Path:

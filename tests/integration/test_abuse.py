@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -19,9 +20,10 @@ import pytest
 from local_stack.settings import ROOT
 from tests.support import frames
 from tests.support.attacker import KINDS
-from tests.support.background import Load, calls_at_a_rate, measure
 from tests.support.balancer import Nginx, descriptors
+from tests.support.chaos import note, record
 from tests.support.drivers import LocalDriver
+from tests.support.load import FEW_CALLS_A_SECOND, Load, measure, two_clients
 from tests.support.probe import SERVICE
 from tests.support.probes import OPTIONS, ProbeServer, running_probe
 from tests.support.rounds import FULL
@@ -34,7 +36,7 @@ SILENT = 2000
 SILENT_SECONDS = 25.0
 ATTACK_SECONDS = 10.0 if FULL else 3.0
 BASELINE_SECONDS = 10.0 if FULL else 1.5
-ROUNDS = 5 if FULL else 3
+ROUNDS = 5 if FULL else 1
 # closed-windows costs the balancer what never-reads does.
 SHORT_KINDS = tuple(kind for kind in KINDS if kind != "closed-windows")
 # How much longer calls may take. Of rapid resets nginx hands some thousand a second on before it cuts the connection,
@@ -93,7 +95,7 @@ def test_connections_that_stay_silent_are_closed_and_keep_nobody_out(stack: Loca
     # Nothing at all, a part of the preface, no call, a part of a frame, a part of a call. The last stays as a
     # connection without a call, and those may be idle for long.
     starts = (b"", frames.MAGIC[:9], frames.PREFACE, frames.PREFACE + frames.CALL[:5], frames.PREFACE + PART_OF_A_CALL)
-    with ExitStack() as resources, calls_at_a_rate(stack.port) as load:
+    with ExitStack() as resources, two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
         connections = []
         for number in range(SILENT):
             connection = resources.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=5))
@@ -105,7 +107,8 @@ def test_connections_that_stay_silent_are_closed_and_keep_nobody_out(stack: Loca
             silent = [connection for connection in silent if not connection.ended()]
             time.sleep(0.1)
         seconds = time.monotonic() - opened
-    print(f"{SILENT} silent connections, {len(silent)} not ended after {seconds:.1f} s")
+    remark = f"{SILENT - len(silent)} are ended after {seconds:.1f} s"
+    record(f"{SILENT} connections that open and stay silent", load, remark)
     load.lost_nothing()
     assert not silent
     wait_for(lambda: nginx.descriptors, lambda now: now < before + 100, 10, "the descriptors are free again")
@@ -120,31 +123,49 @@ def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int], second
     """Callers of the balancer while an attacker is busy at ``address``, and what the attacker did."""
     with attack(kind, address, seconds + 0.5) as attacker:
         time.sleep(0.5)  # It has to start.
-        load = measure(stack.port, seconds)
+        load = measure(stack, seconds)
         output, _ = attacker.communicate(timeout=60)
     load.lost_nothing()
     return load, json.loads(output)
 
 
-def p99(load: Load) -> float:
-    assert load.report.latency is not None
-    return load.report.latency.p99
-
-
-def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> bool:
-    """Whether the callers' p99 stays in bounds, against what it is alone or while another nginx is the victim.
+@dataclass(frozen=True)
+class Round:
+    """The p99 of the callers, in milliseconds: alone, while another nginx is the victim, while the balancer is.
 
     Attacker, victim and callers share the processors here. In the control nginx is not the balancer but the
     processors are as busy; what is slower than that is the balancer's doing.
     """
-    alone = measure(stack.port, BASELINE_SECONDS)
+
+    alone: float
+    control: float
+    attacked: float
+    calls: int
+
+    @property
+    def ratio(self) -> float:
+        """How much longer it takes, beyond a pause of the machine; against the worse of the other two."""
+        return (self.attacked - MARGIN_MILLISECONDS) / max(self.alone, self.control)
+
+    def __str__(self) -> str:
+        return (
+            f"p99 {self.alone:.0f} ms before, {self.control:.0f} beside an attack on another nginx, {self.attacked:.0f}"
+        )
+
+
+def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> Round:
+    alone = measure(stack, BASELINE_SECONDS)
     alone.lost_nothing()
     control, _ = under_attack(stack, kind, other_victim, BASELINE_SECONDS)
     attacked, count = under_attack(stack, kind, ("127.0.0.1", stack.port), ATTACK_SECONDS)
-    print(f"{kind}: p99 {p99(alone):.1f} ms alone, {p99(control):.1f} beside an attack on another nginx, ", end="")
-    print(f"{p99(attacked):.1f} attacked; ratios {p99(attacked) / p99(alone):.1f}", end="")
-    print(f" and {p99(attacked) / p99(control):.1f}; {count}")
-    return p99(attacked) <= MORE_TIME[kind] * max(p99(alone), p99(control)) + MARGIN_MILLISECONDS
+    done = Round(
+        alone=alone.p99_seconds * 1000,
+        control=control.p99_seconds * 1000,
+        attacked=attacked.p99_seconds * 1000,
+        calls=attacked.calls,
+    )
+    print(f"{kind}: {done}; {count}")
+    return done
 
 
 @pytest.mark.parametrize("kind", KINDS if FULL else SHORT_KINDS)
@@ -154,18 +175,24 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
     assert probe.process.poll() is None
     nginx = Nginx(stack)
     memory, workers = nginx.memory_mib, nginx.workers
-    print()
+    rounds: list[Round] = []
     # Other work of the machine can spoil a round, and never makes one better.
-    in_time = any(one_round(stack, kind, other_victim) for _ in range(ROUNDS))
+    while len(rounds) < ROUNDS and not any(done.ratio <= MORE_TIME[kind] for done in rounds):
+        rounds.append(one_round(stack, kind, other_victim))
+    best = min(rounds, key=lambda done: done.ratio)
     peak, began = nginx.memory_mib, time.monotonic()
     wait_for(lambda: nginx.memory_mib, lambda now: now < memory * 1.3 + 8, MEMORY_SECONDS, f"back at {memory} MiB")
-    print(f"memory {memory:.1f} MiB before, {peak:.1f} at the end, ", end="")
-    print(f"{nginx.memory_mib:.1f} after {time.monotonic() - began:.1f} s")
+    seconds = time.monotonic() - began
+    remark = (
+        f"{best}; nginx {memory:.0f} MiB before, {peak:.0f} at the end, {nginx.memory_mib:.0f} {seconds:.0f} s later"
+    )
+    note(f"one attacker for {ATTACK_SECONDS:g} s: {kind}", sum(done.calls for done in rounds), 0, "", remark)
+    print(remark)
     assert nginx.workers == workers
     assert nginx.trouble() == []
     # Other work of the machine decides this one when attacker, callers and balancer share two cores: the short form
     # only prints it.
-    assert in_time or not FULL, f"more than {MORE_TIME[kind]} times the time in each of {ROUNDS} rounds"
+    assert not FULL or best.ratio <= MORE_TIME[kind], rounds
 
 
 def cancel_calls(port: int, count: int) -> None:
@@ -190,7 +217,7 @@ def test_cancelled_calls_leave_no_descriptor_behind(stack: LocalDriver, probe: P
     cancel_calls(stack.port, 100)
     time.sleep(1)
     before = (nginx.descriptors, descriptors(probe.process.pid))
-    with calls_at_a_rate(stack.port) as load:
+    with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
         cancel_calls(stack.port, CANCELLED)
     load.lost_nothing()
     # The connections that the callers' calls took stay for others, at most one a caller and worker.
@@ -200,7 +227,8 @@ def test_cancelled_calls_leave_no_descriptor_behind(stack: LocalDriver, probe: P
         20,
         f"descriptors are back at {before}",
     )
-    print(f"{CANCELLED} cancelled calls; descriptors of the balancer and the server {before} before, {after} after")
+    remark = f"descriptors of the balancer {before[0]} before, {after[0]} after; of the server {before[1]}, {after[1]}"
+    record(f"{CANCELLED} calls cancelled", load, remark)
     with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
         hanging: Any = plain
         assert int(hanging.unary_unary(f"/{SERVICE}/Hanging")(b"")) == 0

@@ -19,11 +19,12 @@ import requests
 from local_stack.settings import ROOT
 from registrar.config import RegistrarConfig
 from registrar.environment import ConfigError
-from tests.support.background import calls_at_a_rate
 from tests.support.balancer import Nginx, peers
 from tests.support.calls import OPTIONS, answers
+from tests.support.chaos import record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.frames import DEADLY, WRONG, at_random
+from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.rounds import FULL
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 from tests.support.wait import wait_for
@@ -120,12 +121,13 @@ def test_the_registrar_exits_2_with_one_line(name: str, text: str) -> None:
 
 
 @contextmanager
-def unharmed(stack: LocalDriver) -> Iterator[Nginx]:
+def unharmed(stack: LocalDriver, what: str) -> Iterator[Nginx]:
     """Calls go on and none is lost; afterwards nginx has the same workers and configuration and no complaint."""
     nginx = Nginx(stack)
     workers, configuration = nginx.workers, nginx.configuration
-    with calls_at_a_rate(stack.port) as load:
+    with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
         yield nginx
+    record(what, load)
     load.lost_nothing()
     assert nginx.workers == workers
     assert nginx.configuration == configuration
@@ -173,7 +175,7 @@ def test_nothing_that_anybody_registers_reaches_the_balancer_unchecked(stack: Lo
     api = ConsulApi(stack)
     before = peers(stack)
     services, nodes, tried = [], [], 0
-    with unharmed(stack):
+    with unharmed(stack, "registrations made to break out of the configuration, Lua or the list of peers"):
         try:
             for tried, body in enumerate(hostile_services(str(before[0]["address"])), 1):
                 whole = {"Tags": ["grpc_server"], **body, "ID": f"hostile-{tried}"}
@@ -235,7 +237,7 @@ def test_wrong_bytes_harm_nobody(stack: LocalDriver, place: str) -> None:
         address = (str(replica["address"]), 7777)
         inputs = [data for name, data in WRONG.items() if name != DEADLY]
         inputs += map(at_random, range(RANDOM_AT_A_REPLICA))
-    with unharmed(stack), ThreadPoolExecutor(8) as pool:
+    with unharmed(stack, f"{len(inputs)} times wrong bytes at the {place}"), ThreadPoolExecutor(8) as pool:
         outcomes = Counter(pool.map(lambda data: send(address, data), inputs))
     print(f"{len(inputs)} inputs at the {place}: {dict(outcomes)}")
     now = next(row for row in stack.rows() if row["service"] == "hello_server")

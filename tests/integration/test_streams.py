@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.chaos import note
 from tests.support.drivers import LocalDriver
 from tests.support.probe import SERVICE
 from tests.support.probes import OPTIONS, ProbeServer, running_probe
@@ -116,7 +117,13 @@ def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) 
         changes = change_the_fleet(stack, other, SILENCE_SECONDS * (MESSAGES - 1))
         assert streams.open == len(KINDS) * EACH_KIND, "the changes were made while the calls were open"
         outcomes = streams.outcomes()
-    print(f"{changes} changes, {dict(outcomes)}")
+    count = len(KINDS) * EACH_KIND
+    seconds = SILENCE_SECONDS * (MESSAGES - 1)
+    note(
+        f"{changes} changes of the fleet during streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s",
+        count,
+        count - sum(outcomes[finished] for finished in ALL_FINISHED),
+    )
     if FULL:
         stack.up(1)
         wait_for_replicas(stack, 1)
@@ -139,7 +146,9 @@ def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalD
         assert streams.open == len(KINDS) * EACH_KIND
         outcomes = streams.outcomes()
         assert server.process.wait(GRACE_SECONDS + 5) == 0
-    print(dict(outcomes))
+    count = len(KINDS) * EACH_KIND
+    lost = count - sum(outcomes[finished] for finished in ALL_FINISHED)
+    note("streams whose own replica leaves, and that end within its grace", count, lost)
     assert outcomes == ALL_FINISHED
 
 
@@ -152,7 +161,14 @@ def test_streams_get_unavailable_after_the_grace(stack: LocalDriver) -> None:
         wait_for(lambda: streams.open, lambda count: count == 0, SHORT_GRACE_SECONDS + 5, "the calls have ended")
         seconds = time.monotonic() - began
         outcomes = streams.outcomes()
-    print(f"after {seconds:.1f} s: {dict(outcomes)}")
+    ends = ", ".join(sorted({outcome for _, outcome in outcomes}))
+    note(
+        "streams that outlast the grace of their own replica",
+        outcomes.total(),
+        outcomes.total(),
+        "",
+        f"end with {ends}",
+    )
     assert seconds > SHORT_GRACE_SECONDS / 2
     assert {outcome.split(":")[0] for _, outcome in outcomes} == {"UNAVAILABLE"}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.drivers import ROOT
-from tests.support.load import CALLERS, CALLS_A_SECOND, CONNECTIONS, Load
+from tests.support.load import CALLERS, CALLS_A_SECOND, CONNECTIONS, FEW_CALLS_A_SECOND, Load
 
 REPORT = ROOT / "docs" / "reliability.md"
 
@@ -30,8 +31,12 @@ ROWS: list[Row] = []
 
 def record(fault: str, load: Load, remark: str = "") -> None:
     """Notes what a load has shown; the table is printed at the end, and written in ``make chaos``."""
-    slowest = f"{load.slowest_seconds * 1000:.0f} ms"
-    ROWS.append(Row(fault=fault, calls=load.calls, lost=str(load.lost), slowest=slowest, remark=remark))
+    note(fault, load.calls, load.lost, f"{load.slowest_seconds * 1000:.0f} ms", remark)
+
+
+def note(fault: str, calls: int, lost: int, slowest: str = "", remark: str = "") -> None:
+    """The same for calls that were counted in another way."""
+    ROWS.append(Row(fault=fault, calls=calls, lost=str(lost), slowest=slowest, remark=remark))
 
 
 def table() -> str:
@@ -41,8 +46,13 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def write(path: Path = REPORT) -> None:
-    """Writes the report."""
+def write(failed: Sequence[str], path: Path = REPORT) -> None:
+    """Writes the report; ``failed`` names the tests whose bar was not met."""
+    verdict = (
+        "Every test passed."
+        if not failed
+        else "Not met, in this run: " + ", ".join(f"`{name}`" for name in failed) + "."
+    )
     cores = len(os.sched_getaffinity(0))
     path.write_text(
         f"""# Reliability
@@ -52,8 +62,11 @@ Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.releas
 Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
 
 The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
-{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second, deadline 10 s. Neither has a retry policy unless the row
-says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is of both clients together.
+{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second ({FEW_CALLS_A_SECOND} beside bad input and abuse), deadline 10 s.
+Neither has a retry policy unless the row says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is
+of both clients together. Streams are the tests' own.
+
+{verdict}
 
 {table()}
 

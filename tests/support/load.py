@@ -19,11 +19,14 @@ from typing import Any
 from benchmarks import programs
 from benchmarks.errors import MissingError
 from benchmarks.load import ghz_command
+from benchmarks.stats import percentile
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8
 # Of each client; the two cores also run what the test starts. Without a rate the clients take all they get.
 CALLS_A_SECOND = 400
+# Where the balancer's own part of a call's time is looked at, so that the clients leave most of two cores to others.
+FEW_CALLS_A_SECOND = 100
 DEADLINE_SECONDS = 10
 _LIMIT_SECONDS = 3600
 # What a client does before its first call.
@@ -37,6 +40,7 @@ class Outcome:
     calls: int = 0
     lost: int = 0
     slowest_seconds: float = 0.0
+    p99_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     replicas: Counter[str] = field(default_factory=Counter)
 
@@ -67,6 +71,15 @@ class Load:
     def slowest_seconds(self) -> float:
         """The slowest call that was answered."""
         return max(outcome.slowest_seconds for outcome in self.outcomes)
+
+    @property
+    def p99_seconds(self) -> float:
+        """Of the client whose calls took longer."""
+        return max(outcome.p99_seconds for outcome in self.outcomes)
+
+    def lost_nothing(self) -> None:
+        """Asserts that every call was answered."""
+        assert self.lost == 0, self
 
     def __str__(self) -> str:
         parts = []
@@ -105,6 +118,13 @@ def two_clients(
     assert all(outcome.calls for outcome in load.outcomes), load
 
 
+def measure(driver: Driver, seconds: float) -> Load:
+    """A load of few calls for a time."""
+    with two_clients(driver, rate=FEW_CALLS_A_SECOND) as load:
+        time.sleep(seconds)
+    return load
+
+
 def ghz() -> Path | None:
     """Where Go is, ghz; in CI it must be there."""
     try:
@@ -135,6 +155,7 @@ def _our_outcome(report: dict[str, Any]) -> Outcome:
         calls=report["calls"],
         lost=report["failed"],
         slowest_seconds=(report["latency_ms"]["max"] or 0) / 1000,
+        p99_seconds=(report["latency_ms"]["p99"] or 0) / 1000,
         errors=Counter({f"{name}: {report['error_samples'].get(name)}": n for name, n in report["errors"].items()}),
         replicas=Counter(report["replicas"]),
     )
@@ -155,5 +176,6 @@ def _ghz_outcome(report: dict[str, Any]) -> Outcome:
         calls=report["count"],
         lost=report["count"] - statuses.get("OK", 0),
         slowest_seconds=max(answered, default=0) / 1e9,
+        p99_seconds=percentile(answered, 99) / 1e9 if answered else 0.0,
         errors=Counter(report.get("errorDistribution") or {}),
     )
