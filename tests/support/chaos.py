@@ -62,7 +62,7 @@ Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.releas
 Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
 
 The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
-{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second ({FEW_CALLS_A_SECOND} beside bad input and abuse), deadline 10 s.
+{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
 Neither has a retry policy unless the row says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is
 of both clients together. Streams are the tests' own.
 
