@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import consul
@@ -35,13 +35,13 @@ class Agent:
         self._catalogue = consul.Consul(host=config.consul_address, port=config.consul_port)
         self._catalogue.http.session.trust_env = False
 
-    def register(self, config: RegistrarConfig, *, passing: bool) -> None:
+    def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
         """Registers the service, by Consul's API page "Register Service".
 
         Raises:
             AgentError: the agent is out of reach or refuses.
         """
-        self._call("PUT", "/v1/agent/service/register", json=registration(config, passing=passing))
+        self._call("PUT", "/v1/agent/service/register", json=registration(config, grpc_services, passing=passing))
 
     def deregister(self, service_id: str) -> None:
         """Deregisters the service; one that the agent doesn't know is no error.
@@ -96,7 +96,7 @@ class Agent:
         return response
 
 
-def registration(config: RegistrarConfig, *, passing: bool) -> dict[str, object]:
+def registration(config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> dict[str, object]:
     """The body of ``/v1/agent/service/register``; ``passing`` is the check's status until Consul has run it."""
     body: dict[str, object] = {
         "ID": config.service_id,
@@ -104,7 +104,7 @@ def registration(config: RegistrarConfig, *, passing: bool) -> dict[str, object]
         "Port": config.app_port,
         "Tags": list(config.tags),
         "Weights": {"Passing": config.weight, "Warning": 1},
-        "Meta": config.metadata,
+        "Meta": config.metadata(grpc_services),
     }
     if config.app_address:
         body["Address"] = config.app_address

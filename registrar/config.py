@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,6 +15,11 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 _TAG = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
 # A gRPC service name: a proto package and a name, as in https://protobuf.dev/reference/protobuf/proto3-spec.
 _GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+# Consul's limit for a value of a service's metadata; and how many values a list of services may take.
+_MAX_VALUE, _MAX_VALUES = 512, 8
+_VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,127})")
+# Services with this tag are balanced.
+BALANCED_TAG = "grpc_server"
 # Agent weights are 1 to 65535, by Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
 
@@ -28,6 +33,8 @@ class RegistrarConfig:
     app_address: str
     tags: tuple[str, ...]
     weight: int
+    version: str
+    grpc_services: tuple[str, ...]
     consul_address: str
     consul_port: int
     check: Check | None
@@ -40,16 +47,32 @@ class RegistrarConfig:
         return f"{self.app_name}-{self.hostname}-{self.app_port}"
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """What the balancer reads of the instance: the name to ask its health service for.
+    def target(self) -> str:
+        """Where the service itself listens, ``host:port``."""
+        return host_port(self.app_address or "127.0.0.1", self.app_port)
 
-        A replica that was lost gets no call before its health service has said SERVING for this name, so that
-        another service that has its address by then gets none.
+    @property
+    def asks_for_services(self) -> bool:
+        """Whether the service is balanced and was not told which gRPC services it has: it is asked itself then."""
+        return BALANCED_TAG in self.tags and not self.grpc_services
+
+    def metadata(self, grpc_services: Sequence[str]) -> dict[str, str]:
+        """What the balancer reads of the instance.
+
+        ``grpc_services``, ``grpc_services_2`` and so on: the services whose calls it gets, separated by commas.
+        ``grpc_health``: the name to ask its health service for. A replica that was lost gets no call before its
+        health service has said SERVING for this name, so that another service that has its address by then gets
+        none. ``version`` is for people.
         """
-        own = host_port(self.app_address or "127.0.0.1", self.app_port)
-        if isinstance(self.check, GrpcCheck) and self.check.target == own and self.check.service:
-            return {"grpc_health": self.check.service}
-        return {}
+        found = {
+            "grpc_services" if number == 1 else f"grpc_services_{number}": value
+            for number, value in enumerate(split_services(grpc_services), 1)
+        }
+        if isinstance(self.check, GrpcCheck) and self.check.target == self.target and self.check.service:
+            found["grpc_health"] = self.check.service
+        if self.version:
+            found["version"] = self.version
+        return found
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> RegistrarConfig:
@@ -69,6 +92,8 @@ class RegistrarConfig:
             app_port=app_port,
             app_address=app_address,
             tags=_tags(reader),
+            version=_version(reader),
+            grpc_services=_grpc_services(reader),
             weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),
             consul_address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
             consul_port=reader.port("CONSUL_PORT"),
@@ -78,6 +103,39 @@ class RegistrarConfig:
         )
         reader.raise_problems()
         return config
+
+
+def split_services(names: Sequence[str]) -> list[str]:
+    """The names joined by commas to as few values as Consul takes; the last ones are left out where they don't fit."""
+    values: list[str] = []
+    for name in names:
+        if values and len(values[-1]) + 1 + len(name) <= _MAX_VALUE:
+            values[-1] += "," + name
+        elif len(name) <= _MAX_VALUE:
+            values.append(name)
+    return values[:_MAX_VALUES]
+
+
+def services_fit(names: Sequence[str]) -> bool:
+    """Whether all of the names can be registered."""
+    return ",".join(split_services(names)) == ",".join(names)
+
+
+def _grpc_services(reader: EnvironmentReader) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in reader.text("GRPC_SERVICES", "").split(",") if name.strip())
+    for name in names:
+        if not _GRPC_SERVICE.fullmatch(name):
+            reader.problem("GRPC_SERVICES", f"{name!r} is no gRPC service name")
+    if not services_fit(names):
+        reader.problem("GRPC_SERVICES", f"does not fit into {_MAX_VALUES} values of {_MAX_VALUE} characters")
+    return names
+
+
+def _version(reader: EnvironmentReader) -> str:
+    version = reader.text("VERSION", "")
+    if version and not _VERSION.fullmatch(version):
+        reader.problem("VERSION", f"{version!r} is no version of 1 to 128 letters, digits and . _ + -")
+    return version
 
 
 def _tags(reader: EnvironmentReader) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
+from registrar import reflection
 from registrar.agent import Agent, AgentError
-from registrar.config import RegistrarConfig
+from registrar.config import RegistrarConfig, services_fit
 
 LOG = logging.getLogger("registrar")
 
@@ -19,6 +21,7 @@ ATTEMPT_INTERVAL_SECONDS = 1.0
 _START_SECONDS = 5.0
 _START_POLL_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
+_REFLECTION_SECONDS = 1.0
 # How long the catalogue gets to forget a deregistered instance; without a leader it doesn't.
 _FORGET_SECONDS = 5.0
 _FORGET_POLL_SECONDS = 0.05
@@ -40,6 +43,8 @@ class Registration:
         self._config = config
         self._agent = Agent(config)
         self._stop = stop
+        # None until the server has said which it has.
+        self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
 
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
@@ -48,16 +53,19 @@ class Registration:
             RegistrationFailedError: no attempt succeeded.
         """
         passing = self._wait_until_passing()
+        if self._services is None:
+            self._wait_for_services()
         for attempt in range(1, ATTEMPTS + 1):
             if self._stop.is_set():
                 return False
             try:
-                self._agent.register(self._config, passing=passing)
+                self._agent.register(self._config, self._services or (), passing=passing)
             except AgentError as error:
                 LOG.warning("not registered attempt=%d/%d reason=%s", attempt, ATTEMPTS, error)
             else:
                 status = "passing" if passing else "critical"
-                LOG.info("registered id=%s status=%s", self._config.service_id, status)
+                services = ",".join(self._services or ())
+                LOG.info("registered id=%s status=%s grpc_services=%s", self._config.service_id, status, services)
                 return True
             if attempt < ATTEMPTS:
                 self._stop.wait(ATTEMPT_INTERVAL_SECONDS)
@@ -83,6 +91,8 @@ class Registration:
             reachable = True
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
+                self.register()
+            elif self._services is None and self._ask_for_services():
                 self.register()
 
     def leave(self) -> None:
@@ -110,6 +120,18 @@ class Registration:
                 return True
             self._stop.wait(_START_POLL_SECONDS)
         return False
+
+    def _wait_for_services(self) -> None:
+        """Asks until the server answers, for the start time at the most; :meth:`stay` goes on asking."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._ask_for_services() and not self._stop.is_set() and time.monotonic() < deadline:
+            self._stop.wait(_START_POLL_SECONDS)
+
+    def _ask_for_services(self) -> bool:
+        self._services = reflection.services(self._config.target, _REFLECTION_SECONDS)
+        if self._services and not services_fit(self._services):
+            LOG.warning("the catalogue does not take so many gRPC services, the last are left out")
+        return self._services is not None
 
     def _wait_until_forgotten(self) -> None:
         deadline = time.monotonic() + _FORGET_SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -18,7 +19,17 @@ _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
 
 def peers(stack: LocalDriver) -> list[dict[str, object]]:
     """The balancer's own view of its replicas."""
-    return list(requests.get(f"http://{stack.address(BALANCER)}:8080/peers", timeout=5).json()["peers"])
+    return list(view(stack)["peers"])
+
+
+def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
+    """The balancer's gRPC services: whose they are, of how many replicas, and who registers them as well."""
+    return {service.pop("service"): service for service in view(stack)["services"]}
+
+
+def view(stack: LocalDriver) -> dict[str, Any]:
+    """What the balancer says of itself."""
+    return dict(requests.get(f"http://{stack.address(BALANCER)}:8080/peers", timeout=5).json())
 
 
 class Nginx:

@@ -32,6 +32,7 @@ class ProbeServer:
     stack: LocalDriver
     address: str
     process: subprocess.Popen[bytes]
+    app: str = APP
 
     @property
     def target(self) -> str:
@@ -41,8 +42,8 @@ class ProbeServer:
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
         body = {
-            "ID": f"{APP}-{self.address}",
-            "Name": APP,
+            "ID": self._id,
+            "Name": self.app,
             "Address": self.address,
             "Port": PORT,
             "Tags": ["grpc_server"],
@@ -55,10 +56,14 @@ class ProbeServer:
     def deregister(self, *, wait: bool = True) -> None:
         """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
         api = ConsulApi(self.stack)
-        if f"{APP}-{self.address}" in api.get("/v1/agent/services"):
-            api.put(f"/v1/agent/service/deregister/{APP}-{self.address}")
+        if self._id in api.get("/v1/agent/services"):
+            api.put(f"/v1/agent/service/deregister/{self._id}")
         if wait:
             self._wait(present=False)
+
+    @property
+    def _id(self) -> str:
+        return f"{self.app}-{self.address}"
 
     def _wait(self, *, present: bool) -> None:
         wait_for(
@@ -70,7 +75,9 @@ class ProbeServer:
 
 
 @contextmanager
-def running_probe(stack: LocalDriver, number: int, *, grace_seconds: float = 0) -> Iterator[ProbeServer]:
+def running_probe(
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP
+) -> Iterator[ProbeServer]:
     """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
     address = f"{stack.address_base.removesuffix('.0.0')}.201.{number}"
     command = [sys.executable, "-m", "tests.support.probe", address, str(PORT), str(grace_seconds)]
@@ -78,7 +85,7 @@ def running_probe(stack: LocalDriver, number: int, *, grace_seconds: float = 0) 
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = ProbeServer(stack, address, process)
+            server = ProbeServer(stack, address, process, app)
             server.register()
             try:
                 yield server

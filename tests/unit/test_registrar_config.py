@@ -189,7 +189,7 @@ def test_grpc_endpoint_of_another_form_is_refused(endpoint: str) -> None:
 
 
 def test_registration_without_a_check_has_none() -> None:
-    assert registration(config(TAGS="a,b", WEIGHT="7"), passing=True) == {
+    assert registration(config(TAGS="a,b", WEIGHT="7"), (), passing=True) == {
         "ID": "hello_server-box-7777",
         "Name": "hello_server",
         "Port": 7777,
@@ -213,16 +213,54 @@ def test_a_grpc_check_of_the_replica_itself_tells_the_balancer_whom_to_ask_for(
     endpoint: str, metadata: dict[str, str]
 ) -> None:
     made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT=endpoint)
-    assert registration(made, passing=True)["Meta"] == metadata
+    assert registration(made, (), passing=True)["Meta"] == metadata
+
+
+def test_services_and_version_are_metadata() -> None:
+    made = config(GRPC_SERVICES=" shop.Orders , shop.Prices", VERSION="1.2.0-rc.1")
+    assert made.grpc_services == ("shop.Orders", "shop.Prices")
+    assert not made.asks_for_services
+    assert registration(made, made.grpc_services, passing=True)["Meta"] == {
+        "grpc_services": "shop.Orders,shop.Prices",
+        "version": "1.2.0-rc.1",
+    }
+
+
+def test_a_balanced_service_that_names_none_is_asked_for_its_services() -> None:
+    assert config(TAGS="grpc_server").asks_for_services
+    assert not config(TAGS="other").asks_for_services
+
+
+def test_a_long_list_of_services_goes_on_in_the_next_value() -> None:
+    names = [f"shop.v1.Service{number:03}" for number in range(60)]
+    found = config().metadata(names)
+    assert list(found) == ["grpc_services", "grpc_services_2", "grpc_services_3"]
+    assert all(len(value) <= 512 for value in found.values())
+    assert ",".join(found.values()).split(",") == names
+
+
+@pytest.mark.parametrize("text", ["a-b", "1a", "a..b", "a b", "a.b/c", "a,b-"])
+def test_a_grpc_service_of_another_form_is_refused(text: str) -> None:
+    assert [line.split(":")[0] for line in problems(GRPC_SERVICES=text)] == ["GRPC_SERVICES"]
+
+
+def test_more_services_than_the_catalogue_takes_are_refused() -> None:
+    text = ",".join(f"shop.v1.Service{number:05}" for number in range(300))
+    assert problems(GRPC_SERVICES=text) == ["GRPC_SERVICES: does not fit into 8 values of 512 characters"]
+
+
+@pytest.mark.parametrize("text", ["-1", "1 2", 'v1"', 129 * "1"])
+def test_a_version_of_another_form_is_refused(text: str) -> None:
+    assert [line.split(":")[0] for line in problems(VERSION=text)] == ["VERSION"]
 
 
 def test_registration_carries_the_address_that_was_given() -> None:
-    assert registration(config(APP_ADDRESS="10.0.0.1"), passing=True)["Address"] == "10.0.0.1"
+    assert registration(config(APP_ADDRESS="10.0.0.1"), (), passing=True)["Address"] == "10.0.0.1"
 
 
 def test_registration_with_an_http_check_is_consuls() -> None:
     made = config(HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT="/h", HEALTH_CHECK_INTERVAL="2.5s")
-    assert registration(made, passing=True)["Check"] == {
+    assert registration(made, (), passing=True)["Check"] == {
         "Name": "HTTP GET http://127.0.0.1:7777/h",
         "HTTP": "http://127.0.0.1:7777/h",
         "Interval": "2500ms",
@@ -234,7 +272,7 @@ def test_registration_with_an_http_check_is_consuls() -> None:
 
 def test_registration_with_a_grpc_check_is_consuls() -> None:
     made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT="/protos.Ping", HEALTH_CHECK_TIMEOUT="0.1")
-    assert registration(made, passing=False)["Check"] == {
+    assert registration(made, (), passing=False)["Check"] == {
         "Name": "gRPC health of 127.0.0.1:7777/protos.Ping",
         "GRPC": "127.0.0.1:7777/protos.Ping",
         "GRPCUseTLS": False,

@@ -46,6 +46,10 @@ server {
     }
     error_page 404 = @unimplemented;
 
+    # What a call ends with that reaches no replica; the balancer knows better where no application has the service.
+    set $lb_grpc_status 14;
+    set $lb_grpc_message "no replica could be reached";
+
     location / {
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
@@ -69,8 +73,8 @@ server {
     location @unavailable {
         internal;
         default_type application/grpc;
-        add_header grpc-status 14 always;
-        add_header grpc-message "no replica could be reached" always;
+        add_header grpc-status $lb_grpc_status always;
+        add_header grpc-message $lb_grpc_message always;
         return 200 "";
     }
 

@@ -6,6 +6,7 @@ local ffi = require("ffi")
 local inflight = require("inflight")
 local ngx_balancer = require("ngx.balancer")
 local peers = require("peers")
+local routes = require("routes")
 
 local _M = {}
 
@@ -22,13 +23,22 @@ local shared = ngx.shared.membership
 -- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
 local calls, spare, spare_count = {}, {}, 0
 
--- This worker's view of the list, made anew when the shared version changes.
-local view = { version = -1, pools = {}, routes = {}, routed = false, default = nil, all = {}, calls = {} }
+-- Where calls go that nobody can answer now, but somebody could before.
+local NOBODY = { peers = {}, calls = inflight.new() }
+-- So many paths are remembered with their pools.
+local MAX_PATHS = 4096
+
+-- This worker's view of the list, made anew when the shared version changes: the pools by name; by application the one
+-- of all its replicas; by service the one that has it; what gets all other calls; by path what has been found.
+local view = {
+    version = -1, pools = {}, applications = {}, services = {}, default = NOBODY, only = NOBODY, paths = {}, path_count = 0,
+    all = {}, calls = {},
+}
 
 local function new_pool(name)
     local old = view.pools[name]
     return {
-        peers = {}, weight = 0, weighted = false, next = nil, current = {},
+        name = name, peers = {}, weight = 0, weighted = false, next = nil, current = {},
         calls = old and old.calls or inflight.new(),
     }
 end
@@ -41,47 +51,103 @@ local function add(pool, peer)
     pool.current[#list] = 0
 end
 
--- Each worker begins at another place, or all would send their first calls to the same replica.
+-- Each worker begins at another place, or all would send their first calls to the same replica; a pool that was there
+-- before goes on where it was.
 local function start_rotation(pool)
-    local count = #pool.peers
+    local count, old = #pool.peers, view.pools[pool.name]
     if count > 0 then
-        pool.next = math.floor(ngx.worker.id() * count / ngx.worker.count()) % count
+        local before = old and old.next
+        pool.next = (before or math.floor(ngx.worker.id() * count / ngx.worker.count())) % count
     end
 end
 
--- Applications that say which gRPC services they have get the calls of those; all others share the rest. A single
+-- One that says nothing of its services, such as a replica registered by hand, is taken to have its application's.
+local function has(peer, service)
+    if peer.services == "" then
+        return true
+    end
+    for name in peer.services:gmatch("[^,]+") do
+        if name == service then
+            return true
+        end
+    end
+    return false
+end
+
+-- The replicas of an application that have a service: all of them but while a version with another set of services is
+-- rolled out. The calls in flight are counted for the whole application, as its replicas are.
+local function pool_of_service(application, service)
+    if application.uniform then
+        return application
+    end
+    local pool = new_pool(application.name .. " " .. service)
+    pool.calls = application.calls
+    for _, peer in ipairs(application.peers) do
+        if has(peer, service) then
+            add(pool, peer)
+        end
+    end
+    pool.weight = application.weight
+    return pool
+end
+
+-- Applications that say which gRPC services they have get the calls of those, and all others share the rest. A single
 -- application gets every call.
 local function build(version)
     local list = peers.parse(shared:get("list"), require("membership").networks()) or {}
-    local new = { version = version, pools = {}, routes = {}, all = list, calls = {} }
-    local rest = new_pool("")
+    local new = {
+        version = version, pools = {}, applications = {}, services = {}, default = nil, only = nil, paths = {},
+        path_count = 0, all = list, calls = {},
+    }
+    local rest, names = new_pool(""), 0
     for _, peer in ipairs(list) do
         peer.calls = view.calls[peer.key] or inflight.new()
         new.calls[peer.key] = peer.calls
-        local pool = rest
-        if peer.services ~= "" then
-            pool = new.pools[peer.app] or new_pool(peer.app)
-            new.pools[peer.app] = pool
-            for service in peer.services:gmatch("[^,]+") do
-                new.routes[service] = new.routes[service] or pool
-            end
+        local application = new.applications[peer.app]
+        if not application then
+            application = new_pool(peer.app)
+            application.uniform, application.services = true, ""
+            new.applications[peer.app] = application
+            new.pools[peer.app] = application
+            names = names + 1
         end
-        add(pool, peer)
+        if peer.services ~= "" then
+            application.uniform = application.uniform and
+                (application.services == "" or application.services == peer.services)
+            application.services = peer.services
+        end
+        add(application, peer)
+    end
+    for _, peer in ipairs(list) do
+        if new.applications[peer.app].services == "" then
+            add(rest, peer)
+        end
     end
     new.pools[""] = rest
-    local names = {}
-    for name, pool in pairs(new.pools) do
-        local before = view.pools[name]
-        start_rotation(pool)
-        if before and before.next and pool.next then
-            pool.next = before.next % #pool.peers
+    new.owners = routes.read(shared:get("routes"))
+    local elsewhere = false
+    for service, owner in pairs(new.owners) do
+        local application = new.applications[owner.app]
+        local pool = application and pool_of_service(application, service) or NOBODY
+        new.services[service] = #pool.peers > 0 and pool or NOBODY
+        if pool ~= NOBODY then
+            new.pools[pool.name] = pool
         end
-        if #pool.peers > 0 then
-            names[#names + 1] = name
-        end
+        elsewhere = elsewhere or pool == NOBODY or not application.uniform
     end
-    new.default = new.pools[#names == 1 and names[1] or ""]
-    new.routed = next(new.routes) ~= nil
+    for _, pool in pairs(new.pools) do
+        start_rotation(pool)
+    end
+    local _, first = next(new.applications)
+    if names == 0 then
+        new.default = NOBODY
+    elseif names == 1 then
+        new.default = first
+    elseif #rest.peers > 0 then
+        new.default = rest
+    end
+    -- Where every call goes, if there is no other place.
+    new.only = not elsewhere and names < 2 and new.default or nil
     view = new
 end
 
@@ -159,12 +225,28 @@ local function pick(pool, tried)
     return choose(pool, within_share, tried, most) or choose(pool, in_service, tried) or choose(pool, not_gone, tried)
 end
 
+-- The pool of a call; nil when no application has its service.
 local function route()
-    if not view.routed then
-        return view.default
+    if view.only then
+        return view.only
     end
-    local service = ngx.var.uri:match("^/([^/]+)/")
-    return service and view.routes[service] or view.default
+    local path = ngx.var.uri
+    local pool = view.paths[path]
+    if pool then
+        return pool
+    end
+    local service = path:match("^/([^/]+)/")
+    pool = service and view.services[service]
+    if not pool then
+        -- Services that every application has, such as reflection: the caller may name the one it means.
+        return view.applications[ngx.var.http_x_application or ""] or view.default
+    end
+    if view.path_count >= MAX_PATHS then
+        view.paths, view.path_count = {}, 0
+    end
+    view.paths[path] = pool
+    view.path_count = view.path_count + 1
+    return pool
 end
 
 local function this_request()
@@ -172,14 +254,17 @@ local function this_request()
 end
 
 local function begin(request)
-    local call
+    local pool, call = route(), nil
+    if not pool then
+        return nil
+    end
     if spare_count > 0 then
         call = spare[spare_count]
         spare_count = spare_count - 1
     else
         call = {}
     end
-    call.pool, call.peer, call.tried = route(), nil, nil
+    call.pool, call.peer, call.tried = pool, nil, nil
     call.entered = inflight.enter(call.pool.calls)
     calls[request] = call
     local count = #call.pool.peers
@@ -198,6 +283,14 @@ local function failed(call)
     call.peer = nil
 end
 
+-- The answer that error_page makes of ngx.ERROR, where it is not that no replica could be reached.
+local function unimplemented()
+    ngx.var.lb_grpc_status = 12
+    local service = ngx.var.uri:match("^/([%w_.]+)/")
+    ngx.var.lb_grpc_message = service and "no application has the service " .. service or "no such method"
+    return ngx.exit(ngx.ERROR)
+end
+
 -- For balancer_by_lua: names the peer of this try.
 function _M.balance()
     refresh()
@@ -205,6 +298,9 @@ function _M.balance()
     local call = calls[request]
     if not call then
         call = begin(request)
+        if not call then
+            return unimplemented()
+        end
     elseif call.peer then
         failed(call)
     end
@@ -240,14 +336,19 @@ end
 -- The balancer's view as JSON. Every string in it has been checked to be of harmless characters by peers.lua.
 function _M.view()
     refresh()
-    local lines = {}
+    local replicas, services = {}, {}
     for _, peer in ipairs(view.all) do
-        lines[#lines + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}', peer.app,
-            peer.address, peer.port, peer.weight,
+        replicas[#replicas + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}',
+            peer.app, peer.address, peer.port, peer.weight,
             aside.reason(peer) or peer.held and "held" or "in service")
     end
-    ngx.say(string.format('{"version":%d,"updated":%.3f,"peers":[%s]}', view.version, shared:get("updated"),
-        table.concat(lines, ",")))
+    for service, owner in pairs(view.owners) do
+        services[#services + 1] = string.format('{"service":"%s","app":"%s","replicas":%d,"also":"%s"}', service,
+            owner.app, #view.services[service].peers, owner.others)
+    end
+    table.sort(services)
+    ngx.say(string.format('{"version":%d,"updated":%.3f,"peers":[%s],"services":[%s]}', view.version,
+        shared:get("updated"), table.concat(replicas, ","), table.concat(services, ",")))
 end
 
 return _M

@@ -11,6 +11,7 @@ local catalogue = require("catalogue")
 local cidr = require("cidr")
 local peers = require("peers")
 local probe = require("probe")
+local routes = require("routes")
 
 local _M = {}
 
@@ -33,6 +34,7 @@ local CATALOGUE_SECONDS = 1
 -- consul-template sees it up to block_query_wait later.
 local HOLD_SECONDS = 60
 local ASK_AGAIN_SECONDS = 0.2
+local ROUTES_SECONDS = 60
 local PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 
 local shared = ngx.shared.membership
@@ -69,8 +71,8 @@ local function keep(text)
 end
 
 local function save()
-    keep(string.format("# cluster %s index %d lost_until %d\n", shared:get("cluster") or "", shared:get("index") or 0,
-        shared:get("lost_until") or 0) .. shared:get("list"))
+    keep(string.format("# cluster %s index %d lost_until %d\n%s\n", shared:get("cluster") or "",
+        shared:get("index") or 0, shared:get("lost_until") or 0, shared:get("routes")) .. shared:get("list"))
 end
 
 local function by_key(all)
@@ -95,6 +97,7 @@ local function publish(new, why)
         return
     end
     shared:set("list", text)
+    shared:set("routes", routes.update(list, ngx.time()))
     shared:set("updated", ngx.now())
     shared:incr("version", 1, 0)
     save()
@@ -261,6 +264,15 @@ local function every(seconds, look)
     ngx.timer.at(0, run)
 end
 
+-- Forgets the services that nobody has had for long.
+local function update_routes()
+    local text = routes.update(list, ngx.time())
+    if text ~= shared:get("routes") then
+        shared:set("routes", text)
+        shared:incr("version", 1, 0)
+    end
+end
+
 function _M.init()
     local text = os.getenv("PEER_CIDR") or PRIVATE
     local wrong
@@ -277,6 +289,8 @@ function _M.init()
         shared:set("index", tonumber(index))
         shared:set("lost_until", tonumber(lost_until))
         shared:set("list", peers.format(list))
+        routes.restore(kept)
+        shared:set("routes", routes.update(list, ngx.time()))
         shared:set("updated", ngx.now())
         shared:incr("version", 1, 0)
     end
@@ -287,6 +301,7 @@ function _M.init_worker()
         return
     end
     list = peers.parse(shared:get("list"), networks) or {}
+    routes.restore(shared:get("routes"))
     if os.getenv("NGINX_UPDATE") == "reload" or os.getenv("NGINX_UPDATE") == "restart" then
         ngx.timer.at(0, read_rendered)
     else
@@ -294,6 +309,7 @@ function _M.init_worker()
     end
     every(PROBE_TICK_SECONDS, start_probes)
     every(CATALOGUE_SECONDS, whole)
+    every(ROUTES_SECONDS, update_routes)
 end
 
 function _M.networks()

@@ -1,0 +1,177 @@
+"""Several applications behind one port: each gets the calls of its gRPC services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support.balancer import BALANCER, peers, services
+from tests.support.calls import say_hello
+from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.load import FEW_CALLS_A_SECOND, measure, two_clients
+from tests.support.probe import SERVICE
+from tests.support.probes import OPTIONS, ProbeServer, running_probe
+from tests.support.scenarios import target, wait_for_replicas
+from tests.support.wait import wait_for
+
+PING = "protos.Ping"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LIST_SERVICES = b"\x3a\x01*"
+
+
+def call(stack: LocalDriver, path: str, message: bytes = b"", **metadata: str) -> tuple[str, bytes]:
+    """The status of one call, and its answer or the status's message."""
+    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
+        channel: Any = plain
+        pairs = [(key.replace("_", "-"), value) for key, value in metadata.items()]
+        try:
+            return "OK", channel.unary_unary(path)(message, metadata=pairs, timeout=10)
+        except grpc.RpcError as error:
+            return error.code().name, (error.details() or "").encode()
+
+
+def probe_call(stack: LocalDriver) -> tuple[str, bytes]:
+    return call(stack, f"/{SERVICE}/Unary", b"echo")
+
+
+def owner(stack: LocalDriver, service: str) -> tuple[object, object, object]:
+    """The application that has a service, the count of its replicas that have it, and who registers it as well."""
+    found = services(stack).get(service, {})
+    return found.get("app"), found.get("replicas"), found.get("also")
+
+
+@pytest.fixture(autouse=True)
+def one_replica(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
+
+
+def test_the_registrar_tells_the_services_of_its_server_by_reflection(stack: LocalDriver) -> None:
+    (instance,) = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+    assert instance["ServiceMeta"]["grpc_services"] == PING
+    assert owner(stack, PING) == ("hello_server", 1, "")
+
+
+def test_each_service_goes_to_its_application(stack: LocalDriver) -> None:
+    with running_probe(stack, 31):
+        for _ in range(5):
+            assert probe_call(stack) == ("OK", b"echo")
+            assert say_hello(target(stack)).startswith("hello_server")
+
+
+def test_a_service_that_no_application_has_is_unimplemented_by_name(stack: LocalDriver) -> None:
+    with running_probe(stack, 32):
+        assert call(stack, "/shop.Orders/List") == ("UNIMPLEMENTED", b"no application has the service shop.Orders")
+        assert call(stack, "/shop.Orders/Li%20st'\"")[0] == "UNIMPLEMENTED"
+        assert call(stack, "/sh'op/x") == ("UNIMPLEMENTED", b"no such method")
+
+
+def test_what_every_application_has_is_asked_of_the_one_that_is_named(stack: LocalDriver) -> None:
+    with running_probe(stack, 33):
+        assert call(stack, REFLECTION, LIST_SERVICES)[0] == "UNIMPLEMENTED"
+        status, answer = call(stack, REFLECTION, LIST_SERVICES, x_application="hello_server")
+        assert status == "OK"
+        assert PING.encode() in answer
+        # The metadata takes no service from the application that has it.
+        assert call(stack, f"/{SERVICE}/Unary", b"echo", x_application="hello_server") == ("OK", b"echo")
+
+
+def test_a_known_service_without_a_replica_is_unavailable(stack: LocalDriver) -> None:
+    with running_probe(stack, 34) as server:
+        server.deregister()
+        assert probe_call(stack) == ("UNAVAILABLE", b"no replica could be reached")
+        assert say_hello(target(stack)).startswith("hello_server")
+        # What the balancer knows is on disk as well.
+        stack.execute(BALANCER, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "nginx")
+        wait_for_replicas(stack, 1)
+        assert probe_call(stack) == ("UNAVAILABLE", b"no replica could be reached")
+        server.register()
+        assert probe_call(stack) == ("OK", b"echo")
+
+
+def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: LocalDriver) -> None:
+    def holder(server: ProbeServer) -> bytes:
+        """Whether the calls reach this one: its process counts the open ones."""
+        with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
+            through: Any = plain
+            hanging = through.unary_unary(f"/{SERVICE}/Hang").future(b"taken")
+            with grpc.insecure_channel(server.target, options=OPTIONS) as direct:
+                channel: Any = direct
+                found = wait_for(
+                    lambda: channel.unary_unary(f"/{SERVICE}/Hanging")(b"taken"),
+                    lambda seen: seen == b"1",
+                    5,
+                    "it hangs",
+                )
+            hanging.cancel()
+        return bytes(found)
+
+    with running_probe(stack, 35) as first, running_probe(stack, 36, app="another") as second:
+        wait_for(lambda: owner(stack, SERVICE), lambda found: found == ("probe", 1, "another"), 10, "both are known")
+        assert f"service={SERVICE} is also registered by another" in "\n".join(stack.logs(BALANCER))
+        assert holder(first) == b"1"
+        first.deregister()
+        assert owner(stack, SERVICE) == ("another", 1, "")
+        assert f"service={SERVICE} goes to app=another" in "\n".join(stack.logs(BALANCER))
+        assert holder(second) == b"1"
+        first.register()
+        assert owner(stack, SERVICE) == ("another", 1, "probe")
+
+
+def test_a_version_with_one_more_service_gets_its_calls(stack: LocalDriver) -> None:
+    """While a version is rolled out, only some of an application's replicas have its new service."""
+    api = ConsulApi(stack)
+    with running_probe(stack, 37) as old, running_probe(stack, 38) as new:
+        body = {"Name": "probe", "Port": 7777, "Tags": ["grpc_server"]}
+        try:
+            body |= {"ID": f"probe-{new.address}", "Address": new.address}
+            api.put("/v1/agent/service/register", {**body, "Meta": {"grpc_services": f"tests.New,{SERVICE}"}})
+            wait_for(lambda: owner(stack, "tests.New"), lambda found: found == ("probe", 1, ""), 10, "it is known")
+            assert owner(stack, SERVICE) == ("probe", 2, "")
+            # The server has no such method; that it says so shows that it was asked.
+            for _ in range(6):
+                assert call(stack, "/tests.New/Method") == ("UNIMPLEMENTED", b"Method not found!")
+            assert old.process.poll() is None
+        finally:
+            new.deregister()
+    wait_for(lambda: owner(stack, "tests.New")[1], lambda count: count == 0, 10, "it is gone")
+
+
+def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
+    names = [f"shop.v1.Service{number:03}" for number in range(60)]
+    with running_probe(stack, 39) as server:
+        meta = {"grpc_services": ",".join(names[:25]), "grpc_services_2": ",".join(names[25:50])}
+        meta["grpc_services_3"] = ",".join(names[50:])
+        body = {"ID": f"probe-{server.address}", "Name": "probe", "Address": server.address, "Port": 7777}
+        ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"], "Meta": meta})
+        wait_for(lambda: set(names) <= set(services(stack)), bool, 10, "all are known")
+        assert call(stack, f"/{names[-1]}/Method") == ("UNIMPLEMENTED", b"Method not found!")
+
+
+def test_a_canarys_share_changes_at_run_time_and_costs_no_call(stack: LocalDriver) -> None:
+    api = ConsulApi(stack)
+    address = stack.run_server("canary")
+    body = {"ID": "canary", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    body["Meta"] = {"grpc_services": PING, "version": "2"}
+
+    def share() -> float:
+        load = measure(stack, 2)
+        load.lost_nothing()
+        return load.ours.replicas["canary"] / load.ours.calls
+
+    def weigh(weight: int) -> None:
+        api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": weight, "Warning": 1}})
+
+    try:
+        weigh(1)
+        wait_for_replicas(stack, 2)
+        assert 0.45 < share() < 0.55
+        with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
+            weigh(9)
+            wait_for(lambda: [peer["weight"] for peer in peers(stack)], lambda found: 9 in found, 5, "it is live")
+        load.lost_nothing()
+        assert 0.85 < share() < 0.95
+    finally:
+        api.put("/v1/agent/service/deregister/canary")
+        stack.stop_extras()
