@@ -23,7 +23,7 @@ def main() -> int:
     # `kill` of a foreground stack is an end as orderly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(arguments)
+        return run(arguments)
     except LocalStackError as error:
         print(f"local_stack: {error}", file=sys.stderr)
         return 1
@@ -33,11 +33,10 @@ def main() -> int:
         # The reader of `logs | head` is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Carries out one command.
+def run(arguments: argparse.Namespace) -> int:
+    """Carries out one command; the exit code.
 
     Raises:
         LocalStackError: it can't be done; the message says why.
@@ -53,12 +52,15 @@ def run(arguments: argparse.Namespace) -> None:
             wait(stack, arguments.timeout)
         case "ps":
             ps(stack, as_json=arguments.json)
+        case "status":
+            return status(stack, arguments)
         case "logs":
             logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail)
         case "exec":
             execute(stack, arguments.name, arguments.argv)
         case _:
             signals(stack, arguments)
+    return 0
 
 
 def wait(stack: Stack, seconds: float) -> None:
@@ -80,6 +82,16 @@ def ps(stack: Stack, *, as_json: bool) -> None:
         print(json.dumps(listing.as_json(rows), indent=2))
     else:
         listing.table(rows, Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def status(stack: Stack, arguments: argparse.Namespace) -> int:
+    """``status``: the replicas, in the catalogue and at the balancer."""
+    from registrar.status_command import show_status, status_source
+
+    stack.require_up()
+    (balancer,) = stack.containers(["load-balancer"])
+    source = status_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:8080", os.environ)
+    return show_status(source, name=arguments.why, watch=arguments.watch, as_json=arguments.json)
 
 
 def execute(stack: Stack, name: str, argv: list[str]) -> NoReturn:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 
+from registrar.status_command import add_status_options
+
 
 def _scale(text: str) -> tuple[str, int]:
     name, _, count = text.partition("=")
@@ -45,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
     ps = verbs.add_parser("ps", help="list containers with their programs")
     ps.add_argument("--json", action="store_true", help="for machines; default: a table")
+
+    status = verbs.add_parser("status", help="show the replicas, in the catalogue and at the balancer")
+    add_status_options(status)
 
     logs = verbs.add_parser("logs", help="show what the containers print")
     logs.add_argument("names", nargs="*", metavar="SERVICE", help="SERVICE or SERVICE-N (default: all)")

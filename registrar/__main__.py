@@ -1,4 +1,4 @@
-"""``python -m registrar``: registers a service and keeps it registered; ``health`` probes it."""
+"""``python -m registrar``: registers a service and keeps it registered; ``health`` probes it, ``status`` shows all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from registrar.agent import Agent, AgentError
 from registrar.config import RegistrarConfig
 from registrar.environment import ConfigError
 from registrar.registration import Registration, RegistrationFailedError
+from registrar.status_command import add_status_options, show_status, status_source
 
 LOG = logging.getLogger("registrar")
 
@@ -25,10 +26,23 @@ def main() -> int:
         description="Registers a service with the local Consul agent. Reads APP_NAME, APP_PORT, CONSUL_PORT, TAGS and "
         "the optional variables of README.md's table.",
     )
-    parser.add_argument("command", nargs="?", choices=("run", "health"), default="run", help="default: run")
+    parser.add_argument("command", nargs="?", choices=("run", "health", "status"), default="run", help="default: run")
     parser.add_argument("--once", action="store_true", help="register and exit; default: stay, deregister on SIGTERM")
+    options = parser.add_argument_group("status: all replicas, in the catalogue and at the balancer")
+    add_status_options(options)
+    options.add_argument("--consul", metavar="HOST:PORT", help="default: CONSUL_ADDRESS and CONSUL_PORT, else :8500")
+    options.add_argument(
+        "--balancer", metavar="HOST:PORT", help="its status port; default: LB_STATUS_ADDRESS and LB_STATUS_PORT"
+    )
     arguments = parser.parse_args()
     log.configure()
+    if arguments.command == "status":
+        try:
+            source = status_source(arguments.consul, arguments.balancer, os.environ)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return show_status(source, name=arguments.why, watch=arguments.watch, as_json=arguments.json)
     try:
         config = RegistrarConfig.from_env(os.environ)
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,12 +37,15 @@ class Agent:
         self._catalogue.http.session.trust_env = False
 
     def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
-        """Registers the service, by Consul's API page "Register Service".
+        """Registers the service, by Consul's API page "Register Service"; its metadata say when that was.
 
         Raises:
             AgentError: the agent is out of reach or refuses.
         """
-        self._call("PUT", "/v1/agent/service/register", json=registration(config, grpc_services, passing=passing))
+        body = registration(config, grpc_services, passing=passing)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        meta = {**config.metadata(grpc_services), "registered": now}
+        self._call("PUT", "/v1/agent/service/register", json={**body, "Meta": meta})
 
     def deregister(self, service_id: str) -> None:
         """Deregisters the service; one that the agent doesn't know is no error.

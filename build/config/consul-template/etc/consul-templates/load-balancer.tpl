@@ -108,4 +108,9 @@ server {
         default_type application/json;
         content_by_lua_block { require("balancer").view() }
     }
+
+    location = /rendered {
+        default_type application/json;
+        content_by_lua_block { require("membership").rendered() }
+    }
 }

@@ -312,6 +312,20 @@ function _M.init_worker()
     every(ROUTES_SECONDS, update_routes)
 end
 
+-- What consul-template has rendered, as JSON: the keys of the peers taken from it, and why others were refused. The
+-- reasons are of printable characters, but for quotes and backslashes.
+function _M.rendered()
+    local rendered, refused = peers.parse(read(RENDERED) or "# end\n", networks)
+    local keys, reasons = {}, {}
+    for _, peer in ipairs(rendered or {}) do
+        keys[#keys + 1] = '"' .. peer.key .. '"'
+    end
+    for _, reason in ipairs(refused or {}) do
+        reasons[#reasons + 1] = '"' .. reason:gsub("[\\\"]", "\\%0"):gsub("%c", "\\t") .. '"'
+    end
+    ngx.say(string.format('{"peers":[%s],"refused":[%s]}', table.concat(keys, ","), table.concat(reasons, ",")))
+end
+
 function _M.networks()
     return networks
 end

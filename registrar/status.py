@@ -1,0 +1,229 @@
+"""What Consul's catalogue and the balancer know of the replicas, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from registrar.config import BALANCED_TAG
+from registrar.environment import host_port
+
+if TYPE_CHECKING:
+    import consul
+
+_TIMEOUT_SECONDS = 3.0
+_NODE_CHECK = "serfHealth"
+_ORDER = ("passing", "warning", "critical")
+
+
+class StatusError(Exception):
+    """The catalogue can't be read, or has nothing of that name; the message says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One replica.
+
+    Attributes:
+        check: the worst status of its checks and its node's; empty for one that is not in the catalogue.
+        output: what the check that is worst says.
+        node_check: the status of its node's own check, by which the cluster knows whether the agent is there.
+        registered: when its registrar registered it last, in ISO 8601; empty where that is not known.
+        rendered: whether consul-template has given it to the balancer, which took it; None where that is not known.
+        balancer: its state at the balancer; empty for one that the balancer doesn't have.
+        difference: in what the two differ; empty where they agree.
+    """
+
+    application: str
+    id: str
+    node: str
+    address: str
+    port: int
+    weight: int
+    version: str
+    check: str
+    output: str
+    node_check: str
+    registered: str
+    rendered: bool | None
+    balancer: str
+    difference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Everything at one moment.
+
+    Attributes:
+        services: of the balancer: gRPC services with their application, and who registers them as well.
+        refused: why the balancer has refused what consul-template rendered.
+        problem: why the balancer's view is missing; empty where it is there.
+    """
+
+    replicas: list[Replica]
+    services: list[dict[str, Any]]
+    refused: list[str]
+    problem: str
+
+    def of(self, name: str) -> Status:
+        """The part about an application, about the replica with that ID, or about the replicas of that node.
+
+        Raises:
+            StatusError: there is nothing of that name.
+        """
+        found = [one for one in self.replicas if name in (one.application, one.id, one.node)]
+        if not found:
+            names = ", ".join(sorted({one.application for one in self.replicas})) or "nothing"
+            raise StatusError(f"nothing with the tag {BALANCED_TAG} is called {name}; there is {names}")
+        applications = {one.application for one in found}
+        return replace(self, replicas=found, services=[one for one in self.services if one["app"] in applications])
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the two views come from.
+
+    Attributes:
+        consul_address: of any agent of the cluster.
+        balancer: ``host:port`` of the balancer's status port.
+    """
+
+    consul_address: str
+    consul_port: int
+    balancer: str
+
+    def read(self) -> Status:
+        """Asks both.
+
+        Raises:
+            StatusError: the catalogue can't be read. A balancer that can't is a ``problem`` of the result.
+        """
+        # Imported here: local_stack has this command too, and its others need not wait for Consul's client.
+        import consul
+        import requests
+
+        view, rendered, problem = self._view()
+        client = consul.Consul(host=self.consul_address, port=self.consul_port)
+        client.http.session.trust_env = False
+        try:
+            instances = list(_instances(client))
+        except (consul.ConsulException, requests.RequestException) as error:
+            raise StatusError(
+                f"Consul at {host_port(self.consul_address, self.consul_port)} can't be read: {error}"
+            ) from error
+        known = {_key(peer): peer for peer in view.get("peers", [])}
+        listed = None if problem else set(rendered.get("peers", []))
+        replicas = [_replica(instance, known, listed) for instance in instances]
+        in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
+        replicas += [_stranger(peer) for key, peer in known.items() if key not in in_catalogue]
+        return Status(
+            replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
+            services=view.get("services", []),
+            refused=rendered.get("refused", []),
+            problem=problem,
+        )
+
+    def _view(self) -> tuple[dict[str, Any], dict[str, Any], str]:
+        import requests
+
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                found = []
+                for path in ("peers", "rendered"):
+                    response = session.get(f"http://{self.balancer}/{path}", timeout=_TIMEOUT_SECONDS)
+                    response.raise_for_status()
+                    found.append(dict(response.json()))
+                return found[0], found[1], ""
+        except requests.ConnectionError:
+            return {}, {}, f"no balancer at {self.balancer}: its view is missing"
+        except (requests.RequestException, ValueError) as error:
+            return {}, {}, f"the balancer's view at {self.balancer} can't be read: {error}"
+
+
+def _instances(client: consul.Consul) -> Iterator[dict[str, Any]]:
+    _, services = client.catalog.services()
+    for name, tags in sorted(services.items()):
+        if BALANCED_TAG in tags:
+            for instance in client.health.service(name)[1]:
+                if BALANCED_TAG in instance["Service"]["Tags"]:
+                    yield instance
+
+
+def _key(peer: dict[str, Any]) -> tuple[str, str, int]:
+    return str(peer["app"]), str(peer["address"]), int(peer["port"])
+
+
+def _replica(
+    instance: dict[str, Any], known: dict[tuple[str, str, int], dict[str, Any]], listed: set[str] | None
+) -> Replica:
+    service = instance["Service"]
+    # Of those that are as bad, the service's own before the node's.
+    checks = sorted(
+        instance["Checks"], key=lambda check: (-_severity(check["Status"]), check["CheckID"] == _NODE_CHECK)
+    )
+    worst = checks[0] if checks else {"Status": "passing", "Output": ""}
+    address = service["Address"] or instance["Node"]["Address"]
+    warning = worst["Status"] == "warning"
+    weight = service["Weights"]["Warning" if warning else "Passing"]
+    peer = known.get((service["Service"], address, service["Port"]))
+    meta = service["Meta"] or {}
+    return Replica(
+        application=service["Service"],
+        id=service["ID"],
+        node=instance["Node"]["Node"],
+        address=address,
+        port=service["Port"],
+        weight=weight,
+        version=meta.get("version", ""),
+        check=worst["Status"],
+        output=" ".join(str(worst["Output"]).split()),
+        node_check=next((check["Status"] for check in checks if check["CheckID"] == _NODE_CHECK), ""),
+        registered=meta.get("registered", ""),
+        rendered=None if listed is None else f"{service['Service']} {host_port(address, service['Port'])}" in listed,
+        balancer=str(peer["state"]) if peer else "",
+        difference="" if listed is None else _difference(worst["Status"], weight, peer),
+    )
+
+
+def _severity(status: str) -> int:
+    return _ORDER.index(status) if status in _ORDER else len(_ORDER)
+
+
+def _difference(check: str, weight: int, peer: dict[str, Any] | None) -> str:
+    serves = check in ("passing", "warning") and weight > 0
+    if serves and not peer:
+        return "the balancer does not have it"
+    if peer and not serves:
+        return f"the balancer has it, its check is {check}"
+    if peer and peer["weight"] != weight:
+        return f"the balancer's weight is {peer['weight']}"
+    if peer and peer["state"] != "in service":
+        return f"the balancer has set it aside: {peer['state']}"
+    return ""
+
+
+def _stranger(peer: dict[str, Any]) -> Replica:
+    """A replica of the balancer's that the catalogue doesn't have."""
+    application, address, port = _key(peer)
+    return Replica(
+        application=application,
+        id="",
+        node="",
+        address=address,
+        port=port,
+        weight=int(peer["weight"]),
+        version="",
+        check="",
+        output="",
+        node_check="",
+        registered="",
+        rendered=None,
+        balancer=str(peer["state"]),
+        difference="it is not in the catalogue",
+    )

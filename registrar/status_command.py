@@ -1,0 +1,173 @@
+"""The ``status`` command, of the registrar and of local_stack: tables, and why a replica gets no calls."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from registrar.environment import EnvironmentReader, host_port
+from registrar.status import Replica, Source, Status, StatusError
+
+_WATCH_SECONDS = 1.0
+# Home, and clear to the end of the screen (ECMA-48).
+_CLEAR = "\x1b[H\x1b[J"
+_MARK, _NO_MARK, _NOT_KNOWN = "!", " ", "-"
+
+
+def add_status_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The options that say what is shown."""
+    parser.add_argument("--why", metavar="NAME", help="the way of an application's replicas, step by step")
+    parser.add_argument("--watch", action="store_true", help="again every second until interrupted; default: once")
+    parser.add_argument("--json", action="store_true", help="for machines; default: tables")
+
+
+def status_source(consul: str | None, balancer: str | None, env: Mapping[str, str]) -> Source:
+    """Where to look: what was given, else the variables that the programs of the stack have.
+
+    Raises:
+        ConfigError: that is no address.
+    """
+    reader = EnvironmentReader(
+        {
+            **env,
+            **_given("--consul", ("CONSUL_ADDRESS", "CONSUL_PORT"), consul),
+            **_given("--balancer", ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), balancer),
+        }
+    )
+    source = Source(
+        reader.host("CONSUL_ADDRESS", "127.0.0.1"),
+        reader.port("CONSUL_PORT", 8500),
+        host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
+    )
+    reader.raise_problems()
+    return source
+
+
+def _given(option: str, names: tuple[str, str], value: str | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    host, colon, port = value.rpartition(":")
+    if not colon:
+        # Without a port it is none of the form; the reader says which of the two is wrong.
+        host, port = value, option
+    return dict(zip(names, (host.strip("[]") or "127.0.0.1", port), strict=True))
+
+
+def show_status(source: Source, *, name: str | None, watch: bool, as_json: bool) -> int:
+    """Prints it; with a name, the way of that application's replicas, or of that replica.
+
+    Exit code: 0, or 1 when Consul can't be read or has nothing of that name.
+    """
+    try:
+        while True:
+            try:
+                shown, code = _shown(source.read(), name, as_json), 0
+            except StatusError as error:
+                shown, code = str(error), 1
+            if watch and sys.stdout.isatty():
+                print(_CLEAR, end="")
+            print(shown, file=sys.stderr if code else sys.stdout, flush=True)
+            if not watch:
+                return code
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _shown(found: Status, name: str | None, as_json: bool) -> str:
+    if name:
+        found = found.of(name)
+    if as_json:
+        return json.dumps(found.as_json(), indent=2)
+    return ways(found) if name else tables(found, datetime.datetime.now(datetime.UTC))
+
+
+def tables(status: Status, now: datetime.datetime) -> str:
+    """The tables for people; a line with a mark is of a replica in which the two views differ."""
+    heading = ("", "APPLICATION", "REPLICA", "ADDRESS", "WEIGHT", "VERSION", "CHECK", "AGE", "BALANCER", "")
+    rows = [
+        (
+            _MARK if one.difference else _NO_MARK,
+            one.application,
+            one.node or _NOT_KNOWN,
+            host_port(one.address, one.port),
+            str(one.weight),
+            one.version or _NOT_KNOWN,
+            one.check or _NOT_KNOWN,
+            age(one.registered, now),
+            "?" if status.problem else one.balancer or _NOT_KNOWN,
+            one.difference,
+        )
+        for one in status.replicas
+    ]
+    parts = [columns([heading, *rows])]
+    if status.services:
+        heading_of_services = ("", "GRPC SERVICE", "APPLICATION", "REPLICAS", "ALSO REGISTERED BY")
+        parts.append(
+            columns(
+                [heading_of_services]
+                + [
+                    ("", str(one["service"]), str(one["app"]), str(one["replicas"]), str(one["also"]) or _NOT_KNOWN)
+                    for one in status.services
+                ]
+            )
+        )
+    parts += [f"{_MARK} refused: {reason}" for reason in status.refused]
+    if status.problem:
+        parts.append(f"{_MARK} {status.problem}")
+    return "\n\n".join(parts)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def age(registered: str, now: datetime.datetime) -> str:
+    """How long ago that was, such as ``12 s`` or ``3 h``; ``-`` where it is not known."""
+    try:
+        seconds = (now - datetime.datetime.fromisoformat(registered)).total_seconds()
+    except (ValueError, TypeError):
+        return _NOT_KNOWN
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def ways(status: Status) -> str:
+    """The way of each replica from its agent to the balancer, step by step."""
+    return "\n\n".join(_way(one, status) for one in status.replicas)
+
+
+def _way(one: Replica, status: Status) -> str:
+    unknown = None if status.problem else False
+    steps: list[tuple[str, bool | None, str]] = [
+        ("agent", one.node_check == "passing" if one.node_check else bool(one.node) or None, one.node or "no node"),
+        ("check", one.check in ("passing", "warning") if one.check else None, f"{one.check or 'none'}: {one.output}"),
+        ("catalogue", bool(one.id), f"{one.id or 'not registered'}, weight {one.weight}"),
+        ("rendered list", one.rendered if one.id else unknown, _refusal(one, status)),
+        ("balancer", one.balancer == "in service" if not status.problem else None, one.balancer or status.problem),
+    ]
+    lines = [f"{one.application} {one.node or '?'} {host_port(one.address, one.port)}"]
+    lines += [
+        f"  {'?' if good is None else 'ok' if good else 'NO':2}  {step:14} {remark}".rstrip()
+        for step, good, remark in steps
+    ]
+    broken = next((step for step, good, _ in steps if good is False), "")
+    if broken:
+        lines.append(f"  it gets no calls because of: {broken}")
+    else:
+        lines.append("  it gets its share of the calls" + (", as far as can be seen" if status.problem else ""))
+    return "\n".join(lines)
+
+
+def _refusal(one: Replica, status: Status) -> str:
+    address = f'"{one.address}"\t{one.port}\t'
+    return next((reason for reason in status.refused if address in reason or f"{one.address} " in reason), "")

@@ -1,0 +1,128 @@
+"""``status``, of the registrar and of local_stack: the catalogue's view and the balancer's, side by side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.support.balancer import BALANCER
+from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.probes import running_probe
+from tests.support.scenarios import wait_for_replicas
+from tests.support.wait import wait_for
+
+
+@pytest.fixture(autouse=True)
+def one_replica(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
+
+
+def status(stack: LocalDriver) -> dict[str, Any]:
+    return dict(json.loads(stack.local_stack("status", "--json")))
+
+
+def registrar_status(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "registrar", "status", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_both_views_are_shown_and_agree(stack: LocalDriver) -> None:
+    shown = stack.local_stack("status")
+    heading, replica = shown.splitlines()[:2]
+    assert heading.split() == ["APPLICATION", "REPLICA", "ADDRESS", "WEIGHT", "VERSION", "CHECK", "AGE", "BALANCER"]
+    cells = replica.split()
+    assert cells[0] == "hello_server"
+    assert cells[3:6] == ["1", "-", "passing"]
+    assert replica.endswith("in service")
+    assert "protos.Ping" in shown
+    assert "!" not in shown
+    (found,) = status(stack)["replicas"]
+    assert (found["check"], found["balancer"], found["difference"]) == ("passing", "in service", "")
+
+
+def test_why_walks_the_whole_way_of_a_replica_that_serves(stack: LocalDriver) -> None:
+    lines = stack.local_stack("status", "--why", "hello_server").splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["ok"] * 5
+    assert lines[-1] == "  it gets its share of the calls"
+
+
+def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None:
+    api = ConsulApi(stack)
+    body = {"ID": "ill", "Name": "ill", "Address": stack.address(BALANCER), "Port": 9, "Tags": ["grpc_server"]}
+    check = {"TCP": f"{stack.address(BALANCER)}:9", "Interval": "1s", "Timeout": "1s"}
+    try:
+        api.put("/v1/agent/service/register", {**body, "Check": check})
+        shown = wait_for(
+            lambda: stack.local_stack("status", "--why", "ill"), lambda text: "refused" in text, 20, "the check has run"
+        )
+        assert "  NO  check          critical: dial tcp" in shown
+        assert shown.rstrip().endswith("it gets no calls because of: check")
+    finally:
+        api.put("/v1/agent/service/deregister/ill")
+
+
+def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: LocalDriver) -> None:
+    api = ConsulApi(stack)
+    body = {"ID": "far", "Name": "far", "Address": "203.0.113.9", "Port": 7777, "Tags": ["grpc_server"]}
+    try:
+        api.put("/v1/agent/service/register", body)
+        shown = wait_for(
+            lambda: stack.local_stack("status", "--why", "far"), lambda text: "PEER_CIDR" in text, 20, "it is refused"
+        )
+        assert "it gets no calls because of: rendered list" in shown
+        (marked,) = [line for line in stack.local_stack("status").splitlines() if "203.0.113.9:7777" in line]
+        assert marked.startswith("!")
+        assert marked.endswith("the balancer does not have it")
+    finally:
+        api.put("/v1/agent/service/deregister/far")
+
+
+def test_a_replica_that_is_set_aside_is_marked(stack: LocalDriver) -> None:
+    with running_probe(stack, 41) as server:
+        server.process.kill()
+        found = wait_for(
+            lambda: [one for one in status(stack)["replicas"] if one["application"] == "probe"],
+            lambda replicas: replicas[0]["balancer"] == "refused",
+            10,
+            "the balancer has found it out",
+        )
+        assert found[0]["difference"] == "the balancer has set it aside: refused"
+        assert "NO  balancer" in stack.local_stack("status", "--why", "probe")
+
+
+def test_a_name_that_nobody_has_is_told_with_those_there_are(stack: LocalDriver) -> None:
+    done = registrar_status("--consul", f"127.0.0.1:{stack.consul_port}", "--why", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "nothing with the tag grpc_server is called nobody; there is hello_server\n"
+
+
+def test_without_a_balancer_the_catalogue_is_still_shown(stack: LocalDriver) -> None:
+    done = registrar_status("--consul", f"127.0.0.1:{stack.consul_port}", "--balancer", "127.0.0.1:1")
+    assert done.returncode == 0
+    assert "hello_server-1" in done.stdout
+    assert done.stdout.rstrip().endswith("! no balancer at 127.0.0.1:1: its view is missing")
+
+
+def test_without_consul_it_is_one_line() -> None:
+    done = registrar_status("--consul", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Consul at 127.0.0.1:1 can't be read: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--consul", "--balancer"])
+@pytest.mark.parametrize("address", ["nowhere", "host:", "host:0", "host:x", "a b:1"])
+def test_an_address_of_another_form_is_a_usage_error(option: str, address: str) -> None:
+    done = registrar_status(option, address)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr
+
+
+def test_the_balancers_own_container_has_it_too(stack: LocalDriver) -> None:
+    shown = stack.execute(BALANCER, "python3", "-m", "registrar", "status")
+    assert "in service" in shown
+    assert "!" not in shown
