@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from registrar.environment import EnvironmentReader, host_port
+from registrar.environment import EnvironmentReader, host_port, is_host
 from registrar.status import Replica, Source, Status, StatusError
 
 _WATCH_SECONDS = 1.0
@@ -31,30 +32,26 @@ def status_source(consul: str | None, balancer: str | None, env: Mapping[str, st
     Raises:
         ConfigError: that is no address.
     """
-    reader = EnvironmentReader(
-        {
-            **env,
-            **_given("--consul", ("CONSUL_ADDRESS", "CONSUL_PORT"), consul),
-            **_given("--balancer", ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), balancer),
-        }
-    )
+    reader = EnvironmentReader(env)
     source = Source(
-        reader.host("CONSUL_ADDRESS", "127.0.0.1"),
-        reader.port("CONSUL_PORT", 8500),
-        host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
+        *_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
+        host_port(*_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
     )
     reader.raise_problems()
     return source
 
 
-def _given(option: str, names: tuple[str, str], value: str | None) -> dict[str, str]:
-    if value is None:
-        return {}
-    host, colon, port = value.rpartition(":")
-    if not colon:
-        # Without a port it is none of the form; the reader says which of the two is wrong.
-        host, port = value, option
-    return dict(zip(names, (host.strip("[]") or "127.0.0.1", port), strict=True))
+def _address(
+    reader: EnvironmentReader, option: str, given: str | None, names: tuple[str, str], default_port: int
+) -> tuple[str, int]:
+    if given is None:
+        return reader.host(names[0], "127.0.0.1"), reader.port(names[1], default_port)
+    host, _, port = given.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        reader.problem(option, f"{given!r} is no host:port")
+        return host, default_port
+    return host, int(port)
 
 
 def show_status(source: Source, *, name: str | None, watch: bool, as_json: bool) -> int:

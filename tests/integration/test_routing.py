@@ -149,6 +149,22 @@ def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
         assert call(stack, f"/{names[-1]}/Method") == ("UNIMPLEMENTED", b"Method not found!")
 
 
+def test_a_single_application_that_says_nothing_gets_every_call(stack: LocalDriver) -> None:
+    """Also those of a service that another had before."""
+    address = stack.run_server("renamed")
+    body = {"ID": "renamed", "Name": "renamed", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    try:
+        stack.up(0)
+        ConsulApi(stack).put("/v1/agent/service/register", body)
+        wait_for(lambda: [peer["app"] for peer in peers(stack)], lambda apps: apps == ["renamed"], 20, "it is alone")
+        assert say_hello(target(stack)) == "renamed"
+    finally:
+        ConsulApi(stack).put("/v1/agent/service/deregister/renamed")
+        stack.stop_extras()
+        stack.up(1)
+    wait_for_replicas(stack, 1)
+
+
 def test_a_canarys_share_changes_at_run_time_and_costs_no_call(stack: LocalDriver) -> None:
     api = ConsulApi(stack)
     address = stack.run_server("canary")

@@ -99,7 +99,7 @@ local function build(version)
         version = version, pools = {}, applications = {}, services = {}, default = nil, only = nil, paths = {},
         path_count = 0, all = list, calls = {},
     }
-    local rest, names = new_pool(""), 0
+    local rest, names, told = new_pool(""), 0, false
     for _, peer in ipairs(list) do
         peer.calls = view.calls[peer.key] or inflight.new()
         new.calls[peer.key] = peer.calls
@@ -114,7 +114,7 @@ local function build(version)
         if peer.services ~= "" then
             application.uniform = application.uniform and
                 (application.services == "" or application.services == peer.services)
-            application.services = peer.services
+            application.services, told = peer.services, true
         end
         add(application, peer)
     end
@@ -129,11 +129,15 @@ local function build(version)
     for service, owner in pairs(new.owners) do
         local application = new.applications[owner.app]
         local pool = application and pool_of_service(application, service) or NOBODY
+        if not told and names > 0 then
+            -- No application says what it has: any may have what another had before it.
+            pool = rest
+        end
         new.services[service] = #pool.peers > 0 and pool or NOBODY
         if pool ~= NOBODY then
             new.pools[pool.name] = pool
         end
-        elsewhere = elsewhere or pool == NOBODY or not application.uniform
+        elsewhere = elsewhere or pool == NOBODY or pool ~= rest and not application.uniform
     end
     for _, pool in pairs(new.pools) do
         start_rotation(pool)

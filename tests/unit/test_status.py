@@ -1,0 +1,113 @@
+"""The tables of ``status``."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from registrar.environment import ConfigError
+from registrar.status import Replica, Source, Status, StatusError
+from registrar.status_command import age, columns, status_source, tables, ways
+
+NOW = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+
+
+def replica(**given: object) -> Replica:
+    values: dict[str, object] = {
+        "application": "shop",
+        "id": "shop-box-7777",
+        "node": "box",
+        "address": "10.0.0.2",
+        "port": 7777,
+        "weight": 9,
+        "version": "2",
+        "check": "passing",
+        "output": "fine",
+        "node_check": "passing",
+        "registered": "2026-01-02T11:59:00+00:00",
+        "rendered": True,
+        "balancer": "in service",
+        "difference": "",
+    }
+    return Replica(**{**values, **given})  # type: ignore[arg-type]
+
+
+def status(*replicas: Replica, problem: str = "") -> Status:
+    return Status(replicas=list(replicas), services=[], refused=[], problem=problem)
+
+
+@pytest.mark.parametrize(
+    ("registered", "shown"),
+    [
+        ("2026-01-02T11:59:48+00:00", "12 s"),
+        ("2026-01-02T11:58:01+00:00", "119 s"),
+        ("2026-01-02T11:58:00+00:00", "2 min"),
+        ("2026-01-02T09:00:00+00:00", "3 h"),
+        ("2025-12-30T12:00:00+00:00", "3 d"),
+        ("2026-01-02T12:00:05+00:00", "0 s"),
+        ("", "-"),
+        ("yesterday", "-"),
+        ("2026-01-02T12:00:00", "-"),
+    ],
+)
+def test_age_is_how_long_ago_it_was_registered(registered: str, shown: str) -> None:
+    assert age(registered, NOW) == shown
+
+
+def test_columns_are_aligned_and_end_without_spaces() -> None:
+    assert columns([("A", "BB", ""), ("aaa", "b", "")]) == "A    BB\naaa  b"
+
+
+def test_a_replica_in_which_the_views_differ_is_marked() -> None:
+    shown = tables(status(replica(), replica(node="other", balancer="", difference="it is missing")), NOW)
+    assert shown.splitlines() == [
+        "   APPLICATION  REPLICA  ADDRESS        WEIGHT  VERSION  CHECK    AGE   BALANCER",
+        "   shop         box      10.0.0.2:7777  9       2        passing  60 s  in service",
+        "!  shop         other    10.0.0.2:7777  9       2        passing  60 s  -           it is missing",
+    ]
+
+
+def test_without_a_balancer_nothing_is_said_of_its_view() -> None:
+    shown = tables(status(replica(balancer="", rendered=None), problem="no balancer"), NOW)
+    assert shown.splitlines()[1].endswith("60 s  ?")
+    assert shown.splitlines()[-1] == "! no balancer"
+
+
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        ({"node_check": "critical", "check": "critical"}, "agent"),
+        ({"check": "critical", "rendered": False, "balancer": ""}, "check"),
+        ({"id": "", "check": "", "node_check": ""}, "catalogue"),
+        ({"rendered": False, "balancer": ""}, "rendered list"),
+        ({"balancer": "refused"}, "balancer"),
+    ],
+)
+def test_the_first_step_that_is_missing_is_named(given: dict[str, object], step: str) -> None:
+    assert ways(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
+
+
+def test_a_way_without_a_gap_ends_at_the_calls() -> None:
+    assert ways(status(replica())).endswith("it gets its share of the calls")
+
+
+def test_a_name_is_of_an_application_a_replica_or_a_node() -> None:
+    found = status(replica(), replica(application="other", id="other-1", node="elsewhere"))
+    for name in ("shop", "shop-box-7777", "box"):
+        assert [one.application for one in found.of(name).replicas] == ["shop"]
+    with pytest.raises(StatusError, match="is called nothing; there is other, shop"):
+        found.of("nothing")
+
+
+def test_addresses_come_from_the_options_then_from_the_environment() -> None:
+    env = {"CONSUL_ADDRESS": "agent", "CONSUL_PORT": "8501", "LB_STATUS_PORT": "81"}
+    assert status_source(None, None, {}) == Source("127.0.0.1", 8500, "127.0.0.1:8080")
+    assert status_source(None, None, env) == Source("agent", 8501, "127.0.0.1:81")
+    assert status_source(":1", "[::1]:2", env) == Source("127.0.0.1", 1, "[::1]:2")
+
+
+@pytest.mark.parametrize("address", ["host", "host:", "host:x", ":0", "a b:1"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError):
+        status_source(address, None, {})
