@@ -51,11 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
             stack.scale(dict(arguments.scale))
             wait(stack, arguments.timeout)
         case "ps":
-            ps(stack, as_json=arguments.json)
+            ps(stack, as_json=arguments.json or arguments.format == "json")
         case "status":
             return status(stack, arguments)
         case "logs":
-            logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail)
+            logs.show(
+                stack,
+                arguments.names,
+                sys.stdout,
+                follow=arguments.follow,
+                lines=arguments.tail,
+                since=arguments.since,
+            )
         case "exec":
             execute(stack, arguments.name, arguments.argv)
         case _:
@@ -134,10 +141,10 @@ def up(stack: Stack, arguments: argparse.Namespace) -> None:
         stack.up(dict(arguments.scale), settings)
         wait(stack, arguments.timeout)
         say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
-        if not arguments.detach:
+        if not (arguments.detach or arguments.wait):
             logs.show(stack, (), sys.stdout, follow=True, lines=None)
     except KeyboardInterrupt:
-        if not arguments.detach:
+        if not (arguments.detach or arguments.wait):
             say("stopping")
             stack.stop(stack.containers())
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import re
 import signal
 
 from registrar.status_command import add_status_options
@@ -30,6 +32,21 @@ def _lines(text: str) -> int:
     return int(text)
 
 
+def _since(text: str) -> datetime.datetime:
+    now = datetime.datetime.now(datetime.UTC)
+    ago = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", text, re.ASCII)
+    if ago and text:
+        hours, minutes, seconds = (int(part or 0) for part in ago.groups())
+        return now - datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        # Without a time zone it is the machine's, as docker-compose has it.
+        return datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time such as 2026-01-02T15:04:05Z, and not of the form 1h30m, 90s"
+        ) from error
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser; ``command`` is the verb."""
     result = argparse.ArgumentParser(
@@ -39,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
     up = verbs.add_parser("up", help="start the stack and wait until it answers")
     up.add_argument("-d", "--detach", action="store_true", help="return when it answers; default: follow the logs")
+    up.add_argument("--wait", action="store_true", help="detached, when it answers: what -d does here in any case")
     up.add_argument("--scale", type=_scale, action="append", default=[], metavar="SERVICE=N", help="default: 1 each")
     up.add_argument("--address-base", help="first of the loopback addresses to use (default: 127.16.0.0)")
     up.add_argument("--port", type=int, help="the balancer's port on 127.0.0.1 (default: 5000)")
@@ -46,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="to be ready in (default: 60)")
 
     ps = verbs.add_parser("ps", help="list containers with their programs")
-    ps.add_argument("--json", action="store_true", help="for machines; default: a table")
+    ps.add_argument("--json", action="store_true", help="the same as --format json")
+    ps.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
     status = verbs.add_parser("status", help="show the replicas, in the catalogue and at the balancer")
     add_status_options(status)
@@ -55,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("names", nargs="*", metavar="SERVICE", help="SERVICE or SERVICE-N (default: all)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until interrupted; default: what is there")
     logs.add_argument("-n", "--tail", type=_lines, metavar="LINES", help="of each container (default: all)")
+    logs.add_argument(
+        "--since", type=_since, metavar="TIME", help="a time such as 2026-01-02T15:04:05Z, or how long ago: 1h30m, 90s"
+    )
 
     scale = verbs.add_parser("scale", help="change the number of replicas and wait until they answer")
     scale.add_argument("scale", type=_scale, nargs="+", metavar="SERVICE=N", help="such as hello_server=5")

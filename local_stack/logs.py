@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from local_stack.stack import Stack
 
 _POLL_SECONDS = 0.2
+# What the programs of the stack begin their lines with, behind the program's name: supervisord's, nginx's and ISO 8601.
+# Only what says that it is UTC is; the others are in the machine's time zone.
+_TIME = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(Z)?")
 
 
-def show(stack: Stack, names: Sequence[str], out: TextIO, *, follow: bool, lines: int | None) -> None:
-    """Prints the logs of containers; with ``follow`` until interrupted, containers that come later included."""
+def show(
+    stack: Stack,
+    names: Sequence[str],
+    out: TextIO,
+    *,
+    follow: bool,
+    lines: int | None,
+    since: datetime.datetime | None = None,
+) -> None:
+    """Prints the logs of containers; with ``follow`` until interrupted, containers that come later included.
+
+    Args:
+        stack: whose.
+        names: of containers or services; none is all.
+        out: where to.
+        follow: go on.
+        lines: the last so many of each container; None is all.
+        since: only lines from then on; a line without a time has that of the one before it.
+    """
     offsets: dict[Path, int] = {}
     containers = stack.containers(names)
     width = max((len(container.name) for container in containers), default=0)
     for container in containers:
-        for line in _tail(container.log, lines, offsets):
+        for line in _tail(later(_news(container.log, offsets), since), lines):
             print(f"{container.name:{width}} | {line}", file=out)
     while follow:
         out.flush()
@@ -30,9 +52,24 @@ def show(stack: Stack, names: Sequence[str], out: TextIO, *, follow: bool, lines
                     print(f"{container.name:{width}} | {line}", file=out)
 
 
-def _tail(path: Path, lines: int | None, offsets: dict[Path, int]) -> list[str]:
-    everything = list(_news(path, offsets))
-    return everything if lines is None else list(deque(everything, maxlen=lines))
+def _tail(everything: Iterable[str], lines: int | None) -> list[str]:
+    # All are read in any case: what is shown later are the ones behind them.
+    return list(deque(everything, maxlen=lines))
+
+
+def later(lines: Iterable[str], since: datetime.datetime | None) -> Iterator[str]:
+    """The lines from that time on."""
+    shown = since is None
+    for line in lines:
+        found = None if since is None else _TIME.search(line[:100])
+        if found and since is not None:
+            year, month, day, hour, minute, second = map(int, found.groups()[:6])
+            time_of_line = datetime.datetime(
+                year, month, day, hour, minute, second, tzinfo=datetime.UTC if found[7] else None
+            )
+            shown = time_of_line.astimezone(datetime.UTC) >= since.replace(microsecond=0)
+        if shown:
+            yield line
 
 
 def _news(path: Path, offsets: dict[Path, int]) -> Iterator[str]:

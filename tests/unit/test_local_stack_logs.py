@@ -1,0 +1,57 @@
+"""``logs --since``."""
+
+from __future__ import annotations
+
+import datetime
+import time
+
+import pytest
+
+from local_stack.arguments import parser
+from local_stack.logs import later
+
+NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+LINES = [
+    "2026-01-02 11:59:58,100 INFO supervisord started",
+    "consul | 2026-01-02T11:59:59.999Z [INFO] agent: before",
+    "a line without a time",
+    "nginx | 2026/01/02 12:00:00 [notice] 7#7: at that time",
+    "another line without a time",
+    "grpc_server | 2026-01-02T12:00:01.000Z INFO grpc_server after",
+]
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def test_lines_from_that_time_on_are_shown() -> None:
+    assert list(later(LINES, NOON)) == LINES[3:]
+
+
+def test_without_a_time_all_are_shown() -> None:
+    assert list(later(LINES, None)) == LINES
+
+
+def test_before_the_first_time_nothing_is_known_and_nothing_shown() -> None:
+    assert list(later(["no time yet", *LINES[5:]], NOON)) == LINES[5:]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("2m", 120), ("0s", 0)])
+def test_since_may_be_how_long_ago(text: str, seconds: int) -> None:
+    since = parser().parse_args(["logs", "--since", text]).since
+    assert abs((datetime.datetime.now(datetime.UTC) - since).total_seconds() - seconds) < 5
+
+
+def test_since_may_be_a_time() -> None:
+    assert parser().parse_args(["logs", "--since", "2026-01-02T12:00:00Z"]).since == NOON
+    assert parser().parse_args(["logs", "--since", "2026-01-02T12:00"]).since == NOON
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "1d", "m", "5"])
+def test_since_of_another_form_is_a_usage_error(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["logs", "--since", text])
+    assert "1h30m" in capsys.readouterr().err
