@@ -50,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         case "scale":
             stack.scale(dict(arguments.scale))
             wait(stack, arguments.timeout)
+        case "rollout":
+            from local_stack.rollout import rollout
+
+            rollout(stack, arguments.name, arguments.timeout)
         case "ps":
             ps(stack, as_json=arguments.json or arguments.format == "json")
         case "status":

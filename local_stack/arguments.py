@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     scale.add_argument("scale", type=_scale, nargs="+", metavar="SERVICE=N", help="such as hello_server=5")
     scale.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="to be ready in (default: 60)")
 
+    rollout = verbs.add_parser("rollout", help="replace a service's replicas one after the other, losing no call")
+    rollout.add_argument("name", metavar="SERVICE", help="such as hello_server")
+    rollout.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for each new one (default: 60)")
+
     kill = verbs.add_parser("kill", help="send a signal to containers; SIGKILL ends all of a container")
     kill.add_argument("names", nargs="+", metavar="SERVICE[-N]", help="which")
     kill.add_argument("-s", "--signal", type=_signal, default=signal.SIGKILL, help="default: SIGKILL")

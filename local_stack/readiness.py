@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import consul
 import grpc
@@ -55,14 +55,15 @@ def registered(stack: Stack, application: str) -> set[str]:
     return {instance["Node"]["Node"] for instance in instances}
 
 
-def wait_ready(stack: Stack, seconds: float) -> None:
-    """Waits until every replica passes in Consul and has answered through the balancer's port.
+def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:
+    """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port.
 
     Raises:
         LocalStackError: that did not happen in time; with the reason and the last lines of the logs.
     """
     deadline = time.monotonic() + seconds
-    replicas = [container for container in stack.containers() if "registrar" in container.service.components]
+    wanted_ones = stack.containers() if containers is None else containers
+    replicas = [container for container in wanted_ones if "registrar" in container.service.components]
     for application in {container.service.environment.get("APP_NAME", "") for container in replicas}:
         of_application = [c for c in replicas if c.service.environment.get("APP_NAME") == application]
         wanted = {container.name for container in of_application}

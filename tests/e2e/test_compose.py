@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from tests.support import scenarios
-from tests.support.drivers import ComposeDriver, Driver, run
+from tests.support.drivers import ComposeDriver, ConsulApi, Driver, run
+from tests.support.scenarios import calls_going_on, wait_for_replicas
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(1800)
@@ -39,12 +40,33 @@ def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
     yield from compose_stack(engine, "2")
 
 
+def rolled_out(stack: ComposeDriver) -> None:
+    """build/rollout replaces every replica and loses no call; one that does not become healthy changes nothing."""
+    stack.up(2)
+    before = wait_for_replicas(stack, 2)
+    with calls_going_on(stack) as seen:
+        done = stack.rollout(HELLO_SERVER_VERSION="2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        after = wait_for_replicas(stack, 2)
+        assert not after & before
+        done = stack.rollout(GRPC_WORKERS="none", ROLLOUT_SECONDS="10")
+        assert done.returncode == 1
+        assert "is not healthy after 10 s" in done.stderr
+        assert wait_for_replicas(stack, 2) == after
+    assert set(seen) == {"OK"}, seen
+    instances = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+    assert {instance["ServiceMeta"].get("version") for instance in instances} == {"2"}
+
+
 class TestCompose1:
     """Compose 1.29: what it could do differently."""
 
     @pytest.mark.parametrize("scenario", scenarios.COMPOSE_SCENARIOS, ids=lambda scenario: scenario.__name__)
     def test_in_containers(self, stack_by_compose_1: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
         scenario(stack_by_compose_1)
+
+    def test_a_rollout_loses_no_call(self, stack_by_compose_1: ComposeDriver) -> None:
+        rolled_out(stack_by_compose_1)
 
 
 class TestCompose2:
@@ -53,6 +75,9 @@ class TestCompose2:
     @pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.__name__)
     def test_in_containers(self, stack_by_compose_2: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
         scenario(stack_by_compose_2)
+
+    def test_a_rollout_loses_no_call(self, stack_by_compose_2: ComposeDriver) -> None:
+        rolled_out(stack_by_compose_2)
 
     def test_no_process_is_root(self, stack_by_compose_2: ComposeDriver) -> None:
         for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,14 @@ class ComposeDriver:
     def compose(self, *arguments: str) -> str:
         """Runs a command of docker-compose."""
         return run([*self._compose, *arguments], self._env, timeout=900)
+
+    def rollout(self, **env: str) -> subprocess.CompletedProcess[str]:
+        """Runs build/rollout."""
+        variables = {**os.environ, **self._env, "COMPOSE": shlex.join(self._compose), **env}
+        command = ["sh", "build/rollout", "hello_server"]
+        return subprocess.run(
+            command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600, check=False
+        )
 
     def up(self, replicas: int) -> None:
         self.compose("up", "-d", "--scale", f"hello_server={replicas}")

@@ -14,7 +14,7 @@ import pytest
 
 from local_stack.settings import ROOT
 
-SCRIPTS = [*sorted(ROOT.glob("build/config/*/usr/bin/*")), ROOT / "build/install"]
+SCRIPTS = [*sorted(ROOT.glob("build/config/*/usr/bin/*")), ROOT / "build/install", ROOT / "build/rollout"]
 CONSUL = ROOT / "build/config/consul/usr/bin"
 CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
 
