@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
+CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_rollout.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
 
 .PHONY: up down test lint unit integration e2e chaos bench protos screenshot clean
 
@@ -40,7 +40,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 chaos: $(VENV)/installed-dev
-	CHAOS=full $(BIN)/python -m pytest $(CHAOS_TESTS)
+	CHAOS=full CHAOS_REPORT=docs/reliability.md $(BIN)/python -m pytest $(CHAOS_TESTS)
 
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto

@@ -101,7 +101,8 @@ def status(stack: Stack, arguments: argparse.Namespace) -> int:
 
     stack.require_up()
     (balancer,) = stack.containers(["load-balancer"])
-    source = status_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:8080", os.environ)
+    port = balancer.service.environment.get("LB_STATUS_PORT", "8080")
+    source = status_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:{port}", os.environ)
     return show_status(source, name=arguments.why, watch=arguments.watch, as_json=arguments.json)
 
 

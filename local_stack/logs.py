@@ -15,7 +15,7 @@ from local_stack.stack import Stack
 _POLL_SECONDS = 0.2
 # What the programs of the stack begin their lines with, behind the program's name: supervisord's, nginx's and ISO 8601.
 # Only what says that it is UTC is; the others are in the machine's time zone.
-_TIME = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(Z)?")
+_TIME = re.compile(r"(?:[\w-]+ \| )?(?:[\w./-]+: )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(Z)?")
 
 
 def show(
@@ -61,15 +61,23 @@ def later(lines: Iterable[str], since: datetime.datetime | None) -> Iterator[str
     """The lines from that time on."""
     shown = since is None
     for line in lines:
-        found = None if since is None else _TIME.search(line[:100])
-        if found and since is not None:
-            year, month, day, hour, minute, second = map(int, found.groups()[:6])
-            time_of_line = datetime.datetime(
-                year, month, day, hour, minute, second, tzinfo=datetime.UTC if found[7] else None
-            )
-            shown = time_of_line.astimezone(datetime.UTC) >= since.replace(microsecond=0)
+        if since is not None:
+            at = _time_of(line)
+            shown = shown if at is None else at >= since.replace(microsecond=0)
         if shown:
             yield line
+
+
+def _time_of(line: str) -> datetime.datetime | None:
+    found = _TIME.match(line)
+    if not found:
+        return None
+    try:
+        at = datetime.datetime(*map(int, found.groups()[:6]), tzinfo=datetime.UTC if found[7] else None)  # type: ignore[arg-type,misc]
+        return at.astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        # It only looks like a time.
+        return None
 
 
 def _news(path: Path, offsets: dict[Path, int]) -> Iterator[str]:

@@ -11,10 +11,10 @@ from registrar.checks import Check, GrpcCheck, HttpCheck
 from registrar.environment import EnvironmentReader, host_port, hostname, is_host
 
 # What both a DNS label (RFC 1123, plus the underscore of Compose's names) and an nginx or Lua string can carry.
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 _TAG = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
 # A gRPC service name: a proto package and a name, as in https://protobuf.dev/reference/protobuf/proto3-spec.
-_GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 # Consul's limit for a value of a service's metadata; and how many values a list of services may take.
 _MAX_VALUE, _MAX_VALUES = 512, 8
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,127})")
@@ -83,7 +83,7 @@ class RegistrarConfig:
         """
         reader = EnvironmentReader(env)
         app_name = reader.text("APP_NAME")
-        if app_name and not _NAME.fullmatch(app_name):
+        if app_name and not NAME.fullmatch(app_name):
             reader.problem("APP_NAME", f"{app_name!r} is no name of 1 to 63 letters, digits, - and _")
         app_port = reader.port("APP_PORT")
         app_address = reader.host("APP_ADDRESS", "")
@@ -124,7 +124,7 @@ def services_fit(names: Sequence[str]) -> bool:
 def _grpc_services(reader: EnvironmentReader) -> tuple[str, ...]:
     names = tuple(name.strip() for name in reader.text("GRPC_SERVICES", "").split(",") if name.strip())
     for name in names:
-        if not _GRPC_SERVICE.fullmatch(name):
+        if not GRPC_SERVICE.fullmatch(name):
             reader.problem("GRPC_SERVICES", f"{name!r} is no gRPC service name")
     if not services_fit(names):
         reader.problem("GRPC_SERVICES", f"does not fit into {_MAX_VALUES} values of {_MAX_VALUE} characters")
@@ -181,7 +181,7 @@ def _http_url(endpoint: str, address: str, port: int) -> str:
 
 def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
     target, _, service = endpoint.partition("/")
-    if service and not _GRPC_SERVICE.fullmatch(service):
+    if service and not GRPC_SERVICE.fullmatch(service):
         raise ValueError(f"{service!r} is no gRPC service name")
     if not target:
         return host_port(address, port), service

@@ -22,6 +22,7 @@ _START_SECONDS = 5.0
 _START_POLL_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
 _REFLECTION_SECONDS = 1.0
+_ASK_AGAIN_MOST_SECONDS = 60.0
 # How long the catalogue gets to forget a deregistered instance; without a leader it doesn't.
 _FORGET_SECONDS = 5.0
 _FORGET_POLL_SECONDS = 0.05
@@ -45,6 +46,8 @@ class Registration:
         self._stop = stop
         # None until the server has said which it has.
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
+        self._waited_for_services = False
+        self._ask_again_seconds, self._ask_again_at = 0.5, 0.0
 
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
@@ -53,7 +56,7 @@ class Registration:
             RegistrationFailedError: no attempt succeeded.
         """
         passing = self._wait_until_passing()
-        if self._services is None:
+        if self._services is None and not self._waited_for_services:
             self._wait_for_services()
         for attempt in range(1, ATTEMPTS + 1):
             if self._stop.is_set():
@@ -92,8 +95,12 @@ class Registration:
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
                 self.register()
-            elif self._services is None and self._ask_for_services():
-                self.register()
+            elif self._services is None and time.monotonic() >= self._ask_again_at:
+                # A server that takes long to start is asked less and less often.
+                self._ask_again_seconds = min(2 * self._ask_again_seconds, _ASK_AGAIN_MOST_SECONDS)
+                self._ask_again_at = time.monotonic() + self._ask_again_seconds
+                if self._ask_for_services():
+                    self.register()
 
     def leave(self) -> None:
         """Deregisters, waits until the catalogue has forgotten the instance, then waits the drain.
@@ -123,6 +130,7 @@ class Registration:
 
     def _wait_for_services(self) -> None:
         """Asks until the server answers, for the start time at the most; :meth:`stay` goes on asking."""
+        self._waited_for_services = True
         deadline = time.monotonic() + _START_SECONDS
         while not self._ask_for_services() and not self._stop.is_set() and time.monotonic() < deadline:
             self._stop.wait(_START_POLL_SECONDS)

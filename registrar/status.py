@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from registrar.config import BALANCED_TAG
+from registrar.config import BALANCED_TAG, NAME
 from registrar.environment import host_port
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Source:
         import requests
 
         view, rendered, problem = self._view()
-        client = consul.Consul(host=self.consul_address, port=self.consul_port)
+        client = consul.Consul(host=self.consul_address, port=self.consul_port, timeout=_TIMEOUT_SECONDS)
         client.http.session.trust_env = False
         try:
             instances = list(_instances(client))
@@ -149,7 +149,8 @@ class Source:
 def _instances(client: consul.Consul) -> Iterator[dict[str, Any]]:
     _, services = client.catalog.services()
     for name, tags in sorted(services.items()):
-        if BALANCED_TAG in tags:
+        # Of other names the balancer takes none (peers.tpl), and they are none to put into a URL.
+        if BALANCED_TAG in tags and NAME.fullmatch(name):
             for instance in client.health.service(name)[1]:
                 if BALANCED_TAG in instance["Service"]["Tags"]:
                     yield instance
@@ -185,7 +186,7 @@ def _replica(
         output=" ".join(str(worst["Output"]).split()),
         node_check=next((check["Status"] for check in checks if check["CheckID"] == _NODE_CHECK), ""),
         registered=meta.get("registered", ""),
-        rendered=None if listed is None else f"{service['Service']} {host_port(address, service['Port'])}" in listed,
+        rendered=None if listed is None else f"{service['Service']} {address}:{service['Port']}" in listed,
         balancer=str(peer["state"]) if peer else "",
         difference="" if listed is None else _difference(worst["Status"], weight, peer),
     )
@@ -203,6 +204,8 @@ def _difference(check: str, weight: int, peer: dict[str, Any] | None) -> str:
         return f"the balancer has it, its check is {check}"
     if peer and peer["weight"] != weight:
         return f"the balancer's weight is {peer['weight']}"
+    if peer and peer["state"] == "held":
+        return "the balancer holds it until the catalogue is whole again"
     if peer and peer["state"] != "in service":
         return f"the balancer has set it aside: {peer['state']}"
     return ""

@@ -16,6 +16,8 @@ from registrar.status import Replica, Source, Status, StatusError
 _WATCH_SECONDS = 1.0
 # Home, and clear to the end of the screen (ECMA-48).
 _CLEAR = "\x1b[H\x1b[J"
+# The balancer's states of a replica that gets calls.
+SERVES = ("in service", "held")
 _MARK, _NO_MARK, _NOT_KNOWN = "!", " ", "-"
 
 
@@ -113,7 +115,7 @@ def tables(status: Status, now: datetime.datetime) -> str:
                 ]
             )
         )
-    parts += [f"{_MARK} refused: {reason}" for reason in status.refused]
+    parts += [f"{_MARK} refused: {printable(reason)}" for reason in status.refused]
     if status.problem:
         parts.append(f"{_MARK} {status.problem}")
     return "\n\n".join(parts)
@@ -121,9 +123,15 @@ def tables(status: Status, now: datetime.datetime) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def printable(cell: str) -> str:
+    """What anybody may have registered, without what a terminal would take for a command."""
+    return "".join(character if character.isprintable() else "?" for character in cell)
 
 
 def age(registered: str, now: datetime.datetime) -> str:
@@ -150,7 +158,7 @@ def _way(one: Replica, status: Status) -> str:
         ("check", one.check in ("passing", "warning") if one.check else None, f"{one.check or 'none'}: {one.output}"),
         ("catalogue", bool(one.id), f"{one.id or 'not registered'}, weight {one.weight}"),
         ("rendered list", one.rendered if one.id else unknown, _refusal(one, status)),
-        ("balancer", one.balancer == "in service" if not status.problem else None, one.balancer or status.problem),
+        ("balancer", one.balancer in SERVES if not status.problem else None, one.balancer or status.problem),
     ]
     lines = [f"{one.application} {one.node or '?'} {host_port(one.address, one.port)}"]
     lines += [
@@ -158,13 +166,16 @@ def _way(one: Replica, status: Status) -> str:
         for step, good, remark in steps
     ]
     broken = next((step for step, good, _ in steps if good is False), "")
-    if broken:
+    if one.balancer in SERVES:
+        lines.append("  it gets its share of the calls")
+    elif broken:
         lines.append(f"  it gets no calls because of: {broken}")
     else:
         lines.append("  it gets its share of the calls" + (", as far as can be seen" if status.problem else ""))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _refusal(one: Replica, status: Status) -> str:
-    address = f'"{one.address}"\t{one.port}\t'
-    return next((reason for reason in status.refused if address in reason or f"{one.address} " in reason), "")
+    # The line as the balancer shows it, its tabs replaced (peers.lua).
+    parts = (f'"{one.application}"?', f'"{one.address}"', f"?{one.port}?")
+    return next((reason for reason in status.refused if all(part in reason for part in parts)), "")

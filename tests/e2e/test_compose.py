@@ -51,7 +51,7 @@ def rolled_out(stack: ComposeDriver) -> None:
         assert not after & before
         done = stack.rollout(GRPC_WORKERS="none", ROLLOUT_SECONDS="10")
         assert done.returncode == 1
-        assert "is not healthy after 10 s" in done.stderr
+        assert "is not in service after 10 s" in done.stderr
         assert wait_for_replicas(stack, 2) == after
     assert set(seen) == {"OK"}, seen
     instances = ConsulApi(stack).get("/v1/catalog/service/hello_server")

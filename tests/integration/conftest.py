@@ -11,7 +11,6 @@ import pytest
 from local_stack.tools import TOOLS, ToolError, find
 from tests.support import chaos
 from tests.support.drivers import LocalDriver
-from tests.support.rounds import FULL
 from tests.support.scenarios import wait_for_replicas
 
 # By process, so that two runs on one machine don't meet.
@@ -62,8 +61,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if chaos.ROWS:
         terminalreporter.section("faults while calls went on")
         terminalreporter.write_line(chaos.table())
-        if FULL:
-            chaos.write([report.nodeid.rpartition("::")[2] for report in terminalreporter.stats.get("failed", [])])
+        if report := os.environ.get("CHAOS_REPORT"):
+            ends = [one for end in ("failed", "error", "skipped") for one in terminalreporter.stats.get(end, [])]
+            chaos.write([one.nodeid.rpartition("::")[2] for one in ends], Path(report))
 
 
 def short_home(name: str) -> Path:

@@ -121,10 +121,8 @@ def attack(kind: str, address: tuple[str, int], seconds: float) -> subprocess.Po
 
 def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int], seconds: float) -> tuple[Load, Any]:
     """Callers of the balancer while an attacker is busy at ``address``, and what the attacker did."""
-    with attack(kind, address, seconds + 0.5) as attacker:
-        time.sleep(0.5)  # It has to start.
-        load = measure(stack, seconds)
-        output, _ = attacker.communicate(timeout=60)
+    with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load, attack(kind, address, seconds) as attacker:
+        output, _ = attacker.communicate(timeout=seconds + 60)
     load.lost_nothing()
     return load, json.loads(output)
 

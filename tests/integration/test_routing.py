@@ -149,20 +149,15 @@ def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
         assert call(stack, f"/{names[-1]}/Method") == ("UNIMPLEMENTED", b"Method not found!")
 
 
-def test_a_single_application_that_says_nothing_gets_every_call(stack: LocalDriver) -> None:
-    """Also those of a service that another had before."""
-    address = stack.run_server("renamed")
-    body = {"ID": "renamed", "Name": "renamed", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-    try:
-        stack.up(0)
-        ConsulApi(stack).put("/v1/agent/service/register", body)
-        wait_for(lambda: [peer["app"] for peer in peers(stack)], lambda apps: apps == ["renamed"], 20, "it is alone")
-        assert say_hello(target(stack)) == "renamed"
-    finally:
-        ConsulApi(stack).put("/v1/agent/service/deregister/renamed")
-        stack.stop_extras()
-        stack.up(1)
-    wait_for_replicas(stack, 1)
+def test_an_application_that_says_nothing_gets_what_no_other_has(stack: LocalDriver) -> None:
+    with running_probe(stack, 40, app="silent") as server:
+        server.deregister()
+        body = {"ID": f"silent-{server.address}", "Name": "silent", "Address": server.address, "Port": 7777}
+        ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"]})
+        wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "silent" in apps, 10, "it is known")
+        assert call(stack, "/shop.Orders/List") == ("UNIMPLEMENTED", b"Method not found!")
+        for _ in range(5):
+            assert say_hello(target(stack)).startswith("hello_server")
 
 
 def test_a_canarys_share_changes_at_run_time_and_costs_no_call(stack: LocalDriver) -> None:

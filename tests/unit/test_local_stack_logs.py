@@ -31,6 +31,11 @@ def test_lines_from_that_time_on_are_shown() -> None:
     assert list(later(LINES, NOON)) == LINES[3:]
 
 
+@pytest.mark.parametrize("text", ["order 2026-13-45 10:00:00", "2026-13-45 10:00:00 is no time", "0001-01-01 00:00:00"])
+def test_what_only_looks_like_a_time_is_none(text: str) -> None:
+    assert list(later([*LINES[:3], f"app | {text}", *LINES[3:]], NOON)) == LINES[3:]
+
+
 def test_without_a_time_all_are_shown() -> None:
     assert list(later(LINES, None)) == LINES
 

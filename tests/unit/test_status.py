@@ -77,9 +77,9 @@ def test_without_a_balancer_nothing_is_said_of_its_view() -> None:
 @pytest.mark.parametrize(
     ("given", "step"),
     [
-        ({"node_check": "critical", "check": "critical"}, "agent"),
+        ({"node_check": "critical", "check": "critical", "balancer": ""}, "agent"),
         ({"check": "critical", "rendered": False, "balancer": ""}, "check"),
-        ({"id": "", "check": "", "node_check": ""}, "catalogue"),
+        ({"id": "", "check": "", "node_check": "", "rendered": False, "balancer": ""}, "catalogue"),
         ({"rendered": False, "balancer": ""}, "rendered list"),
         ({"balancer": "refused"}, "balancer"),
     ],
@@ -88,8 +88,23 @@ def test_the_first_step_that_is_missing_is_named(given: dict[str, object], step:
     assert ways(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
 
 
-def test_a_way_without_a_gap_ends_at_the_calls() -> None:
-    assert ways(status(replica())).endswith("it gets its share of the calls")
+@pytest.mark.parametrize("given", [{}, {"id": "", "check": "", "balancer": "held"}])
+def test_a_replica_that_the_balancer_has_in_service_or_holds_gets_calls(given: dict[str, object]) -> None:
+    assert ways(status(replica(**given))).endswith("it gets its share of the calls")
+
+
+def test_a_refusal_is_found_by_application_address_and_port() -> None:
+    reason = '10.0.0.2 is neither its node\'s address nor in PEER_CIDR: "shop"?"10.0.0.2"?7777?1?"10.9.9.9"?""?""'
+    refused = replica(rendered=False, balancer="")
+    shown = Status(replicas=[refused], services=[], refused=["other", reason], problem="")
+    assert reason in ways(shown)
+    assert reason not in ways(Status(replicas=[replica(address="0.0.0.2")], services=[], refused=[reason], problem=""))
+
+
+def test_what_is_registered_can_do_nothing_to_the_terminal() -> None:
+    shown = tables(status(replica(version="1\x1b[2J\nfake", difference="\x07")), NOW)
+    assert "1?[2J?fake" in shown
+    assert not [character for character in shown if character != "\n" and not character.isprintable()]
 
 
 def test_a_name_is_of_an_application_a_replica_or_a_node() -> None:

@@ -25,8 +25,8 @@ local calls, spare, spare_count = {}, {}, 0
 
 -- Where calls go that nobody can answer now, but somebody could before.
 local NOBODY = { peers = {}, calls = inflight.new() }
--- So many paths are remembered with their pools.
-local MAX_PATHS = 4096
+-- So many paths of so many bytes are remembered with their pools; callers choose them.
+local MAX_PATHS, MAX_PATH_BYTES = 4096, 200
 
 -- This worker's view of the list, made anew when the shared version changes: the pools by name; by application the one
 -- of all its replicas; by service the one that has it; what gets all other calls; by path what has been found.
@@ -61,83 +61,85 @@ local function start_rotation(pool)
     end
 end
 
--- One that says nothing of its services, such as a replica registered by hand, is taken to have its application's.
-local function has(peer, service)
-    if peer.services == "" then
-        return true
+local function set_of(services)
+    local set = {}
+    for service in services:gmatch("[^,]+") do
+        set[service] = true
     end
-    for name in peer.services:gmatch("[^,]+") do
-        if name == service then
-            return true
-        end
-    end
-    return false
+    return set
 end
 
 -- The replicas of an application that have a service: all of them but while a version with another set of services is
--- rolled out. The calls in flight are counted for the whole application, as its replicas are.
-local function pool_of_service(application, service)
-    if application.uniform then
+-- rolled out. One that says nothing of its services, such as a replica registered by hand, is taken to have its
+-- application's. The calls in flight are counted for the whole application, as its replicas are.
+local function pool_of_service(new, application, service)
+    if not application.mixed then
         return application
     end
-    local pool = new_pool(application.name .. " " .. service)
+    local having = {}
+    for text, set in pairs(application.sets) do
+        if set[service] then
+            having[#having + 1] = text
+        end
+    end
+    if #having == 0 then
+        return application
+    end
+    table.sort(having)
+    local name = application.name .. " " .. table.concat(having, " ")
+    local pool = new.pools[name]
+    if pool then
+        return pool
+    end
+    pool = new_pool(name)
     pool.calls = application.calls
     for _, peer in ipairs(application.peers) do
-        if has(peer, service) then
+        if peer.services == "" or application.sets[peer.services][service] then
             add(pool, peer)
         end
     end
     pool.weight = application.weight
+    new.pools[name] = pool
     return pool
 end
 
 -- Applications that say which gRPC services they have get the calls of those, and all others share the rest. A single
--- application gets every call.
+-- application gets every call but those of a service that another had a moment ago.
 local function build(version)
     local list = peers.parse(shared:get("list"), require("membership").networks()) or {}
     local new = {
         version = version, pools = {}, applications = {}, services = {}, default = nil, only = nil, paths = {},
-        path_count = 0, all = list, calls = {},
+        path_count = 0, all = list, calls = {}, owners = routes.read(shared:get("routes")),
     }
-    local rest, names, told = new_pool(""), 0, false
+    local rest, names = new_pool(""), 0
     for _, peer in ipairs(list) do
         peer.calls = view.calls[peer.key] or inflight.new()
         new.calls[peer.key] = peer.calls
         local application = new.applications[peer.app]
         if not application then
             application = new_pool(peer.app)
-            application.uniform, application.services = true, ""
+            application.sets = {}
             new.applications[peer.app] = application
             new.pools[peer.app] = application
             names = names + 1
         end
-        if peer.services ~= "" then
-            application.uniform = application.uniform and
-                (application.services == "" or application.services == peer.services)
-            application.services, told = peer.services, true
+        if peer.services ~= "" and not application.sets[peer.services] then
+            application.mixed = next(application.sets) ~= nil
+            application.sets[peer.services] = set_of(peer.services)
         end
         add(application, peer)
     end
     for _, peer in ipairs(list) do
-        if new.applications[peer.app].services == "" then
+        if not next(new.applications[peer.app].sets) then
             add(rest, peer)
         end
     end
     new.pools[""] = rest
-    new.owners = routes.read(shared:get("routes"))
     local elsewhere = false
     for service, owner in pairs(new.owners) do
         local application = new.applications[owner.app]
-        local pool = application and pool_of_service(application, service) or NOBODY
-        if not told and names > 0 then
-            -- No application says what it has: any may have what another had before it.
-            pool = rest
-        end
-        new.services[service] = #pool.peers > 0 and pool or NOBODY
-        if pool ~= NOBODY then
-            new.pools[pool.name] = pool
-        end
-        elsewhere = elsewhere or pool == NOBODY or pool ~= rest and not application.uniform
+        new.services[service] = application and pool_of_service(new, application, service) or NOBODY
+        elsewhere = elsewhere or new.services[service] ~= application
     end
     for _, pool in pairs(new.pools) do
         start_rotation(pool)
@@ -245,11 +247,13 @@ local function route()
         -- Services that every application has, such as reflection: the caller may name the one it means.
         return view.applications[ngx.var.http_x_application or ""] or view.default
     end
-    if view.path_count >= MAX_PATHS then
-        view.paths, view.path_count = {}, 0
+    if #path <= MAX_PATH_BYTES then
+        if view.path_count >= MAX_PATHS then
+            view.paths, view.path_count = {}, 0
+        end
+        view.paths[path] = pool
+        view.path_count = view.path_count + 1
     end
-    view.paths[path] = pool
-    view.path_count = view.path_count + 1
     return pool
 end
 

@@ -21,7 +21,7 @@ local KEPT = ROOT .. "var/lib/load-balancer/peers"
 -- What is left of the delay from "passing" to "served" besides consul-template's few milliseconds.
 local READ_SECONDS = 0.02
 -- Every peer is asked so often, one that is held or set aside more often, and of many peers so many a second in all.
-local PROBE_SECONDS, PROBE_AGAIN_SECONDS, PROBES_A_SECOND = 0.5, 0.2, 50
+local PROBE_SECONDS, PROBE_AGAIN_SECONDS, PROBES_A_SECOND = 0.5, 0.2, 200
 local PROBE_TICK_SECONDS, PROBE_TIMEOUT_MS = 0.05, 500
 -- A held peer that is loaded may miss a probe.
 local PROBES_MISSED = 3

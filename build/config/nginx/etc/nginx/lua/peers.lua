@@ -10,7 +10,8 @@ local CONSUL_PORTS = {
     [8300] = true, [8301] = true, [8302] = true, [8500] = true, [8501] = true, [8502] = true, [8503] = true,
     [8600] = true,
 }
-local MAX_PEERS = 10000
+-- What the shared dictionary has room for, twice (nginx.conf), and the services.
+local MAX_PEERS, MAX_BYTES = 10000, 8 * 1024 * 1024
 local LINE = '^"([%w_-]+)"\t"([%x.:]*)"\t(%d+)\t(%d+)\t"([%x.:]+)"\t"?([%w_.,]*)"?\t"?([%w_.]*)"?\t?(%l*)$'
 -- What is asked of a peer's health service fits into one byte's length.
 local MAX_HEALTH_BYTES = 120
@@ -53,12 +54,13 @@ function _M.parse(text, networks)
     if text:sub(-6) ~= "# end\n" then
         return nil
     end
-    local list, seen, refused = {}, {}, {}
+    local list, seen, refused, bytes = {}, {}, {}, 0
     for line in text:gmatch("[^\n]+") do
         if line:sub(1, 1) ~= "#" then
             local peer, reason = parse_line(line, networks)
-            if peer and #list == MAX_PEERS then
-                peer, reason = nil, "more than " .. MAX_PEERS .. " peers"
+            bytes = bytes + #line + #" held"
+            if peer and (#list == MAX_PEERS or bytes > MAX_BYTES) then
+                peer, reason = nil, "more than " .. MAX_PEERS .. " peers, or than " .. MAX_BYTES .. " bytes of them"
             end
             if not peer then
                 refused[#refused + 1] = reason .. ": " .. line:sub(1, 200):gsub("[^%w%p ]", "?")

@@ -1,13 +1,13 @@
 -- Which application gets the calls of which gRPC service. The keeper decides (see membership.lua), all workers read.
 --
--- The application that had a service first keeps it for as long as one of its replicas has it: nobody takes calls away
--- by registering. A service that no replica has any more is remembered for an hour, so that its calls are UNAVAILABLE,
--- which clients try again, and not UNIMPLEMENTED.
+-- The application that had a service first keeps it for as long as one of its replicas has it: nobody takes the calls of
+-- a service away by registering it. A service that no replica has any more is remembered for ten minutes, so that its
+-- calls are UNAVAILABLE, which clients try again, and not UNIMPLEMENTED.
 
 local _M = {}
 
-local REMEMBER_SECONDS = 3600
-local MAX_SERVICES = 10000
+local REMEMBER_SECONDS = 600
+local MAX_SERVICES, MAX_OTHERS = 5000, 10
 
 -- Of the keeper alone: by service, the application, when a replica had it last, and the others that have it as well.
 local owners, owner_count = {}, 0
@@ -36,7 +36,7 @@ local function others(claim, app)
         end
     end
     table.sort(names)
-    return table.concat(names, ",")
+    return table.concat(names, ",", 1, math.min(#names, MAX_OTHERS))
 end
 
 local function assign(service, claim, now)
@@ -88,7 +88,7 @@ end
 -- By service, the application, the others that have it as well, and when a replica had it last: 0 is now.
 function _M.read(text)
     local routes = {}
-    for service, app, seen, rest in text:gmatch("# route ([%w_.]+) ([%w_-]+) (%d+) ([%w_,-]*)") do
+    for service, app, seen, rest in (text or ""):gmatch("# route ([%w_.]+) ([%w_-]+) (%d+) ([%w_,-]*)") do
         routes[service] = { app = app, seen = tonumber(seen), others = rest }
     end
     return routes
