@@ -28,10 +28,13 @@ ROWS: list[Row] = []
 
 def record(fault: str, load: Load, remark: str = "") -> None:
     """Notes what a load has shown; the table is printed at the end, and written in ``make chaos``."""
-    note(fault, load.calls, load.lost, f"{load.slowest_seconds * 1000:.0f} ms", remark)
+    lost: int | str = load.lost
+    if load.other and load.lost:
+        lost = f"{load.ours.lost} of grpc_client, {load.other.lost} of ghz"
+    note(fault, load.calls, lost, f"{load.slowest_seconds * 1000:.0f} ms", remark)
 
 
-def note(fault: str, calls: int, lost: int, slowest: str = "", remark: str = "") -> None:
+def note(fault: str, calls: int, lost: int | str, slowest: str = "", remark: str = "") -> None:
     """The same for calls that were counted in another way."""
     ROWS.append(Row(fault=fault, calls=calls, lost=str(lost), slowest=slowest, remark=remark))
 
