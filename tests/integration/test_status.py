@@ -61,7 +61,7 @@ def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None
         shown = wait_for(
             lambda: stack.local_stack("status", "--why", "ill"), lambda text: "refused" in text, 20, "the check has run"
         )
-        assert "  NO  check          critical: dial tcp" in shown
+        assert "  NO  check          critical: " in shown
         assert shown.rstrip().endswith("it gets no calls because of: check")
     finally:
         api.put("/v1/agent/service/deregister/ill")
