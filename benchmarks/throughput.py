@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from operator import le
@@ -10,11 +11,13 @@ from benchmarks import report
 from benchmarks.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from benchmarks.bench import Bench
 from benchmarks.errors import BenchmarkError, MissingError
-from benchmarks.load import CONNECTIONS, STREAMS, h2load
+from benchmarks.load import CONNECTIONS, STREAMS, Load, h2load
 from benchmarks.processes import cpu_seconds, descendants
 from benchmarks.stats import Spread, ratios
 
 REPLICAS = 3
+# nginx's default ends a connection after 1,000 calls, and h2load makes no new one.
+TURN_CALLS = 4000
 OURS = "this stack"
 _NAME = "hello_server-1"
 _MICRO = 1_000_000
@@ -34,36 +37,52 @@ def run(bench: Bench) -> report.Section:
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
     kinds = (OriginalNginx, HAProxy, Envoy)
     candidates: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
-    figures = {name: Figures() for name in (OURS, *(one.name for one in candidates))}
     missing: dict[str, str] = {}
-    for number in range(bench.plan.rounds):
-        bench.say(f"throughput: round {number + 1} of {bench.plan.rounds}")
-        _measure(bench, OURS, bench.stack.target, bench.stack.nginx(), figures[OURS])
+    with ExitStack() as stops:
+        targets = {OURS: (bench.stack.target, bench.stack.nginx())}
         for one in candidates:
             try:
                 one.start(peers)
             except MissingError as error:
                 missing[one.name] = str(error)
                 continue
-            try:
-                assert one.process is not None  # noqa: S101 - it has just been started
-                _measure(bench, one.name, one.target, descendants(one.process.pid), figures[one.name])
-            finally:
-                one.stop()
-    return _section({name: found for name, found in figures.items() if found.rates}, missing)
+            stops.callback(one.stop)
+            assert one.process is not None  # noqa: S101 - it has just been started
+            targets[one.name] = (one.target, descendants(one.process.pid))
+        for target, _ in targets.values():
+            _load(bench, target)
+        figures = {name: Figures() for name in targets}
+        for number in range(bench.plan.rounds):
+            bench.say(f"throughput: round {number + 1} of {bench.plan.rounds}")
+            _round(bench, targets, figures)
+    return _section(figures, missing)
 
 
-def _measure(bench: Bench, name: str, target: str, pids: list[int], figures: Figures) -> None:
-    calls = bench.plan.throughput_calls
-    answer = f"Hello from {_NAME}."
-    h2load(bench.processes, target, max(calls // 10, CONNECTIONS * STREAMS), answer)
-    before = cpu_seconds(pids)
-    load = h2load(bench.processes, target, calls, answer)
-    used = cpu_seconds(pids) - before
+def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dict[str, Figures]) -> None:
+    """All candidates in turns: a machine's speed changes within seconds."""
+    turns = max(1, bench.plan.throughput_calls // TURN_CALLS)
+    seconds, used = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0)
+    answered = 0
+    for turn in range(turns):
+        # Who follows whom changes from turn to turn.
+        for name in list(targets) if turn % 2 == 0 else reversed(targets):
+            target, pids = targets[name]
+            before = cpu_seconds(pids)
+            load = _load(bench, target)
+            used[name] += cpu_seconds(pids) - before
+            seconds[name] += load.seconds
+        answered += load.answered
+    for name in targets:
+        figures[name].rates.append(answered / seconds[name])
+        figures[name].micros.append(used[name] / answered * _MICRO)
+
+
+def _load(bench: Bench, target: str) -> Load:
+    calls = min(TURN_CALLS, bench.plan.throughput_calls)
+    load = h2load(bench.processes, target, calls, f"Hello from {_NAME}.")
     if load.failed:
-        raise BenchmarkError(f"{name}: {load.failed} of {calls} calls were not answered")
-    figures.rates.append(load.rate)
-    figures.micros.append(used / load.answered * _MICRO)
+        raise BenchmarkError(f"{target}: {load.failed} of {calls} calls were not answered")
+    return load
 
 
 def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Section:
@@ -71,7 +90,7 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
         title="Calls a second with three Python replicas",
         method=(
             f"Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
-            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all. Client, balancer and "
+            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all, in turns. Client, balancer and "
             "replicas share the machine, so a call's processor time in all of them decides. Answers are counted by "
             "their bytes; a call without an answer would end the run."
         ),
