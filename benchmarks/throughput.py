@@ -89,10 +89,10 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
     section = report.Section(
         title="Calls a second with three Python replicas",
         method=(
-            f"Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
+            "Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
             f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all, in turns. Client, "
-            "balancer and replicas share the machine, so a call's processor time in all of them decides. Answers are counted by "
-            "their bytes; a call without an answer would end the run."
+            "balancer and replicas share the machine, so a call's processor time in all of them decides. Answers are "
+            "counted by their bytes; a call without an answer would end the run."
         ),
     )
     rates = {name: Spread.of(found.rates) for name, found in figures.items()}
