@@ -272,7 +272,9 @@ CASES: dict[str, Callable[[Client], Any]] = {
     ),
     "unimplemented method": lambda client: client.unary("NoSuchMethod"),
     "unimplemented method of a stream": lambda client: client.bidi("NoSuchMethod", [b"x"]),
-    "unimplemented service": lambda client: client.unary("/tests.NoSuchService/Method"),
+    "unimplemented service": lambda client: client.unary(
+        "/tests.NoSuchService/Method", metadata=[("x-application", "probe")]
+    ),
     "gzip from the client": lambda client: client.unary("Unary", b"z" * 100_000, compression=grpc.Compression.Gzip),
     "gzip of a stream": lambda client: client.bidi("Bidi", messages(9, 9999), compression=grpc.Compression.Gzip),
     "gzip as the server sees it": lambda client: seen_by_the_server(client, compression=grpc.Compression.Gzip),

@@ -4,7 +4,9 @@ pid_file = ""
 kill_signal = "SIGTERM"
 reload_signal = "SIGHUP"
 
-# Only the leader's answers: a stale one could bring a replica back that has gone.
+# Only the leader's answers: a stale one could bring a replica back that has gone. The agent has use_streaming_backend
+# off for the same reason: a stream comes from any server, and one that is not the leader learns of a change 50 to
+# 100 ms later (Raft's CommitTimeout).
 max_stale = "0s"
 # Servers that come back without their data answer a waiting query only when it ends.
 block_query_wait = "10s"

@@ -85,10 +85,10 @@ end
 
 local function publish(new, why)
     local text = peers.format(new)
-    local present = by_key(new)
+    local present, gone = by_key(new), {}
     for _, peer in ipairs(list) do
         if not present[peer.key] then
-            aside.forget(peer.key)
+            gone[#gone + 1] = peer.key
             probes[peer.key] = nil
         end
     end
@@ -100,6 +100,11 @@ local function publish(new, why)
     shared:set("routes", routes.update(list, ngx.time()))
     shared:set("updated", ngx.now())
     shared:incr("version", 1, 0)
+    -- Only now: the other way round a worker could see that a peer is no longer set aside before it sees that it is gone,
+    -- and send a call to whoever has its address by then.
+    for _, key in ipairs(gone) do
+        aside.forget(key)
+    end
     save()
     local names = {}
     for _, peer in ipairs(new) do
