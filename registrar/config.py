@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from registrar.checks import Check, GrpcCheck, HttpCheck
-from registrar.environment import EnvironmentReader, host_port, hostname, is_host
+from registrar.environment import EnvironmentReader, host_port, hostname, is_host, parse_host_port
 
 # What both a DNS label (RFC 1123, plus the underscore of Compose's names) and an nginx or Lua string can carry.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
@@ -185,9 +185,7 @@ def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
         raise ValueError(f"{service!r} is no gRPC service name")
     if not target:
         return host_port(address, port), service
-    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]*)):(\d{1,5})", target)
-    host = match and (match[1] or match[2] or address)
-    bracketed = bool(match and match[1])
-    if not match or not host or not is_host(host) or bracketed != (":" in host) or not 1 <= int(match[3]) <= 65535:
-        raise ValueError(f"{endpoint!r} is no host:port, optionally with /service behind it")
-    return host_port(host, int(match[3])), service
+    try:
+        return host_port(*parse_host_port(target, address)), service
+    except ValueError as error:
+        raise ValueError(f"{endpoint!r} is no host:port, optionally with /service behind it") from error

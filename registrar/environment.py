@@ -106,6 +106,20 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def parse_host_port(text: str, default_host: str) -> tuple[str, int]:
+    """The host and the port of ``host:port``, with brackets around an IPv6 address; no host is the default one.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]*)):(\d{1,5})", text)
+    host = match and (match[1] or match[2] or default_host)
+    bracketed = bool(match and match[1])
+    if not match or not host or not is_host(host) or bracketed != (":" in host) or not 1 <= int(match[3]) <= 65535:
+        raise ValueError(f"{text!r} is no host:port")
+    return host, int(match[3])
+
+
 def hostname(reader: EnvironmentReader) -> str:
     """The name of this container: HOSTNAME, which Docker sets, else the host's."""
     return reader.host("HOSTNAME", socket.gethostname())

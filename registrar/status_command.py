@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from registrar.environment import EnvironmentReader, host_port, is_host
+from registrar.environment import EnvironmentReader, host_port, parse_host_port
 from registrar.status import Replica, Source, Status, StatusError
 
 _WATCH_SECONDS = 1.0
@@ -48,12 +47,11 @@ def _address(
 ) -> tuple[str, int]:
     if given is None:
         return reader.host(names[0], "127.0.0.1"), reader.port(names[1], default_port)
-    host, _, port = given.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if not is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-        reader.problem(option, f"{given!r} is no host:port")
-        return host, default_port
-    return host, int(port)
+    try:
+        return parse_host_port(given, "127.0.0.1")
+    except ValueError as error:
+        reader.problem(option, str(error))
+        return "", default_port
 
 
 def show_status(source: Source, *, name: str | None, watch: bool, as_json: bool) -> int:
