@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from registrar.environment import host_port
 
 LOG = logging.getLogger("registrar")
 _TIMEOUT_SECONDS = 5.0
+# Serf's number for a member that is there.
+_ALIVE = 1
+# All but a few of the agents know who left; so do most of any three.
+_MET = 3
 
 
 class AgentError(Exception):
@@ -64,17 +69,37 @@ class Agent:
         path = f"/v1/agent/service/{service_id}"
         return bool(self._call("GET", path, unknown_is_fine=True).status_code != requests.codes.not_found)
 
-    def in_catalogue(self, name: str, service_id: str) -> bool:
-        """Whether the cluster's catalogue lists the instance.
+    def in_catalogue(self, service_id: str) -> bool:
+        """Whether the cluster's catalogue lists the instance as one of this agent's.
 
         Raises:
-            AgentError: the catalogue is out of reach.
+            AgentError: the agent or the catalogue is out of reach.
         """
         try:
-            _, instances = self._catalogue.catalog.service(name)
+            _, found = self._catalogue.catalog.node(self._node())
         except (consul.ConsulException, requests.RequestException) as error:
             raise AgentError(f"the catalogue can't be read: {error}") from error
-        return any(instance["ServiceID"] == service_id for instance in instances)
+        return found is not None and service_id in found["Services"]
+
+    def meet(self) -> None:
+        """Exchanges states with some other agents, so that none holds this one for gone.
+
+        An agent that comes back begins with a low incarnation, which those who saw it leave ignore; it hears of that,
+        and refutes it, only when it exchanges states with one of them. It joins the servers, and they have forgotten
+        who left when they were restarted since. Until one of its regular exchanges, which are 30 s apart, the cluster
+        may take it for left, and the leader deregisters it (memberlist's ``aliveNode``, ``gossip`` and ``Join``).
+
+        Raises:
+            AgentError: the agent is out of reach.
+        """
+        members = self._call("GET", "/v1/agent/members").json()
+        others = [one for one in members if one["Name"] != self._node() and one["Status"] == _ALIVE]
+        clients = [one["Addr"] for one in others if one["Tags"].get("role") != "consul"]
+        for address in random.sample(clients, min(_MET, len(clients))):
+            try:
+                self._call("PUT", f"/v1/agent/join/{address}")
+            except AgentError as error:
+                LOG.debug("not met address=%s reason=%s", address, error)
 
     def leader(self) -> str:
         """The address of the cluster's leader, empty where there is none.
@@ -83,6 +108,9 @@ class Agent:
             AgentError: the agent is out of reach.
         """
         return str(self._call("GET", "/v1/status/leader").json())
+
+    def _node(self) -> str:
+        return str(self._call("GET", "/v1/agent/self").json()["Member"]["Name"])
 
     def _call(
         self, method: str, path: str, *, json: Mapping[str, Any] | None = None, unknown_is_fine: bool = False

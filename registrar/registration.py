@@ -21,6 +21,8 @@ ATTEMPT_INTERVAL_SECONDS = 1.0
 _START_SECONDS = 5.0
 _START_POLL_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
+# The catalogue is the whole cluster's, so it is asked less often than one's own agent.
+_CATALOGUE_SECONDS = 5.0
 _REFLECTION_SECONDS = 1.0
 _ASK_AGAIN_MOST_SECONDS = 60.0
 # How long the catalogue gets to forget a deregistered instance; without a leader it doesn't.
@@ -75,12 +77,14 @@ class Registration:
         raise RegistrationFailedError(f"no registration of {self._config.service_id} in {ATTEMPTS} attempts")
 
     def stay(self) -> None:
-        """Registers again whenever the agent has lost the service, until stopped.
+        """Registers again whenever the agent or the catalogue has lost the service, until stopped.
 
         Raises:
             RegistrationFailedError: the agent is there but took no registration in all attempts.
         """
         reachable = True
+        self._meet()
+        catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
         while not self._stop.wait(_WATCH_SECONDS):
             try:
                 known = self._agent.knows(self._config.service_id)
@@ -95,6 +99,12 @@ class Registration:
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
                 self.register()
+            elif time.monotonic() >= catalogue_at:
+                catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
+                if not self._in_catalogue():
+                    LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
+                    self._meet()
+                    self.register()
             elif self._services is None and time.monotonic() >= self._ask_again_at:
                 # A server that takes long to start is asked less and less often.
                 self._ask_again_seconds = min(2 * self._ask_again_seconds, _ASK_AGAIN_MOST_SECONDS)
@@ -116,6 +126,19 @@ class Registration:
         LOG.info("draining drain_seconds=%g", self._config.drain_seconds)
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
+
+    def _meet(self) -> None:
+        try:
+            self._agent.meet()
+        except AgentError as error:
+            LOG.warning("the other agents were not met reason=%s", error)
+
+    def _in_catalogue(self) -> bool:
+        """Whether the catalogue lists the instance; one that can't be read may well."""
+        try:
+            return self._agent.in_catalogue(self._config.service_id)
+        except AgentError:
+            return True
 
     def _wait_until_passing(self) -> bool:
         """Whether the service passes its check within the start time; without a check, at once."""
@@ -144,7 +167,7 @@ class Registration:
     def _wait_until_forgotten(self) -> None:
         deadline = time.monotonic() + _FORGET_SECONDS
         while time.monotonic() < deadline:
-            if not self._agent.in_catalogue(self._config.app_name, self._config.service_id):
+            if not self._agent.in_catalogue(self._config.service_id):
                 return
             time.sleep(_FORGET_POLL_SECONDS)
         LOG.warning("the catalogue still lists the instance after seconds=%g", _FORGET_SECONDS)

@@ -185,6 +185,25 @@ def test_service_deregistered_by_hand_is_back_within_five_seconds(consul: Consul
         wait_for(log.read_text, lambda text: f"the agent has lost the service id={ID}" in text, 5, "the log says so")
 
 
+def test_service_lost_by_the_catalogue_is_back_within_ten_seconds(consul: Consul, tmp_path: Path) -> None:
+    def listed() -> list[dict[str, Any]]:
+        return list(consul.get("/v1/catalog/service/hello_server") or [])
+
+    log = tmp_path / "log"
+    with staying(environment(consul.port), log):
+        (instance,) = wait_for(listed, bool, 30, "registered")
+        requests.put(
+            f"{consul.url}/v1/catalog/deregister",
+            json={"Node": instance["Node"], "ServiceID": ID},
+            timeout=5,
+        ).raise_for_status()
+        assert listed() == []
+        wait_for(listed, bool, 10, "registered again")
+        wait_for(
+            log.read_text, lambda text: f"the catalogue has lost the service id={ID}" in text, 5, "the log says so"
+        )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_deregisters_then_drains_then_ends_it(consul: Consul, tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
