@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support import frames
 from tests.support.balancer import BALANCER
 from tests.support.calls import answers
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
 from tests.support.wait import wait_for
+
+TRIES = 30
 
 
 @pytest.fixture
@@ -54,6 +58,35 @@ def test_a_configuration_that_nginx_refuses_leaves_the_last_good_one(restored: L
     finally:
         template.write_text(good)
         restored.execute(BALANCER, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "consul-template")
+
+
+def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:
+    """The header alone would make gRPC take a call for answered; see cork.lua."""
+    wait_for_replicas(stack, 1)
+    body = frames.frame(frames.DATA, frames.END_STREAM, 1, frames.message(b""))
+    whole = 0
+    for _ in range(TRIES):
+        with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
+            client.sendall(frames.PREFACE)
+            # The server's settings, and its word that it has ours.
+            while client.recv(4096)[-9:] != frames.frame(frames.SETTINGS, frames.ACK):
+                continue
+            client.sendall(frames.CALL + body)
+            received = b""
+            while frames.HEADERS not in (kinds := kinds_of(received)):
+                received += client.recv(65536)
+            whole += kinds.count(frames.HEADERS) == 2
+    assert whole == TRIES, whole
+    assert not [line for line in stack.logs(BALANCER) if "is built otherwise" in line]
+
+
+def kinds_of(received: bytes) -> list[int]:
+    """The kinds of the frames."""
+    kinds, at = [], 0
+    while at + 9 <= len(received):
+        kinds.append(received[at + 3])
+        at += 9 + int.from_bytes(received[at : at + 3], "big")
+    return kinds
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:

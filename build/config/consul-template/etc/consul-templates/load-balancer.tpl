@@ -37,6 +37,7 @@ server {
     limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
 
     # For the locations below as well, where a call that failed ends.
+    header_filter_by_lua_block { require("cork").cork() }
     log_by_lua_block { require("balancer").finish() }
 
     # A path is the name of a method, all printable ASCII. One that is not, and no UTF-8 either, ends a server of
