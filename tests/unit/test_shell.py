@@ -249,3 +249,36 @@ def test_unknown_role_is_refused(fake_consul: Shell) -> None:
 
 def test_role_that_names_another_directory_is_refused(fake_consul: Shell) -> None:
     assert fake_consul.start(CONSUL_ROLE="no/such").returncode == 2
+
+
+@pytest.mark.parametrize("only_busybox", [False, True], ids=["this machine", "busybox alone"])
+def test_every_line_has_its_programs_name_at_once(only_busybox: bool, tmp_path: Path) -> None:
+    applets = tmp_path / "applets"
+    applets.mkdir()
+    if only_busybox:
+        need("busybox")
+        subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
+    (tmp_path / "run").mkdir()
+    command = [shutil.which("busybox") or "", "ash"] if only_busybox else ["sh"]
+    script = [str(ROOT / "build/config/supervisord/usr/bin/with-name"), "a-program"]
+    # It goes on only when its first line has been read.
+    program = ["sh", "-c", "echo first; read -r _; echo second >&2; echo; printf last"]
+    path = str(applets) if only_busybox else os.environ["PATH"]
+    with subprocess.Popen(
+        [*command, *script, *program],
+        cwd=tmp_path,
+        env={"PATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"a-program | first\n"
+        process.stdin.write(b"go on\n")
+        process.stdin.close()
+        assert process.stdout.read() == b"a-program | second\na-program | \na-program | last\n"
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert list((tmp_path / "run").iterdir()) == []
