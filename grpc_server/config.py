@@ -10,13 +10,18 @@ from registrar.environment import EnvironmentReader, hostname
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """The server's settings; README.md has the table of variables."""
+    """The server's settings; README.md has the table of variables.
+
+    Attributes:
+        metrics_port: 0 for no metrics.
+    """
 
     address: str
     port: int
     workers: int
     grace_seconds: float
     hostname: str
+    metrics_port: int = 0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -32,6 +37,7 @@ class ServerConfig:
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
             grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
             hostname=hostname(reader),
+            metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
         )
         reader.raise_problems()
         return config

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any, TypeAlias
 
 import grpc
+
+from grpc_server.calls import KINDS, rewrap
 
 # New calls are answered until none has come for so long, which is two probes of a balancer with up to 100 replicas
 # (membership.lua); callers that never stop are refused in the end.
@@ -25,7 +28,6 @@ HEALTH = "/grpc.health.v1.Health/"
 # Between the last call's end and GOAWAY, for those on the way to take the one before the other.
 SETTLE_SECONDS = 0.2
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class CallsInFlight(grpc.aio.ServerInterceptor):
@@ -86,9 +88,7 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Any, waited_for: bool) -> Any:
         kind = next(kind for kind in KINDS if getattr(handler, kind))
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._counted(getattr(handler, kind), waited_for), handler.request_deserializer, handler.response_serializer
-        )
+        return rewrap(handler, kind, self._counted(getattr(handler, kind), waited_for))
 
     def _counted(self, method: Callable[..., Any], waited_for: bool) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(method):
@@ -127,10 +127,11 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
         if waited_for:
             self._begun += 1
             self._waited_for.add(context)
-        forget: Any = self._forget
+        # By this context, which an interceptor may have put in the place of gRPC's own.
+        forget: Any = functools.partial(self._forget, context)
         context.add_done_callback(forget)
 
-    def _forget(self, context: Context) -> None:
+    def _forget(self, context: Context, _original: Context) -> None:
         self._tasks.pop(context, None)
         self._waited_for.discard(context)
         self._ended.set()

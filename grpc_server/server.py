@@ -12,8 +12,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from grpc_server import metrics
 from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
+from grpc_server.metrics import Metrics
 from grpc_server.ping import Ping
 from protos import api_pb2, api_pb2_grpc
 from registrar.environment import host_port
@@ -47,6 +49,20 @@ def check_port_free(config: ServerConfig) -> None:
             raise ServerError(f"can't listen on {host_port(config.address, config.port)}: {error.strerror}") from error
 
 
+def serve_metrics(config: ServerConfig) -> None:
+    """Starts to answer ``/metrics`` for all servers of this process and its workers, if a port is set.
+
+    Raises:
+        ServerError: the port can't be had.
+    """
+    if config.metrics_port:
+        try:
+            metrics.serve(config.address, config.metrics_port)
+        except OSError as error:
+            where = host_port(config.address, config.metrics_port)
+            raise ServerError(f"can't give metrics on {where}: {error.strerror}") from error
+
+
 async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Makes the server with its services, listening but not started.
 
@@ -59,7 +75,7 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
     """
     # Connections live until the client or an operator ends them, so no max_connection_age.
     server = grpc.aio.server(
-        interceptors=[calls],
+        interceptors=[Metrics(), calls] if config.metrics_port else [calls],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", -1),

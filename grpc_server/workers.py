@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import signal
@@ -13,8 +14,9 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
+from grpc_server import metrics
 from grpc_server.config import ServerConfig
-from grpc_server.server import ServerError, serve
+from grpc_server.server import ServerError, serve, serve_metrics
 from registrar import log
 
 LOG = logging.getLogger("grpc_server")
@@ -25,8 +27,17 @@ def run(config: ServerConfig) -> int:
 
     A worker that dies ends all of them: supervisord then starts a whole server, not a part of one.
     """
-    if config.workers == 1:
-        return run_one(config)
+    shared = metrics.share() if config.metrics_port and config.workers > 1 else contextlib.nullcontext()
+    with shared:
+        try:
+            serve_metrics(config)
+        except ServerError as error:
+            LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
+            return 1
+        return run_one(config) if config.workers == 1 else _run_several(config)
+
+
+def _run_several(config: ServerConfig) -> int:
     # gRPC's threads don't survive a fork, so the workers are started afresh.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
