@@ -41,7 +41,7 @@ class Service:
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """The services of a compose file, in its order.
+    """The services of a compose file, in its order, but for those of a profile, which are not started by default.
 
     Raises:
         LocalStackError: the file can't be read or says something that this program can't carry out.
@@ -53,7 +53,8 @@ def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
     services = document.get("services") if isinstance(document, dict) else None
     if not isinstance(services, dict):
         raise LocalStackError(f"{path.name} has no services")
-    return {name: _service(path.parent, name, _expand(spec, env)) for name, spec in services.items()}
+    started = {name: spec for name, spec in services.items() if "profiles" not in spec}
+    return {name: _service(path.parent, name, _expand(spec, env)) for name, spec in started.items()}
 
 
 def _expand(value: Any, env: Mapping[str, str]) -> Any:

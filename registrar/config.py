@@ -40,6 +40,7 @@ class RegistrarConfig:
     check: Check | None
     drain_seconds: float
     hostname: str
+    metrics_port: int = 0
 
     @property
     def service_id(self) -> str:
@@ -57,12 +58,12 @@ class RegistrarConfig:
         return BALANCED_TAG in self.tags and not self.grpc_services
 
     def metadata(self, grpc_services: Sequence[str]) -> dict[str, str]:
-        """What the balancer reads of the instance.
+        """What the balancer and Prometheus read of the instance.
 
         ``grpc_services``, ``grpc_services_2`` and so on: the services whose calls it gets, separated by commas.
         ``grpc_health``: the name to ask its health service for. A replica that was lost gets no call before its
         health service has said SERVING for this name, so that another service that has its address by then gets
-        none. ``version`` is for people.
+        none. ``version`` is for people. ``metrics_port``: where Prometheus finds metrics.
         """
         found = {
             "grpc_services" if number == 1 else f"grpc_services_{number}": value
@@ -72,6 +73,8 @@ class RegistrarConfig:
             found["grpc_health"] = self.check.service
         if self.version:
             found["version"] = self.version
+        if self.metrics_port:
+            found["metrics_port"] = str(self.metrics_port)
         return found
 
     @classmethod
@@ -100,6 +103,7 @@ class RegistrarConfig:
             check=_check(reader, app_address or "127.0.0.1", app_port),
             drain_seconds=reader.seconds("DRAIN_SECONDS", 2, low=0, high=3600),
             hostname=hostname(reader),
+            metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
         )
         reader.raise_problems()
         return config

@@ -27,8 +27,8 @@ CANCELLATIONS = 50 if FULL else 15
 SECONDS = 60.0
 MIB = 1024 * 1024
 # What HTTP and the balancer say of themselves, not of the call. nginx hands the :authority on as host, which is the
-# same by RFC 9113, section 8.3.1; Python's server shows only the latter to its methods.
-HOP_HEADERS = {"server", "date", "content-length", "host"}
+# same by RFC 9113, section 8.3.1; Python's server shows only the latter to its methods. A call without an ID gets one.
+HOP_HEADERS = {"server", "date", "content-length", "host", "x-request-id"}
 STATUS_CODES = [code.value[0] for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
 

@@ -72,7 +72,7 @@ class Kinds:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For a server."""
-        kinds = {
+        kinds: dict[str, list[Any]] = {
             "unary_unary": [self.unary],
             "unary_stream": [self.server_yields, self.server_writes],
             "stream_unary": [self.client_iterates, self.client_reads],

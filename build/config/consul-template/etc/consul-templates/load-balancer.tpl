@@ -13,6 +13,17 @@ upstream grpc_replicas {
     keepalive_timeout 1h;
 }
 
+{{ $logs := eq (envOrDefault "LB_ACCESS_LOG" "on") "on" -}}
+{{ if $logs -}}
+# A call's ID is the caller's, if that is one, or made here.
+map $http_x_request_id $lb_request_id {
+    "~^[\x21-\x7e]{1,128}$" $http_x_request_id;
+    default $request_id;
+}
+log_format calls escape=json '{"time":"$time_iso8601","method":"$uri","grpc_status":"$lb_grpc_code",'
+    '"seconds":$request_time,"replica":"$upstream_addr","request_bytes":$request_length,"response_bytes":$bytes_sent,'
+    '"client":"$remote_addr","request_id":"$lb_request_id","traceparent":"$http_traceparent"}';
+{{ end -}}
 limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
 
@@ -36,6 +47,12 @@ server {
     large_client_header_buffers 4 32k;
     limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
 
+    {{- if $logs }}
+    set $lb_grpc_code "";
+    # No more at once than a pipe takes in one piece (pipe(7), PIPE_BUF), for all workers write to it.
+    access_log /dev/stdout calls buffer=4k flush=1s;
+    {{- end }}
+
     # For the locations below as well, where a call that failed ends.
     header_filter_by_lua_block { require("cork").cork() }
     log_by_lua_block { require("balancer").finish() }
@@ -54,6 +71,9 @@ server {
     location / {
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
+        {{- if $logs }}
+        grpc_set_header x-request-id $lb_request_id;
+        {{- end }}
         grpc_buffer_size 64k;
         grpc_connect_timeout 500ms;
         grpc_read_timeout 24h;
@@ -115,3 +135,15 @@ server {
         content_by_lua_block { require("membership").rendered() }
     }
 }
+
+{{- with env "METRICS_PORT" }}
+
+# For Prometheus; within the stack's own network.
+server {
+    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ . }};
+
+    location = /metrics {
+        content_by_lua_block { require("balancer").metrics() }
+    }
+}
+{{- end }}

@@ -4,6 +4,7 @@ local aside = require("aside")
 local get_request = require("resty.core.base").get_request
 local ffi = require("ffi")
 local inflight = require("inflight")
+local metrics = require("metrics")
 local ngx_balancer = require("ngx.balancer")
 local peers = require("peers")
 local routes = require("routes")
@@ -106,6 +107,7 @@ end
 -- Applications that say which gRPC services they have get the calls of those, and all others share the rest. A single
 -- application gets every call but those of a service that another had a moment ago.
 local function build(version)
+    metrics.forget()
     local list = peers.parse(shared:get("list"), require("membership").networks()) or {}
     local new = {
         version = version, pools = {}, applications = {}, services = {}, default = nil, only = nil, paths = {},
@@ -329,6 +331,9 @@ end
 function _M.finish()
     local request = this_request()
     local call = calls[request]
+    if metrics.counts or metrics.logs then
+        metrics.ended(call and call.peer)
+    end
     if not call then
         return -- It was refused before it had a peer.
     end
@@ -341,14 +346,32 @@ function _M.finish()
     spare[spare_count] = call
 end
 
+local function state_of(peer)
+    return aside.reason(peer) or peer.held and "held" or "in service"
+end
+
+-- For init_worker_by_lua.
+function _M.init_worker()
+    metrics.init_worker(function()
+        refresh()
+        return view.all
+    end)
+end
+
+-- The answer to /metrics.
+function _M.metrics()
+    refresh()
+    ngx.header.content_type = "text/plain; version=0.0.4; charset=utf-8"
+    metrics.say(view.all, state_of, shared:get("updated"))
+end
+
 -- The balancer's view as JSON. Every string in it has been checked to be of harmless characters by peers.lua.
 function _M.view()
     refresh()
     local replicas, services = {}, {}
     for _, peer in ipairs(view.all) do
         replicas[#replicas + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}',
-            peer.app, peer.address, peer.port, peer.weight,
-            aside.reason(peer) or peer.held and "held" or "in service")
+            peer.app, peer.address, peer.port, peer.weight, state_of(peer))
     end
     for service, owner in pairs(view.owners) do
         services[#services + 1] = string.format('{"service":"%s","app":"%s","replicas":%d,"also":"%s"}', service,

@@ -1,5 +1,5 @@
--- How many calls are in flight, as far as one worker knows: of the last seconds only. A call that lasts longer is a
--- stream, which says nothing about how busy a replica is.
+-- How many calls are in flight, as far as one worker knows: `open` is all of them, count() those of the last seconds. A
+-- call that lasts longer is a stream, which says nothing about how busy a replica is.
 
 local _M = {}
 
@@ -12,7 +12,7 @@ function _M.advance(now)
 end
 
 function _M.new()
-    return { period = 0, current = 0, before = 0 }
+    return { open = 0, period = 0, current = 0, before = 0 }
 end
 
 local function turn(counter)
@@ -31,12 +31,14 @@ end
 -- A call begins; the result is for leave().
 function _M.enter(counter)
     turn(counter)
+    counter.open = counter.open + 1
     counter.current = counter.current + 1
     return period
 end
 
 function _M.leave(counter, entered)
     turn(counter)
+    counter.open = counter.open - 1
     if entered == counter.period then
         counter.current = counter.current - 1
     elseif entered == counter.period - 1 then

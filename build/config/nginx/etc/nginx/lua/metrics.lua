@@ -1,0 +1,271 @@
+-- Counts calls for Prometheus, and finds the gRPC status of a call for the access log as well.
+--
+-- Each worker counts by itself and adds what it has to the shared dictionary once a second: a call then costs no lock.
+
+local _M = {
+    -- METRICS_PORT and LB_ACCESS_LOG as load-balancer.tpl reads them.
+    counts = (os.getenv("METRICS_PORT") or "") ~= "",
+    logs = (os.getenv("LB_ACCESS_LOG") or "on") == "on",
+}
+
+local FLUSH_SECONDS = 1
+-- Upper bounds in seconds: prometheus_client's, so that the balancer's and the servers' can be compared.
+local BOUNDS = { 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10 }
+-- Callers choose paths, so only so many are told apart, and only those that a replica has answered as known to it.
+local MAX_METHODS = 500
+local OTHER, GONE = "other\tother", "gone"
+
+-- The names of go-grpc-prometheus.
+local NAMES = {
+    [0] = "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
+    "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal",
+    "Unavailable", "DataLoss", "Unauthenticated",
+}
+-- A client whose deadline has passed cancels its call, and its deadline began when the call left it.
+local EARLY_SECONDS = 0.05
+local CANCELED, DEADLINE_EXCEEDED, UNIMPLEMENTED = NAMES[1], NAMES[4], NAMES[12]
+local UNITS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
+
+local dict = ngx.shared.metrics
+-- By path, the service and the method, with a tab between. By that, the histogram and, by replica and status, the
+-- counter. What has changed since it was last added to the dictionary.
+local methods, method_count = {}, 0
+local series, changed, changed_count = {}, {}, 0
+
+-- A call without a status ended because its client, or the replica, went away after it had begun to be answered.
+local function without_status(seconds)
+    local amount, unit = (ngx.var.http_grpc_timeout or ""):match("^(%d+)([HMSmun])$")
+    if amount and seconds >= amount * UNITS[unit] - EARLY_SECONDS then
+        return DEADLINE_EXCEEDED
+    end
+    return CANCELED
+end
+
+-- The trailers' status, that of an answer that has nothing but a header, which the balancer's own are as well, or none.
+local function code_of(seconds)
+    local number = ngx.var.upstream_trailer_grpc_status or ngx.var.sent_http_grpc_status
+    if not number then
+        return without_status(seconds)
+    end
+    return NAMES[tonumber(number)] or NAMES[2]
+end
+
+-- The labels of a replica, with a tab between; its key without the application is not enough for a person.
+local function labels_of(peer)
+    peer.labels = peer.labels or peer.app .. "\t" .. peer.address .. ":" .. peer.port
+    return peer.labels
+end
+
+local NO_REPLICA = "\t"
+
+local function method_of(code, replica)
+    local path = ngx.var.uri
+    local found = methods[path]
+    if found then
+        return found
+    end
+    local service, method = path:match("^/([%w_.]+)/([%w_]+)$")
+    if not service or #path > 200 or replica == NO_REPLICA or code == UNIMPLEMENTED or method_count >= MAX_METHODS then
+        return OTHER
+    end
+    found = service .. "\t" .. method
+    methods[path] = found
+    method_count = method_count + 1
+    return found
+end
+
+local function series_of(method)
+    local found = series[method]
+    if not found then
+        found = { counters = {}, seconds = { key = "h\t" .. method, sum = 0, count = 0, buckets = {} } }
+        series[method] = found
+    end
+    return found
+end
+
+local function mark(entry)
+    if entry.count == 0 then
+        changed_count = changed_count + 1
+        changed[changed_count] = entry
+    end
+    entry.count = entry.count + 1
+end
+
+local function count(code, seconds, peer)
+    local replica = peer and labels_of(peer) or NO_REPLICA
+    local method = method_of(code, replica)
+    local of_method = series_of(method)
+    local of_replica = of_method.counters[replica]
+    if not of_replica then
+        of_replica = {}
+        of_method.counters[replica] = of_replica
+    end
+    local counter = of_replica[code]
+    if not counter then
+        counter = { key = "c\t" .. method .. "\t" .. replica .. "\t" .. code, count = 0 }
+        of_replica[code] = counter
+    end
+    mark(counter)
+    local histogram = of_method.seconds
+    mark(histogram)
+    histogram.sum = histogram.sum + seconds
+    local index = 1
+    while BOUNDS[index] and seconds > BOUNDS[index] do
+        index = index + 1
+    end
+    histogram.buckets[index] = (histogram.buckets[index] or 0) + 1
+end
+
+-- For log_by_lua: a call has ended; peer is where it was sent, if it was.
+function _M.ended(peer)
+    local seconds = ngx.now() - ngx.req.start_time()
+    local code = code_of(seconds)
+    if _M.logs then
+        ngx.var.lb_grpc_code = code
+    end
+    if _M.counts then
+        count(code, seconds, peer)
+    end
+end
+
+local function add(key, value)
+    local _, err, evicted = dict:incr(key, value, 0)
+    if err or evicted then
+        ngx.log(ngx.WARN, "the dictionary of the metrics is full: ", err or "counts are lost")
+    end
+end
+
+local function flush()
+    for number = 1, changed_count do
+        local entry = changed[number]
+        add(entry.key, entry.count)
+        entry.count = 0
+        if entry.buckets then
+            add(entry.key .. "\tsum", entry.sum)
+            entry.sum = 0
+            for index, value in pairs(entry.buckets) do
+                add(entry.key .. "\t" .. index, value)
+            end
+            entry.buckets = {}
+        end
+    end
+    changed, changed_count = {}, 0
+end
+
+-- The replicas have changed; those that are gone are not to be remembered.
+function _M.forget()
+    flush()
+    series = {}
+end
+
+-- Calls in flight by replica, for as long as this worker lives.
+local function tell_in_flight(peers)
+    local prefix = "f\t" .. ngx.worker.pid() .. "\t"
+    for _, peer in ipairs(peers()) do
+        dict:set(prefix .. labels_of(peer), peer.calls.open, 5 * FLUSH_SECONDS)
+    end
+end
+
+-- Begins to add up; `peers` gives the list of all replicas.
+function _M.init_worker(peers)
+    if not _M.counts then
+        return
+    end
+    local function run(premature)
+        flush()
+        if premature then
+            return
+        end
+        tell_in_flight(peers)
+        ngx.timer.at(FLUSH_SECONDS, run)
+    end
+    ngx.timer.at(FLUSH_SECONDS, run)
+end
+
+-- Everything in the dictionary by kind, in order; what was counted for replicas that have left becomes one.
+local function collect(present)
+    local counters, histograms, in_flight = {}, {}, {}
+    for _, key in ipairs(dict:get_keys(0)) do
+        local kind, rest = key:match("^(%l)\t(.*)$")
+        local value = dict:get(key)
+        if value and kind == "c" then
+            local method, app, replica, code = rest:match("^([^\t]+\t[^\t]+)\t([^\t]*)\t([^\t]*)\t(%a+)$")
+            if replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica] then
+                dict:delete(key)
+                replica = GONE
+                dict:incr("c\t" .. method .. "\t" .. app .. "\t" .. GONE .. "\t" .. code, value, 0)
+            end
+            local labels = method .. "\t" .. app .. "\t" .. replica .. "\t" .. code
+            counters[labels] = (counters[labels] or 0) + value
+        elseif value and kind == "h" then
+            local method, part = rest:match("^([^\t]+\t[^\t]+)\t?(.*)$")
+            histograms[method] = histograms[method] or {}
+            histograms[method][part] = value
+        elseif value and kind == "f" then
+            local labels = rest:match("^%d+\t(.*)$")
+            if present[labels] then
+                in_flight[labels] = (in_flight[labels] or 0) + value
+            end
+        end
+    end
+    return counters, histograms, in_flight
+end
+
+local function sorted(values)
+    local keys = {}
+    for key in pairs(values) do
+        keys[#keys + 1] = key
+    end
+    table.sort(keys)
+    return keys
+end
+
+local function say_histograms(histograms)
+    ngx.say("# HELP grpc_lb_handling_seconds Time from a call's header to its end.\n",
+        "# TYPE grpc_lb_handling_seconds histogram")
+    for _, key in ipairs(sorted(histograms)) do
+        local found = histograms[key]
+        local labels = string.format('grpc_service="%s",grpc_method="%s"', key:match("^(.*)\t(.*)$"))
+        local total = 0
+        for index = 1, #BOUNDS + 1 do
+            total = total + (found[tostring(index)] or 0)
+            ngx.say("grpc_lb_handling_seconds_bucket{", labels, ',le="', BOUNDS[index] or "+Inf", '"} ', total)
+        end
+        ngx.say(string.format("grpc_lb_handling_seconds_sum{%s} %.6f", labels, found.sum or 0))
+        ngx.say("grpc_lb_handling_seconds_count{", labels, "} ", total)
+    end
+end
+
+-- The answer to /metrics, in Prometheus' text format: `peers` is the list, `updated` when it changed.
+function _M.say(peers, state_of, updated)
+    flush()
+    local present, states = {}, {}
+    for _, peer in ipairs(peers) do
+        present[labels_of(peer)] = true
+        local labels = peer.app .. "\t" .. state_of(peer)
+        states[labels] = (states[labels] or 0) + 1
+    end
+    local counters, histograms, in_flight = collect(present)
+    ngx.say("# HELP grpc_lb_handled_total Calls that have ended, by status.\n# TYPE grpc_lb_handled_total counter")
+    for _, key in ipairs(sorted(counters)) do
+        local service, method, app, replica, code = key:match("^(.*)\t(.*)\t(.*)\t(.*)\t(.*)$")
+        ngx.say('grpc_lb_handled_total{grpc_service="', service, '",grpc_method="', method, '",application="', app,
+            '",replica="', replica, '",grpc_code="', code, '"} ', counters[key])
+    end
+    say_histograms(histograms)
+    ngx.say("# HELP grpc_lb_in_flight Calls that have a replica and have not ended.\n# TYPE grpc_lb_in_flight gauge")
+    for _, key in ipairs(sorted(in_flight)) do
+        local app, replica = key:match("^(.*)\t(.*)$")
+        ngx.say('grpc_lb_in_flight{application="', app, '",replica="', replica, '"} ', in_flight[key])
+    end
+    ngx.say("# HELP grpc_lb_peers Replicas by state.\n# TYPE grpc_lb_peers gauge")
+    for _, key in ipairs(sorted(states)) do
+        local app, state = key:match("^(.*)\t(.*)$")
+        ngx.say('grpc_lb_peers{application="', app, '",state="', state, '"} ', states[key])
+    end
+    ngx.say("# HELP grpc_lb_last_update_age_seconds Time since the list of replicas last changed.\n",
+        "# TYPE grpc_lb_last_update_age_seconds gauge\n",
+        string.format("grpc_lb_last_update_age_seconds %.3f", ngx.now() - updated))
+end
+
+return _M

@@ -1,0 +1,212 @@
+"""What the balancer says of each call: its metrics and its access log."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+import requests
+
+from tests.integration.conftest import with_replicas
+from tests.support.balancer import BALANCER
+from tests.support.calls import say_hello
+from tests.support.drivers import LocalDriver
+from tests.support.probe import SERVICE
+from tests.support.probes import running_probe
+from tests.support.scenarios import target, wait_for_replicas
+from tests.support.wait import wait_for
+
+SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@pytest.fixture
+def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    yield from with_replicas(stack, 2)
+
+
+@contextmanager
+def channel_to(stack: LocalDriver) -> Iterator[Any]:
+    """A channel through the balancer; its methods' types are of each call."""
+    with grpc.insecure_channel(target(stack)) as channel:
+        yield channel
+
+
+def samples(stack: LocalDriver, name: str) -> dict[tuple[str, ...], float]:
+    """The values of a metric by its labels' values, in the order of the labels."""
+    answer = requests.get(f"http://{stack.address(BALANCER)}:9464/metrics", timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = {}
+    for line in answer.text.splitlines():
+        if not line.startswith("#"):
+            match = SAMPLE.fullmatch(line)
+            assert match, line
+            if match["name"] == name:
+                found[tuple(value for _, value in LABEL.findall(match["labels"] or ""))] = float(match["value"])
+    return found
+
+
+def handled(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
+    """Calls by service, method and status."""
+    found: dict[tuple[str, str, str], float] = {}
+    for (service, method, _, _, code), value in samples(stack, "grpc_lb_handled_total").items():
+        found[service, method, code] = found.get((service, method, code), 0) + value
+    return found
+
+
+def more(before: dict[Any, float], after: dict[Any, float]) -> dict[Any, float]:
+    """What has been counted between the two."""
+    return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+
+
+def wait_for_more(stack: LocalDriver, before: dict[Any, float], expected: dict[Any, float]) -> None:
+    """Workers add up once a second."""
+    wait_for(lambda: more(before, handled(stack)), lambda found: found == expected, 10, f"counted: {expected}")
+
+
+def entries(stack: LocalDriver, **wanted: str) -> list[dict[str, Any]]:
+    """The access log's lines with these values; fails for a line that is no JSON."""
+    lines = [line.partition("nginx | ")[2] for line in stack.logs(BALANCER)]
+    found = [json.loads(line) for line in lines if line.startswith('{"time"')]
+    return [entry for entry in found if wanted.items() <= entry.items()]
+
+
+def wait_for_entries(stack: LocalDriver, count: int, **wanted: str) -> list[dict[str, Any]]:
+    """Waits for the buffer, which nginx writes after a second."""
+    return wait_for(lambda: entries(stack, **wanted), lambda found: len(found) == count, 10, f"{count} lines")
+
+
+def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDriver) -> None:
+    say_hello(target(two_replicas))
+    time.sleep(1.5)
+    before, replicas = handled(two_replicas), samples(two_replicas, "grpc_lb_handled_total")
+    timed = samples(two_replicas, "grpc_lb_handling_seconds_count")
+    for _ in range(20):
+        say_hello(target(two_replicas))
+    wait_for_more(two_replicas, before, {("protos.Ping", "SayHello", "OK"): 20})
+    by_replica = more(replicas, samples(two_replicas, "grpc_lb_handled_total"))
+    assert {key[3] for key in by_replica} == {f"{two_replicas.address(name)}:7777" for name in two_replicas.replicas()}
+    assert {key[2] for key in by_replica} == {"hello_server"}
+    assert more(timed, samples(two_replicas, "grpc_lb_handling_seconds_count")) == {("protos.Ping", "SayHello"): 20}
+    buckets = samples(two_replicas, "grpc_lb_handling_seconds_bucket")
+    values = [value for (_, method, _), value in buckets.items() if method == "SayHello"]
+    assert values == sorted(values)
+    assert samples(two_replicas, "grpc_lb_peers") == {("hello_server", "in service"): 2}
+    assert set(samples(two_replicas, "grpc_lb_in_flight").values()) == {0}
+    assert len(samples(two_replicas, "grpc_lb_last_update_age_seconds")) == 1
+
+
+def test_methods_that_no_replica_knows_are_one(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
+    time.sleep(1.5)
+    before = handled(stack)
+    with channel_to(stack) as channel:
+        for number in range(30):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(f"/made.Up{number}/Method{number}")(b"", timeout=10)
+    wait_for_more(stack, before, {("other", "other", "Unimplemented"): 30})
+
+
+def test_every_end_of_a_call_has_its_status(stack: LocalDriver) -> None:
+    def counted(before: dict[Any, float]) -> dict[str, float]:
+        return {code: value for (_, _, code), value in more(before, handled(stack)).items()}
+
+    wait_for_replicas(stack, 1)
+    with running_probe(stack, 1) as probe, channel_to(stack) as channel:
+        hang = channel.unary_unary(f"/{SERVICE}/Hang")
+        time.sleep(1.5)
+        before = handled(stack)
+        with pytest.raises(grpc.RpcError):
+            hang(b"first", timeout=0.5)
+        hanging = hang.future(b"second", timeout=20)
+        label = ("probe", f"{probe.address}:7777")
+        wait_for(
+            lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 1, 10, "it is in flight"
+        )
+        hanging.cancel()
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(f"/{SERVICE}/Fail")(json.dumps({"code": 5, "details": "no"}).encode(), timeout=10)
+        expected = {"DeadlineExceeded": 1, "Canceled": 1, "NotFound": 1}
+        wait_for(lambda: counted(before), lambda found: found == expected, 10, "each has its status")
+        wait_for(
+            lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 0, 10, "none is in flight"
+        )
+        before = handled(stack)
+        probe.deregister()
+        with pytest.raises(grpc.RpcError):
+            hang(b"third", timeout=5)
+        wait_for(lambda: counted(before), lambda found: found == {"Unavailable": 1}, 10, "nobody is there")
+
+
+def test_a_replica_that_has_left_leaves_the_metrics(two_replicas: LocalDriver) -> None:
+    for _ in range(4):
+        say_hello(target(two_replicas))
+    leaver = two_replicas.replicas()[-1]
+    label = f"{two_replicas.address(leaver)}:7777"
+    wait_for(
+        lambda: {key[3] for key in samples(two_replicas, "grpc_lb_handled_total")},
+        lambda found: label in found,
+        10,
+        "it is counted",
+    )
+    total = sum(samples(two_replicas, "grpc_lb_handled_total").values())
+    two_replicas.stop(leaver)
+    left = wait_for(
+        lambda: samples(two_replicas, "grpc_lb_handled_total"),
+        lambda found: label not in {key[3] for key in found},
+        10,
+        "it has left",
+    )
+    assert sum(left.values()) == total
+    assert "gone" in {key[3] for key in left}
+    assert label not in {key[1] for key in samples(two_replicas, "grpc_lb_in_flight")}
+
+
+def test_each_call_is_a_line_of_json(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with channel_to(stack) as channel:
+        call = channel.unary_unary("/protos.Ping/SayHello")
+        call(b"", timeout=10, metadata=(("x-request-id", "made-by-me"), ("traceparent", trace)))
+    (entry,) = wait_for_entries(stack, 1, request_id="made-by-me")
+    assert entry["method"] == "/protos.Ping/SayHello"
+    assert entry["grpc_status"] == "OK"
+    assert entry["replica"] == f"{stack.address(stack.replicas()[0])}:7777"
+    assert entry["traceparent"] == trace
+    assert entry["client"] == "127.0.0.1"
+    assert 0 <= entry["seconds"] < 10
+    assert entry["request_bytes"] >= 5
+    assert entry["response_bytes"] >= 5
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", entry["time"])
+
+
+@pytest.mark.parametrize("given", [None, "", "two words", "x" * 129])
+def test_a_request_without_an_id_of_use_gets_one(stack: LocalDriver, given: str | None) -> None:
+    with running_probe(stack, 2), channel_to(stack) as channel:
+        metadata = (("x-request-id", given),) if given is not None else ()
+        seen = json.loads(channel.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata))
+        ids = [value for key, value in seen["metadata"] if key == "x-request-id"]
+        assert len(ids) == 1
+        assert re.fullmatch(r"[0-9a-f]{32}", ids[0])
+        wait_for_entries(stack, 1, request_id=ids[0])
+
+
+def test_the_access_log_can_be_turned_off(stack: LocalDriver) -> None:
+    try:
+        stack.up(1, LB_ACCESS_LOG="off")
+        wait_for_replicas(stack, 1)
+        time.sleep(1.5)
+        before = len(entries(stack))
+        assert say_hello(target(stack))
+        time.sleep(2.5)
+        assert len(entries(stack)) == before
+    finally:
+        stack.up(1)
+    wait_for_replicas(stack, 1)
