@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_rollout.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
 
-.PHONY: up down test lint unit integration e2e chaos bench protos screenshot clean
+.PHONY: up down test lint unit integration e2e chaos bench protos pictures clean
 
 up: $(VENV)/installed
 	$(BIN)/python -m local_stack up -d --scale hello_server=3
@@ -45,8 +45,8 @@ chaos: $(VENV)/installed-dev
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto
 
-screenshot: $(VENV)/installed-dev
-	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/integration/test_consul_ui.py
+pictures: $(VENV)/installed-dev
+	UPDATE_DOCS=1 $(BIN)/python -m pytest tests/integration/test_consul_ui.py tests/integration/test_load_picture.py
 
 clean:
 	rm -rf $(VENV)

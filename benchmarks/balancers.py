@@ -83,6 +83,8 @@ class LuaNginx(Balancer):
     """The stack's own nginx with the files of build/config/nginx, without Consul: the list of peers is written here."""
 
     name = "nginx with the Lua balancer"
+    # Of every environment variable's value that differs between the variants: what is off in all of them but one.
+    variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "off"}
 
     def workers(self) -> list[int]:
         """The worker processes."""
@@ -104,6 +106,8 @@ class LuaNginx(Balancer):
             # Nobody is there: no catalogue is asked for what is measured here.
             "CONSUL_ADDRESS": "127.0.0.1",
             "CONSUL_PORT": "1",
+            "BIND_ADDRESS": "127.0.0.1",
+            **self.variables,
         }
         template = programs.ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl"
         rendered = self.directory / "etc/nginx/conf.d/load-balancer.conf"
@@ -121,6 +125,23 @@ class LuaNginx(Balancer):
 
     def _adapt(self, rendered: Path, peers: Sequence[str]) -> None:
         """Changes what is started, for comparisons."""
+
+
+class CountingNginx(LuaNginx):
+    """The same with metrics, which nobody reads."""
+
+    name = "the same with metrics"
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        self.variables = {**LuaNginx.variables, "METRICS_PORT": str(self.port + 2)}
+        super()._launch(peers)
+
+
+class LoggingNginx(LuaNginx):
+    """The same with a line of JSON a call, which goes to a file."""
+
+    name = "the same with the access log"
+    variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "on"}
 
 
 class StaticNginx(LuaNginx):

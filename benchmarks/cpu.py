@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from benchmarks import report
-from benchmarks.balancers import LuaNginx, StaticNginx
+from benchmarks.balancers import CountingNginx, LoggingNginx, LuaNginx, StaticNginx
 from benchmarks.bench import Bench
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import CONNECTIONS, STREAMS, h2load
@@ -22,17 +24,23 @@ def run(bench: Bench) -> report.Section:
     """Measures both at each number of peers, round by round."""
     every = bench.cheap_backend(max(PEERS))
     micros: dict[tuple[int, str], list[float]] = {}
+    seen: dict[str, list[float]] = {}
     for number in range(bench.plan.rounds):
         bench.say(f"processor time: round {number + 1} of {bench.plan.rounds}")
         for count in PEERS:
-            for name, used in _measure(bench, every[:count]).items():
+            for name, used in _measure(bench, every[:count], [LuaNginx, StaticNginx]).items():
                 micros.setdefault((count, name), []).append(used)
-    return _section({key: Spread.of(values) for key, values in micros.items()})
+        for name, used in _measure(bench, every[: PEERS[0]], [LuaNginx, CountingNginx, LoggingNginx]).items():
+            seen.setdefault(name, []).append(used)
+    section = _section({key: Spread.of(values) for key, values in micros.items()})
+    section.tables.append(_what_is_seen({name: Spread.of(values) for name, values in seen.items()}))
+    return section
 
 
-def _measure(bench: Bench, peers: list[str]) -> dict[str, float]:
-    """Microseconds of the workers' processor time a call, of both."""
-    balancers = (LuaNginx(bench.processes, bench.port + 1), StaticNginx(bench.processes, bench.port + 3))
+def _measure(bench: Bench, peers: list[str], kinds: Sequence[type[LuaNginx]]) -> dict[str, float]:
+    """Microseconds of the workers' processor time a call, of each."""
+    # A balancer has up to three ports.
+    balancers = [kind(bench.processes, bench.port + 1 + 3 * number) for number, kind in enumerate(kinds)]
     used = dict.fromkeys((balancer.name for balancer in balancers), 0.0)
     calls = bench.plan.cpu_calls // CHUNKS
     try:
@@ -41,7 +49,7 @@ def _measure(bench: Bench, peers: list[str]) -> dict[str, float]:
             # Every worker makes its connections to replicas before it counts.
             _load(bench, balancer, max(2 * calls, 2 * len(peers), 2 * CONNECTIONS * STREAMS))
         for number in range(CHUNKS):
-            # The first of a pair has the machine as the last one left it: take turns.
+            # The first has the machine as the last one left it: take turns.
             for balancer in balancers if number % 2 == 0 else reversed(balancers):
                 workers = balancer.workers()
                 before = exact_cpu_seconds(workers)
@@ -82,3 +90,13 @@ def _section(micros: dict[tuple[int, str], Spread]) -> report.Section:
     values = [(f"{name}, {count:,} peers", found.median) for (count, name), found in micros.items()]
     section.charts.append(report.Chart(title=section.title, unit="µs", values=values))
     return section
+
+
+def _what_is_seen(micros: Mapping[str, Spread]) -> report.Table:
+    """What metrics and log cost."""
+    without = micros[LuaNginx.name]
+    rows = []
+    for name, found in micros.items():
+        times = ratios(found, without)
+        rows.append([name, report.number(found.median), report.spread(found), report.number(times.median)])
+    return report.Table(columns=["what a call leaves behind", "µs a call", "spread", "times"], rows=rows)

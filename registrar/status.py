@@ -33,6 +33,8 @@ class Replica:
         rendered: whether consul-template has given it to the balancer, which took it; None where that is not known.
         balancer: its state at the balancer; empty for one that the balancer doesn't have.
         difference: in what the two differ; empty where they agree.
+        last_call: when its last call ended, in seconds since 1970; 0 for none in a day, and where calls aren't counted.
+        last_status: the gRPC status of that call.
     """
 
     application: str
@@ -49,6 +51,8 @@ class Replica:
     rendered: bool | None
     balancer: str
     difference: str
+    last_call: float = 0.0
+    last_status: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,8 @@ def _replica(
         rendered=None if listed is None else f"{service['Service']} {address}:{service['Port']}" in listed,
         balancer=str(peer["state"]) if peer else "",
         difference="" if listed is None else _difference(worst["Status"], weight, peer),
+        last_call=float(peer["last_call"]) if peer else 0.0,
+        last_status=str(peer["last_status"]) if peer else "",
     )
 
 

@@ -157,6 +157,7 @@ def _way(one: Replica, status: Status) -> str:
         ("catalogue", bool(one.id), f"{one.id or 'not registered'}, weight {one.weight}"),
         ("rendered list", one.rendered if one.id else unknown, _refusal(one, status)),
         ("balancer", one.balancer in SERVES if not status.problem else None, one.balancer or status.problem),
+        ("last call", bool(one.last_call) or None, _last_call(one)),
     ]
     lines = [f"{one.application} {one.node or '?'} {host_port(one.address, one.port)}"]
     lines += [
@@ -171,6 +172,13 @@ def _way(one: Replica, status: Status) -> str:
     else:
         lines.append("  it gets its share of the calls" + (", as far as can be seen" if status.problem else ""))
     return "\n".join(map(printable, lines))
+
+
+def _last_call(one: Replica) -> str:
+    if not one.last_call:
+        return "none in a day, or not counted"
+    ended = datetime.datetime.fromtimestamp(one.last_call, datetime.UTC)
+    return f"{age(ended.isoformat(), datetime.datetime.now(datetime.UTC))} ago, {one.last_status}"
 
 
 def _refusal(one: Replica, status: Status) -> str:

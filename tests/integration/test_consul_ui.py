@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.drivers import ROOT, LocalDriver
+from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.scenarios import wait_for_replicas
 from tests.support.wait import wait_for
 
@@ -120,7 +120,7 @@ def three_replicas(stack: LocalDriver) -> Iterator[str]:
         wait_for_replicas(stack, 1)
 
 
-def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: str, tmp_path: Path) -> None:
+def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: str) -> None:
     browser.open(three_replicas)
     wait_for(browser.text, lambda text: "hello_server" in text, _PAGE_SECONDS, "the service is listed")
 
@@ -136,7 +136,32 @@ def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: s
         "three instances that pass",
     )
 
-    png = tmp_path / "consul-ui.png"
+
+@pytest.fixture
+def failing_application(stack: LocalDriver) -> Iterator[str]:
+    """Another application, whose only replica fails its check; its name."""
+    api, name = ConsulApi(stack), "weather"
+    check = {"Name": "gRPC", "GRPC": f"{stack.address('load-balancer')}:9", "Interval": "1s", "Timeout": "1s"}
+    body = {"Name": name, "Address": stack.address("load-balancer"), "Port": 9, "Tags": ["grpc_server"], "Check": check}
+    api.put("/v1/agent/service/register", body)
+    yield name
+    api.put(f"/v1/agent/service/deregister/{name}")
+
+
+def test_the_ui_shows_two_applications_and_a_check_that_fails(
+    browser: Browser, three_replicas: str, failing_application: str, tmp_path: Path
+) -> None:
+    browser.open(f"{three_replicas}/{failing_application}/instances")
+    wait_for(browser.text, lambda text: "service checks failing" in text, _PAGE_SECONDS, "it is said to fail")
+    browser.open(three_replicas)
+    names = ("hello_server", failing_application, "load-balancer")
+    wait_for(browser.text, lambda text: all(name in text for name in names), _PAGE_SECONDS, "all are listed")
+    picture(browser, "consul-ui.png", tmp_path)
+
+
+def picture(browser: Browser, name: str, directory: Path) -> None:
+    """A picture of the page, which is not empty; also for the documents when they are made anew."""
+    png = directory / name
     png.write_bytes(browser.screenshot())
     content = png.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
@@ -145,4 +170,4 @@ def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: s
     assert len(content) > 20_000
     if os.environ.get("UPDATE_DOCS") == "1":
         (ROOT / "docs").mkdir(exist_ok=True)
-        shutil.copyfile(png, ROOT / "docs" / "consul-ui.png")
+        shutil.copyfile(png, ROOT / "docs" / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.support.balancer import BALANCER
+from tests.support.calls import say_hello
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.probes import running_probe
-from tests.support.scenarios import wait_for_replicas
+from tests.support.scenarios import target, wait_for_replicas
 from tests.support.wait import wait_for
 
 
@@ -45,8 +47,15 @@ def test_both_views_are_shown_and_agree(stack: LocalDriver) -> None:
 
 
 def test_why_walks_the_whole_way_of_a_replica_that_serves(stack: LocalDriver) -> None:
-    lines = stack.local_stack("status", "--why", "hello_server").splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ["ok"] * 5
+    say_hello(target(stack))
+    text = wait_for(
+        lambda: stack.local_stack("status", "--why", "hello_server"),
+        lambda shown: re.search(r"ok  last call      [0-2] s ago, OK\n", shown) is not None,
+        10,
+        "the call is seen",
+    )
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == ["ok"] * 6
     assert lines[-1] == "  it gets its share of the calls"
 
 
@@ -59,7 +68,10 @@ def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None
     try:
         api.put("/v1/agent/service/register", {**body, "Check": check})
         shown = wait_for(
-            lambda: stack.local_stack("status", "--why", "ill"), lambda text: "refused" in text, 20, "the check has run"
+            lambda: stack.local_stack("status", "--why", "ill"),
+            lambda text: "critical" in text and "connection refused" in text,
+            20,
+            "the check has run",
         )
         assert "  NO  check          critical: " in shown
         assert shown.rstrip().endswith("it gets no calls because of: check")

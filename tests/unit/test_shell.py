@@ -282,3 +282,15 @@ def test_every_line_has_its_programs_name_at_once(only_busybox: bool, tmp_path: 
         assert process.stderr.read() == b""
     assert process.returncode == 0
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["NGINX_UPDATE", "LB_ACCESS_LOG"])
+def test_nginx_start_refuses_a_value_that_it_does_not_know(shell: Shell, variable: str) -> None:
+    script = ROOT / "build/config/nginx/usr/bin/nginx-start"
+    env = {"PATH": shell.path, variable: "maybe"}
+    done = subprocess.run(
+        [*shell.command, str(script)], env=env, capture_output=True, text=True, timeout=10, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{variable}: 'maybe' is ")
+    assert len(done.stderr.splitlines()) == 1

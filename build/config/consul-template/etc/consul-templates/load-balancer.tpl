@@ -136,11 +136,12 @@ server {
     }
 }
 
-{{- with env "METRICS_PORT" }}
+{{- $port := envOrDefault "METRICS_PORT" "0" }}
+{{- if ne $port "0" }}
 
 # For Prometheus; within the stack's own network.
 server {
-    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ . }};
+    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $port }};
 
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }

@@ -370,8 +370,9 @@ function _M.view()
     refresh()
     local replicas, services = {}, {}
     for _, peer in ipairs(view.all) do
-        replicas[#replicas + 1] = string.format('{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s"}',
-            peer.app, peer.address, peer.port, peer.weight, state_of(peer))
+        local form = '{"app":"%s","address":"%s","port":%d,"weight":%d,"state":"%s","last_call":%s,"last_status":"%s"}'
+        replicas[#replicas + 1] = string.format(form, peer.app, peer.address, peer.port, peer.weight, state_of(peer),
+            metrics.last_call(peer))
     end
     for service, owner in pairs(view.owners) do
         services[#services + 1] = string.format('{"service":"%s","app":"%s","replicas":%d,"also":"%s"}', service,

@@ -2,13 +2,16 @@
 --
 -- Each worker counts by itself and adds what it has to the shared dictionary once a second: a call then costs no lock.
 
+local port = os.getenv("METRICS_PORT") or ""
 local _M = {
     -- METRICS_PORT and LB_ACCESS_LOG as load-balancer.tpl reads them.
-    counts = (os.getenv("METRICS_PORT") or "") ~= "",
+    counts = port ~= "" and port ~= "0",
     logs = (os.getenv("LB_ACCESS_LOG") or "on") == "on",
 }
 
 local FLUSH_SECONDS = 1
+-- How long it is known when a replica had its last call.
+local LAST_CALL_SECONDS = 86400
 -- Upper bounds in seconds: prometheus_client's, so that the balancer's and the servers' can be compared.
 local BOUNDS = { 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10 }
 -- Callers choose paths, so only so many are told apart, and only those that a replica has answered as known to it.
@@ -102,7 +105,7 @@ local function count(code, seconds, peer)
     end
     local counter = of_replica[code]
     if not counter then
-        counter = { key = "c\t" .. method .. "\t" .. replica .. "\t" .. code, count = 0 }
+        counter = { key = "c\t" .. method .. "\t" .. replica .. "\t" .. code, count = 0, peer = peer, code = code }
         of_replica[code] = counter
     end
     mark(counter)
@@ -140,6 +143,9 @@ local function flush()
         local entry = changed[number]
         add(entry.key, entry.count)
         entry.count = 0
+        if entry.peer then
+            dict:set("l\t" .. labels_of(entry.peer), ngx.now() .. " " .. entry.code, LAST_CALL_SECONDS)
+        end
         if entry.buckets then
             add(entry.key .. "\tsum", entry.sum)
             entry.sum = 0
@@ -156,6 +162,12 @@ end
 function _M.forget()
     flush()
     series = {}
+end
+
+-- When a call of that replica ended last, within a second, and its status; nothing where that is not known.
+function _M.last_call(peer)
+    local time, code = (dict:get("l\t" .. labels_of(peer)) or ""):match("^([%d.]+) (%a+)$")
+    return time or 0, code or ""
 end
 
 -- Calls in flight by replica, for as long as this worker lives.
