@@ -15,6 +15,8 @@ from local_stack.errors import LocalStackError
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
 # A Dockerfile's line that lays parts of build/config over the root of the image.
 _OVERLAY = re.compile(r"^COPY ((?:build/config/\S+ )+)/$", re.MULTILINE)
+# Without Docker the machine's own resolver is asked, and a port 53 would take root.
+_ONLY_IN_CONTAINERS = "resolver"
 _BIND = re.compile(r"\./build/config/(\w[\w-]*):")
 
 
@@ -85,7 +87,8 @@ def _service(root: Path, name: str, spec: Mapping[str, Any]) -> Service:
         except OSError as error:
             raise LocalStackError(f"service {name}: {error}") from error
         for match in _OVERLAY.finditer(text):
-            components += [Path(part).name for part in match[1].split()]
+            names = [Path(part).name for part in match[1].split()]
+            components += [name for name in names if name != _ONLY_IN_CONTAINERS]
     if not components:
         raise LocalStackError(f"service {name} has nothing of build/config, so it can't be run without Docker")
     published = {}

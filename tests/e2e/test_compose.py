@@ -58,12 +58,44 @@ def rolled_out(stack: ComposeDriver) -> None:
     assert {instance["ServiceMeta"].get("version") for instance in instances} == {"2"}
 
 
+ADDRESSES = "import socket, sys; print(*sorted({found[4][0] for found in socket.getaddrinfo(sys.argv[1], 80)}))"
+CALL = """
+import grpc
+from protos import api_pb2, api_pb2_grpc
+with grpc.insecure_channel("load-balancer.service.consul:5000") as channel:
+    print(api_pb2_grpc.PingStub(channel).SayHello(api_pb2.PingMessage(greeting="from inside"), timeout=10).greeting)
+"""
+
+
+def names_resolve(stack: ComposeDriver) -> None:
+    """Services by their names in Consul, containers by their names in Docker, from inside of a replica."""
+    stack.up(2)
+    names = wait_for_replicas(stack, 2)
+    inside = stack.replicas()[0]
+    instances = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+    replicas = sorted(instance["ServiceAddress"] or instance["Address"] for instance in instances)
+    found = wait_for(
+        lambda: stack.execute(inside, "python3", "-c", ADDRESSES, "hello_server.service.consul").split(),
+        lambda addresses: addresses == replicas,
+        30,
+        "all replicas by one name",
+    )
+    assert len(found) == 2
+    assert stack.execute(inside, "python3", "-c", ADDRESSES, "server-1").split()
+    answer = stack.execute(inside, "python3", "-c", CALL).strip()
+    assert answer in {f"Hello from {name}." for name in names}
+    assert stack.execute("load-balancer", "python3", "-c", ADDRESSES, "consul.service.consul").split()
+
+
 class TestCompose1:
     """Compose 1.29: what it could do differently."""
 
     @pytest.mark.parametrize("scenario", scenarios.COMPOSE_SCENARIOS, ids=lambda scenario: scenario.__name__)
     def test_in_containers(self, stack_by_compose_1: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
         scenario(stack_by_compose_1)
+
+    def test_names_resolve(self, stack_by_compose_1: ComposeDriver) -> None:
+        names_resolve(stack_by_compose_1)
 
     def test_a_rollout_loses_no_call(self, stack_by_compose_1: ComposeDriver) -> None:
         rolled_out(stack_by_compose_1)
@@ -75,6 +107,9 @@ class TestCompose2:
     @pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.__name__)
     def test_in_containers(self, stack_by_compose_2: ComposeDriver, scenario: Callable[[Driver], None]) -> None:
         scenario(stack_by_compose_2)
+
+    def test_names_resolve(self, stack_by_compose_2: ComposeDriver) -> None:
+        names_resolve(stack_by_compose_2)
 
     def test_a_rollout_loses_no_call(self, stack_by_compose_2: ComposeDriver) -> None:
         rolled_out(stack_by_compose_2)
