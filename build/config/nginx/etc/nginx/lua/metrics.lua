@@ -34,6 +34,8 @@ local dict = ngx.shared.metrics
 -- counter. What has changed since it was last added to the dictionary.
 local methods, method_count = {}, 0
 local series, changed, changed_count = {}, {}, 0
+-- This worker finishes its calls and has no timers any more.
+local exiting = false
 
 -- A call without a status ended because its client, or the replica, went away after it had begun to be answered.
 local function without_status(seconds)
@@ -119,18 +121,6 @@ local function count(code, seconds, peer)
     histogram.buckets[index] = (histogram.buckets[index] or 0) + 1
 end
 
--- For log_by_lua: a call has ended; peer is where it was sent, if it was.
-function _M.ended(peer)
-    local seconds = ngx.now() - ngx.req.start_time()
-    local code = code_of(seconds)
-    if _M.logs then
-        ngx.var.lb_grpc_code = code
-    end
-    if _M.counts then
-        count(code, seconds, peer)
-    end
-end
-
 local function add(key, value)
     local _, err, evicted = dict:incr(key, value, 0)
     if err or evicted then
@@ -156,6 +146,21 @@ local function flush()
         end
     end
     changed, changed_count = {}, 0
+end
+
+-- For log_by_lua: a call has ended; peer is where it was sent, if it was.
+function _M.ended(peer)
+    local seconds = ngx.now() - ngx.req.start_time()
+    local code = code_of(seconds)
+    if _M.logs then
+        ngx.var.lb_grpc_code = code
+    end
+    if _M.counts then
+        count(code, seconds, peer)
+        if exiting then
+            flush()
+        end
+    end
 end
 
 -- The replicas have changed; those that are gone are not to be remembered.
@@ -186,6 +191,7 @@ function _M.init_worker(peers)
     local function run(premature)
         flush()
         if premature then
+            exiting = true
             return
         end
         tell_in_flight(peers)
