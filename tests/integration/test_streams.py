@@ -103,8 +103,8 @@ def change_the_fleet(stack: LocalDriver, other: ProbeServer, seconds: float) -> 
             other.register()
         else:
             other.deregister()
-        # Spread over the time that the calls take; this is no wait for anything.
-        time.sleep(max(0.0, began + seconds * (number + 1) / (CHANGES + 1) - time.monotonic()))
+        # Spread over the time that the calls take, but for its end: the last change takes its time too.
+        time.sleep(max(0.0, began + 0.8 * seconds * (number + 1) / CHANGES - time.monotonic()))
     other.deregister(wait=False)
     return CHANGES
 
