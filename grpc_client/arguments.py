@@ -127,3 +127,8 @@ def _add_reflection_flags(group: argparse._ArgumentGroup) -> None:
         metavar="JSON",
         help="its request; for a method that takes a stream, an array or one message a line (default: {})",
     )
+    group.add_argument(
+        "--application",
+        metavar="NAME",
+        help="ask the reflection of this application, where the balancer has several (default: the only one)",
+    )

@@ -165,7 +165,7 @@ async def _call(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,
             response_deserializer=GetMessageClass(method.output_type).FromString,
-        )(iter(requests), timeout=options.timeout_seconds)
+        )(iter(requests), timeout=options.timeout_seconds, metadata=options.metadata)
         try:
             while (answer := await asyncio.to_thread(next, call, None)) is not None:
                 answers += 1

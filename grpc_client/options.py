@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Options:
         list_services: list services and methods instead of calling Ping.
         method: call this method, ``package.Service/Method``, instead of Ping.
         data: the request of ``method`` in JSON.
+        application: which application's reflection to ask, where several are behind one port.
 
     Raises:
         UsageError: with every problem found.
@@ -50,6 +52,7 @@ class Options:
     list_services: bool = False
     method: str | None = None
     data: str | None = None
+    application: str | None = None
 
     def __post_init__(self) -> None:
         problems = [*_range_problems(self), *_combination_problems(self)]
@@ -60,6 +63,11 @@ class Options:
     def address(self) -> str:
         """``host:port``, an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the calls of ``list_services`` and ``method``: the balancer reads it where it must choose."""
+        return (("x-application", self.application),) if self.application else ()
 
     @property
     def is_load(self) -> bool:
@@ -106,6 +114,11 @@ def _combination_problems(options: Options) -> Iterator[str]:
         yield "--list: can't be given together with --call"
     if options.data is not None and options.method is None:
         yield "--data: needs --call"
+    if options.application is not None:
+        if not options.list_services and options.method is None:
+            yield "--application: needs --list or --call"
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", options.application):
+            yield f"--application: must be 1 to 63 letters, digits, - and _, got {options.application!r}"
     if options.method is not None:
         service, _, name = options.method.removeprefix("/").partition("/")
         if not service or not name or "/" in name or not options.method.isascii():

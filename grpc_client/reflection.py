@@ -114,6 +114,8 @@ class ReflectionClient:
                 self._versions.pop(0)
                 if not self._versions:
                     message = "the server has no reflection, which --list and --call need"
+                    if not self._options.application:
+                        message += "; where the balancer has several applications, --application names one"
                     raise CallFailedError(self._address, "UNIMPLEMENTED", message) from None
             else:
                 return self._checked(response)
@@ -126,7 +128,8 @@ class ReflectionClient:
             request_serializer=ServerReflectionRequest.SerializeToString,
             response_deserializer=ServerReflectionResponse.FromString,
         )
-        responses = [answer async for answer in method(request, timeout=self._options.timeout_seconds)]
+        answers = method(request, timeout=self._options.timeout_seconds, metadata=self._options.metadata)
+        responses = [answer async for answer in answers]
         return responses[0] if responses else ServerReflectionResponse()
 
     def _checked(self, response: ServerReflectionResponse) -> ServerReflectionResponse:

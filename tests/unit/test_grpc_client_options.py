@@ -33,6 +33,8 @@ from grpc_client.options import Options
         ({"concurrency": 2}, "--concurrency: needs --count or --duration"),
         ({"rate": 5.0}, "--rate: needs --count or --duration"),
         ({"data": "{}"}, "--data: needs --call"),
+        ({"application": "a"}, "--application: needs --list or --call"),
+        ({"method": "a/b", "application": "a b"}, "--application: must be 1 to 63 letters, digits, - and _, got 'a b'"),
         ({"method": "Ping"}, "--call: must be package.Service/Method, got 'Ping'"),
         ({"method": "a/b/c"}, "--call: must be package.Service/Method"),
         ({"method": "a/b", "list_services": True}, "--list: can't be given together with --call"),
@@ -60,6 +62,11 @@ def test_every_problem_is_reported_at_once() -> None:
 )
 def test_an_ipv6_address_is_put_in_brackets(host: str, address: str) -> None:
     assert Options(host=host).address == address
+
+
+def test_the_application_is_sent_as_metadata() -> None:
+    assert Options(method="a/b", application="shop").metadata == (("x-application", "shop"),)
+    assert Options(method="a/b").metadata == ()
 
 
 @pytest.mark.parametrize(
