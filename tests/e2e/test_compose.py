@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -17,11 +17,14 @@ from tests.support.wait import wait_for
 pytestmark = pytest.mark.timeout(1800)
 
 
-def compose_stack(engine: dict[str, list[str]], version: str) -> Iterator[ComposeDriver]:
+def compose_stack(
+    engine: dict[str, list[str]], version: str, project: str = "glbtest", overrides: Sequence[str] = ()
+) -> Iterator[ComposeDriver]:
     """The stack of docker-compose.yaml by one major version of Compose, built from this checkout."""
     if version not in engine:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"Compose {version}.x is not here")
-    driver = ComposeDriver(engine[version], f"glbtest{version}", port=25000, consul_port=28500)
+    files = [part for file in ("docker-compose.yaml", *overrides) for part in ("-f", file)]
+    driver = ComposeDriver([*engine[version], *files], f"{project}{version}", port=25000, consul_port=28500)
     driver.down()
     driver.compose("build")
     driver.up(1)

@@ -71,12 +71,18 @@ class Driver(Protocol):
         """Logs and the rendered configuration, for a failed test."""
 
 
-def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
-    """Runs a command and returns its output; what it printed is in the error when it fails."""
+def run(
+    command: Sequence[str | Path],
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+    text: str | None = None,
+) -> str:
+    """Runs a command that reads ``text`` and returns its output; what it printed is in the error when it fails."""
     done = subprocess.run(
         command,
         env={**os.environ, **(env or {})},
         cwd=ROOT,
+        input=text,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -232,9 +238,9 @@ class ComposeDriver:
             "CONSUL_PUBLISHED_PORT": str(consul_port),
         }
 
-    def compose(self, *arguments: str) -> str:
-        """Runs a command of docker-compose."""
-        return run([*self._compose, *arguments], self._env, timeout=900)
+    def compose(self, *arguments: str, text: str | None = None) -> str:
+        """Runs a command of docker-compose, which reads ``text``."""
+        return run([*self._compose, *arguments], self._env, timeout=900, text=text)
 
     def rollout(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs build/rollout."""

@@ -1,0 +1,54 @@
+// A gRPC server in Node.js as the balancer likes it: health, reflection, and an end that loses no call.
+'use strict';
+
+const os = require('node:os');
+const path = require('node:path');
+const grpc = require('@grpc/grpc-js');
+const protoLoader = require('@grpc/proto-loader');
+const { ReflectionService } = require('@grpc/reflection');
+const { HealthImplementation } = require('grpc-health-check');
+
+const SERVICE = 'examples.words.v1.Words';
+// Longer than a balancer takes to learn from the health service that no more calls are wanted.
+const QUIET_MS = 1000;
+// What calls in flight get; supervisord's stopwaitsecs is longer.
+const GRACE_MS = 20000;
+
+const answer = (text) => ({ text, replica: os.hostname() });
+
+const words = {
+  Reverse(call, reply) {
+    reply(null, answer([...call.request.text].reverse().join('')));
+  },
+  Split(call) {
+    for (const word of call.request.text.split(/\s+/).filter(Boolean)) {
+      call.write(answer(word));
+    }
+    call.end();
+  },
+};
+
+const definition = protoLoader.loadSync(path.join(__dirname, 'words.proto'));
+const server = new grpc.Server();
+server.addService(definition[SERVICE], words);
+const health = new HealthImplementation({ '': 'SERVING', [SERVICE]: 'SERVING' });
+health.addToServer(server);
+// The registrar asks it which services this server has; or the variable GRPC_SERVICES says so.
+new ReflectionService(definition).addToServer(server);
+
+function stop() {
+  console.log('stopping');
+  health.setStatus('', 'NOT_SERVING');
+  health.setStatus(SERVICE, 'NOT_SERVING');
+  setTimeout(() => server.tryShutdown(() => console.log('stopped')), QUIET_MS);
+  setTimeout(() => server.forceShutdown(), QUIET_MS + GRACE_MS).unref();
+}
+
+server.bindAsync(`0.0.0.0:${process.env.APP_PORT}`, grpc.ServerCredentials.createInsecure(), (error, port) => {
+  if (error) {
+    throw error;
+  }
+  console.log(`serving port=${port}`);
+  process.once('SIGTERM', stop);
+  process.once('SIGINT', stop);
+});

@@ -1,0 +1,85 @@
+"""A gRPC server in Python as the balancer likes it: health, reflection, and an end that loses no call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+import grpc
+
+# The build makes these two from numbers.proto.
+import numbers_pb2
+import numbers_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from numbers_pb2 import Answer, Number
+
+LOG = logging.getLogger("numbers")
+SERVICE = numbers_pb2.DESCRIPTOR.services_by_name["Numbers"].full_name
+# Longer than a balancer takes to learn from the health service that no more calls are wanted.
+QUIET_SECONDS = 1
+# What calls in flight get; supervisord's stopwaitsecs is longer.
+GRACE_SECONDS = 20
+
+
+def answer(value: float) -> Answer:
+    """An answer of this replica."""
+    return Answer(value=value, replica=socket.gethostname())
+
+
+class Numbers(numbers_pb2_grpc.NumbersServicer):
+    """The service of numbers.proto."""
+
+    async def Square(self, request: Number, _context: object) -> Answer:
+        """Unary: one request, one answer."""
+        return answer(request.value**2)
+
+    async def Count(self, request: Number, _context: object) -> AsyncIterator[Answer]:
+        """Server stream: one request, many answers."""
+        for value in range(1, int(request.value) + 1):
+            yield answer(value)
+
+    async def Sum(self, requests: AsyncIterator[Number], _context: object) -> Answer:
+        """Client stream: many requests, one answer."""
+        return answer(sum([request.value async for request in requests]))
+
+    async def Average(self, requests: AsyncIterator[Number], _context: object) -> AsyncIterator[Answer]:
+        """Bidirectional: answers go out while requests come in."""
+        count, total = 0, 0.0
+        async for request in requests:
+            count, total = count + 1, total + request.value
+            yield answer(total / count)
+
+
+async def serve(port: str) -> None:
+    """Serves until SIGTERM or SIGINT; then health says NOT_SERVING first, and calls in flight end."""
+    server = grpc.aio.server()
+    numbers_pb2_grpc.add_NumbersServicer_to_server(Numbers(), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    # The registrar asks it which services this server has; or the variable GRPC_SERVICES says so.
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    server.add_insecure_port(f"0.0.0.0:{port}")
+    await server.start()
+    for name in ("", SERVICE):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    LOG.info("serving port=%s", port)
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    LOG.info("stopping")
+    await servicer.enter_graceful_shutdown()
+    await asyncio.sleep(QUIET_SECONDS)
+    await server.stop(GRACE_SECONDS)
+    LOG.info("stopped")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(serve(os.environ["APP_PORT"]))

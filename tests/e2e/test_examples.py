@@ -1,0 +1,161 @@
+"""The examples in containers, started and called as examples/README.md says."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.e2e.test_compose import compose_stack
+from tests.support.calls import OPTIONS, answers, say_hello
+from tests.support.drivers import ROOT, ComposeDriver, ConsulApi, run
+from tests.support.scenarios import PATIENCE_SECONDS, calls_going_on, target, wait_for_replicas
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+PYTHON, NODE, CANARY = "examples/python.yaml", "examples/node.yaml", "examples/canary.yaml"
+NUMBERS, WORDS = "examples.numbers.v1.Numbers", "examples.words.v1.Words"
+# Requests as they are on the wire; the tests have no modules generated from the examples' protos.
+NINE, ABC = struct.pack("<Bd", 0x09, 9), b"\x0a\x03abc"
+
+
+def build_base() -> None:
+    """The image that the examples' images are built on."""
+    base = os.environ.get("BASE_IMAGE")
+    arguments = ["--build-arg", f"BASE_IMAGE={base}"] if base else []
+    run(["docker", "build", "-t", "base", "-f", "build/dockerfiles/Dockerfile", *arguments, "."], timeout=900)
+
+
+@pytest.fixture(scope="class")
+def stack_by_compose_1(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    build_base()
+    yield from compose_stack(engine, "1", "glbexamples", [PYTHON])
+
+
+@pytest.fixture(scope="class")
+def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    build_base()
+    yield from compose_stack(engine, "2", "glbexamples", [PYTHON, NODE, CANARY])
+
+
+def tried_call(stack: ComposeDriver, application: str, method: str, data: object) -> list[dict[str, Any]]:
+    """What the client prints for a call through the balancer; nothing while that fails."""
+    command = [sys.executable, "-m", "grpc_client", "--port", str(stack.port), "--application", application]
+    try:
+        lines = run([*command, "--call", method, "--data", json.dumps(data)]).splitlines()
+    except AssertionError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def call(stack: ComposeDriver, application: str, method: str, data: object) -> list[object]:
+    """What each answer of a call through the balancer says, which is by one of the application's replicas."""
+    look = partial(tried_call, stack, application, method, data)
+    found = wait_for(look, bool, PATIENCE_SECONDS, f"{method} is answered")
+    assert {answer.pop("replica") for answer in found} == {stack.execute(application, "hostname").strip()}
+    return [value for answer in found for value in answer.values()]
+
+
+@contextmanager
+def calls_of(stack: ComposeDriver, path: str, message: bytes) -> Iterator[Counter[str]]:
+    """One caller all the while; afterwards the counter has the statuses."""
+    seen: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def caller() -> None:
+        with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
+            channel: Any = plain
+            while not stop.is_set():
+                try:
+                    channel.unary_unary(path)(message, timeout=10)
+                    seen["OK"] += 1
+                except grpc.RpcError as error:
+                    seen[f"{error.code().name}: {error.details()}"] += 1
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def scaled_without_a_lost_call(stack: ComposeDriver, application: str, path: str, message: bytes) -> None:
+    """From one replica to two and back; what stops is deregistered and drained before its server ends."""
+    with calls_of(stack, path, message) as seen:
+        stack.compose("up", "-d", "--no-recreate", "--scale", f"{application}=2", application)
+        api = ConsulApi(stack)
+        passing = partial(api.get, f"/v1/health/service/{application}?passing=true")
+        first, second = wait_for(passing, lambda found: len(found) == 2, PATIENCE_SECONDS, "two replicas")
+        assert first["Service"]["Meta"]["grpc_services"] == second["Service"]["Meta"]["grpc_services"]
+        stack.stop(application)
+        lines = "\n".join(stack.logs(application))
+        wait_for(passing, lambda found: len(found) == 1, PATIENCE_SECONDS, "one replica")
+    assert set(seen) == {"OK"}, seen
+    places = [lines.index(mark) for mark in (" deregistered id=", " drained", " stopping", " stopped")]
+    assert places == sorted(places), lines
+    assert lines.rindex(f"{application} | ") > places[1], lines
+
+
+def numbers_are_answered(stack: ComposeDriver) -> None:
+    """Every method of the server in Python, each of another kind, and Ping beside it."""
+    some = [{"value": value} for value in (1, 2, 6)]
+    assert call(stack, "numbers", f"{NUMBERS}/Square", {"value": 3}) == [9]
+    assert call(stack, "numbers", f"{NUMBERS}/Count", {"value": 3}) == [1, 2, 3]
+    assert call(stack, "numbers", f"{NUMBERS}/Sum", some) == [9]
+    assert call(stack, "numbers", f"{NUMBERS}/Average", some) == [1, 1.5, 3]
+    assert say_hello(target(stack))
+
+
+class TestCompose1:
+    """Compose 1.29: one example alone."""
+
+    def test_a_server_in_python_is_called_beside_hello_server(self, stack_by_compose_1: ComposeDriver) -> None:
+        numbers_are_answered(stack_by_compose_1)
+
+    def test_a_server_in_python_is_scaled_without_a_lost_call(self, stack_by_compose_1: ComposeDriver) -> None:
+        scaled_without_a_lost_call(stack_by_compose_1, "numbers", f"/{NUMBERS}/Square", NINE)
+
+
+class TestCompose2:
+    """Compose 2.x: all examples together."""
+
+    def test_a_server_in_python_is_called_beside_hello_server(self, stack_by_compose_2: ComposeDriver) -> None:
+        numbers_are_answered(stack_by_compose_2)
+
+    def test_a_server_in_node_js_is_called_beside_hello_server(self, stack_by_compose_2: ComposeDriver) -> None:
+        assert call(stack_by_compose_2, "words", f"{WORDS}/Reverse", {"text": "abc"}) == ["cba"]
+        assert call(stack_by_compose_2, "words", f"{WORDS}/Split", {"text": "one two"}) == ["one", "two"]
+        assert say_hello(target(stack_by_compose_2))
+
+    def test_a_server_in_node_js_is_scaled_without_a_lost_call(self, stack_by_compose_2: ComposeDriver) -> None:
+        scaled_without_a_lost_call(stack_by_compose_2, "words", f"/{WORDS}/Reverse", ABC)
+
+    def test_a_canarys_share_is_its_weight_which_changes_at_run_time(self, stack_by_compose_2: ComposeDriver) -> None:
+        stack = stack_by_compose_2
+        wait_for_replicas(stack, 2)
+        canary = stack.execute("hello_server_canary", "hostname").strip()
+        found = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+        versions = {one["ServiceMeta"]["version"]: one["ServiceWeights"]["Passing"] for one in found}
+        assert versions == {"1": 90, "2": 10}
+        # Few at once: a replica that has more than its share in flight for a moment gets fewer calls, and should.
+        share = partial(answers, target(stack), 200, concurrency=4)
+        assert 16 <= share()[canary] <= 24
+        with calls_going_on(stack) as seen:
+            program = (ROOT / "examples/weigh.py").read_text()
+            said = stack.compose("exec", "-T", "hello_server_canary", "python3", "-", "90", text=program)
+            assert said == f"hello_server-{canary}-7777: weight 10, now 90\n"
+            wait_for(lambda: share()[canary], lambda count: 90 <= count <= 110, 20, "half of the calls")
+        assert set(seen) == {"OK"}, seen
