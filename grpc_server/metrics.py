@@ -57,7 +57,7 @@ class Metrics(grpc.aio.ServerInterceptor):
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "Time from a call's begin to its end.", LABELS, registry=registry
         )
-        # By the handler of a method: the server makes its handlers once.
+        # By method and its handler: the server makes its handlers once.
         self._wrapped: dict[Any, Any] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -65,9 +65,10 @@ class Metrics(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        wrapped = self._wrapped.get(handler)
+        key = handler_call_details.method, handler
+        wrapped = self._wrapped.get(key)
         if wrapped is None:
-            wrapped = self._wrapped[handler] = self._wrap(handler, handler_call_details.method)
+            wrapped = self._wrapped[key] = self._wrap(handler, handler_call_details.method)
         return wrapped
 
     def _wrap(self, handler: Any, path: str) -> Any:
@@ -138,7 +139,7 @@ class _Call:
     def _done(self, _context: Any) -> None:
         # What the handler has set, or an abort, comes before what can be told from how it ended.
         code = self._context.code() or self._code or self._cut()
-        self._series.handled(_NAMES[code]).inc()
+        self._series.handled(_NAMES.get(code, "Unknown")).inc()
         self._series.seconds.observe(time.perf_counter() - self._began)
 
 

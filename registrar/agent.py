@@ -92,8 +92,9 @@ class Agent:
         Raises:
             AgentError: the agent is out of reach.
         """
+        own = self._node()
         members = self._call("GET", "/v1/agent/members").json()
-        others = [one for one in members if one["Name"] != self._node() and one["Status"] == _ALIVE]
+        others = [one for one in members if one["Name"] != own and one["Status"] == _ALIVE]
         clients = [one["Addr"] for one in others if one["Tags"].get("role") != "consul"]
         for address in random.sample(clients, min(_MET, len(clients))):
             try:

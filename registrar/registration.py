@@ -99,6 +99,7 @@ class Registration:
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
                 self.register()
+                catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
             elif time.monotonic() >= catalogue_at:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
                 if not self._in_catalogue():

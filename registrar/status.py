@@ -193,8 +193,8 @@ def _replica(
         rendered=None if listed is None else f"{service['Service']} {address}:{service['Port']}" in listed,
         balancer=str(peer["state"]) if peer else "",
         difference="" if listed is None else _difference(worst["Status"], weight, peer),
-        last_call=float(peer["last_call"]) if peer else 0.0,
-        last_status=str(peer["last_status"]) if peer else "",
+        last_call=float(peer.get("last_call", 0)) if peer else 0.0,
+        last_status=str(peer.get("last_status", "")) if peer else "",
     )
 
 

@@ -1,4 +1,4 @@
-"""A gRPC server in Python as the balancer likes it: health, reflection, and an end that loses no call."""
+"""A gRPC server in Python as the balancer likes it: health, reflection, and an end that loses no unary call."""
 
 from __future__ import annotations
 

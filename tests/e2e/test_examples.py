@@ -149,7 +149,8 @@ python() {
 
 
 def test_five_minutes_are_as_the_readme_says(engine: dict[str, list[str]], tmp_path: Path) -> None:
-    assert "1" in engine
+    if "1" not in engine:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("Compose 1.x is not here")
     files = run(["git", "ls-files"]).splitlines()
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,9 @@ def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDrive
     values = [value for (_, method, _), value in buckets.items() if method == "SayHello"]
     assert values == sorted(values)
     assert samples(two_replicas, "grpc_lb_peers") == {("hello_server", "in service"): 2}
-    assert set(samples(two_replicas, "grpc_lb_in_flight").values()) == {0}
+    wait_for(
+        lambda: set(samples(two_replicas, "grpc_lb_in_flight").values()), lambda found: found == {0}, 10, "none is open"
+    )
     assert len(samples(two_replicas, "grpc_lb_last_update_age_seconds")) == 1
 
 
@@ -156,6 +158,8 @@ def test_a_replica_that_has_left_leaves_the_metrics(two_replicas: LocalDriver) -
         10,
         "it is counted",
     )
+    # All workers have added up what they have.
+    time.sleep(1.5)
     total = sum(samples(two_replicas, "grpc_lb_handled_total").values())
     two_replicas.stop(leaver)
     left = wait_for(

@@ -88,7 +88,11 @@ def test_the_live_view_shows_replicas_as_they_come(stack: LocalDriver, tmp_path:
         assert all(name in shown for name in names), shown
         scaling = stack.begin("scale", "hello_server=5")
         terminal.read(7)
-        assert scaling.wait(60) == 0
+        for _ in range(100):
+            if scaling.poll() is not None:
+                break
+            terminal.read(0.5)
+        assert scaling.returncode == 0
         names = wait_for_replicas(stack, 5)
         terminal.read(2)
         shown = "\n".join(terminal.screen.display)

@@ -13,16 +13,25 @@ upstream grpc_replicas {
     keepalive_timeout 1h;
 }
 
-{{ $logs := eq (envOrDefault "LB_ACCESS_LOG" "on") "on" -}}
+{{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
 {{ if $logs -}}
 # A call's ID is the caller's, if that is one, or made here.
 map $http_x_request_id $lb_request_id {
     "~^[\x21-\x7e]{1,128}$" $http_x_request_id;
     default $request_id;
 }
-log_format calls escape=json '{"time":"$time_iso8601","method":"$uri","grpc_status":"$lb_grpc_code",'
+# What callers may have made longer than a line, or of bytes that are no text, is not repeated.
+map $uri $lb_method {
+    "~^[\x21-\x7e]{1,200}$" $uri;
+    default other;
+}
+map $http_traceparent $lb_traceparent {
+    "~^[0-9a-f-]{1,128}$" $http_traceparent;
+    default "";
+}
+log_format calls escape=json '{"time":"$time_iso8601","method":"$lb_method","grpc_status":"$lb_grpc_code",'
     '"seconds":$request_time,"replica":"$upstream_addr","request_bytes":$request_length,"response_bytes":$bytes_sent,'
-    '"client":"$remote_addr","request_id":"$lb_request_id","traceparent":"$http_traceparent"}';
+    '"client":"$remote_addr","request_id":"$lb_request_id","traceparent":"$lb_traceparent"}';
 {{ end -}}
 limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
@@ -136,8 +145,8 @@ server {
     }
 }
 
-{{- $port := envOrDefault "METRICS_PORT" "0" }}
-{{- if ne $port "0" }}
+{{- $port := env "METRICS_PORT" }}
+{{- if and (ne $port "") (ne $port "0") }}
 
 # For Prometheus; within the stack's own network.
 server {

@@ -331,19 +331,20 @@ end
 function _M.finish()
     local request = this_request()
     local call = calls[request]
+    local peer = call and call.peer
+    -- Without one it was refused before it had a peer.
+    if call then
+        calls[request] = nil
+        if peer then
+            inflight.leave(peer.calls, call.period)
+        end
+        inflight.leave(call.pool.calls, call.entered)
+        spare_count = spare_count + 1
+        spare[spare_count] = call
+    end
     if metrics.counts or metrics.logs then
-        metrics.ended(call and call.peer)
+        metrics.ended(peer)
     end
-    if not call then
-        return -- It was refused before it had a peer.
-    end
-    calls[request] = nil
-    if call.peer then
-        inflight.leave(call.peer.calls, call.period)
-    end
-    inflight.leave(call.pool.calls, call.entered)
-    spare_count = spare_count + 1
-    spare[spare_count] = call
 end
 
 local function state_of(peer)

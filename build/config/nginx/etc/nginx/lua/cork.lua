@@ -39,8 +39,14 @@ end
 
 local function check(request)
     local address, length = ffi.new("uint8_t[128]"), ffi.new("uint32_t[1]", 128)
-    usable = request.signature == SIGNATURE and ffi.C.getpeername(request.connection.fd, address, length) == 0
-        and address[2] * 256 + address[3] == tonumber(ngx.var.remote_port)
+    usable = request.signature == SIGNATURE
+    if usable then
+        if ffi.C.getpeername(request.connection.fd, address, length) ~= 0 then
+            usable = nil -- The client has gone; the next one will do.
+            return
+        end
+        usable = address[2] * 256 + address[3] == tonumber(ngx.var.remote_port)
+    end
     if not usable then
         ngx.log(ngx.WARN, "this nginx is built otherwise than known: responses are sent in several pieces")
     end
@@ -49,10 +55,10 @@ end
 -- For header_filter_by_lua.
 function _M.cork()
     local request = ffi.cast(request_type, get_request())
+    if usable == nil then
+        check(request)
+    end
     if not usable then
-        if usable == nil then
-            check(request)
-        end
         return
     end
     local fd = request.connection.fd

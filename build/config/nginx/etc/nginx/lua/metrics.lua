@@ -6,7 +6,7 @@ local port = os.getenv("METRICS_PORT") or ""
 local _M = {
     -- METRICS_PORT and LB_ACCESS_LOG as load-balancer.tpl reads them.
     counts = port ~= "" and port ~= "0",
-    logs = (os.getenv("LB_ACCESS_LOG") or "on") == "on",
+    logs = os.getenv("LB_ACCESS_LOG") ~= "off",
 }
 
 local FLUSH_SECONDS = 1
@@ -26,7 +26,7 @@ local NAMES = {
 }
 -- A client whose deadline has passed cancels its call, and its deadline began when the call left it.
 local EARLY_SECONDS = 0.05
-local CANCELED, DEADLINE_EXCEEDED, UNIMPLEMENTED = NAMES[1], NAMES[4], NAMES[12]
+local CANCELED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL = NAMES[1], NAMES[2], NAMES[4], NAMES[13]
 local UNITS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
 
 local dict = ngx.shared.metrics
@@ -39,6 +39,10 @@ local exiting = false
 
 -- A call without a status ended because its client, or the replica, went away after it had begun to be answered.
 local function without_status(seconds)
+    if ngx.status ~= 200 and ngx.status ~= 499 then
+        -- What is no call, or no gRPC answer, has no status ("HTTP to gRPC Status Code Mapping").
+        return ngx.status == 400 and INTERNAL or UNKNOWN
+    end
     local amount, unit = (ngx.var.http_grpc_timeout or ""):match("^(%d+)([HMSmun])$")
     if amount and seconds >= amount * UNITS[unit] - EARLY_SECONDS then
         return DEADLINE_EXCEEDED
@@ -52,7 +56,7 @@ local function code_of(seconds)
     if not number then
         return without_status(seconds)
     end
-    return NAMES[tonumber(number)] or NAMES[2]
+    return NAMES[tonumber(number)] or UNKNOWN
 end
 
 -- The labels of a replica, with a tab between; its key without the application is not enough for a person.
@@ -63,14 +67,20 @@ end
 
 local NO_REPLICA = "\t"
 
-local function method_of(code, replica)
-    local path = ngx.var.uri
+-- Whether a replica has answered the call as one of a method that it has.
+local function known_to_replica()
+    local status = ngx.var.upstream_trailer_grpc_status or ngx.var.upstream_http_grpc_status
+    return status and status ~= "12"
+end
+
+local function method_of()
+    local path = ngx.var.uri or "" -- Some requests are refused before they have one.
     local found = methods[path]
     if found then
         return found
     end
     local service, method = path:match("^/([%w_.]+)/([%w_]+)$")
-    if not service or #path > 200 or replica == NO_REPLICA or code == UNIMPLEMENTED or method_count >= MAX_METHODS then
+    if not service or #path > 200 or method_count >= MAX_METHODS or not known_to_replica() then
         return OTHER
     end
     found = service .. "\t" .. method
@@ -98,7 +108,7 @@ end
 
 local function count(code, seconds, peer)
     local replica = peer and labels_of(peer) or NO_REPLICA
-    local method = method_of(code, replica)
+    local method = method_of()
     local of_method = series_of(method)
     local of_replica = of_method.counters[replica]
     if not of_replica then
@@ -194,7 +204,10 @@ function _M.init_worker(peers)
             exiting = true
             return
         end
-        tell_in_flight(peers)
+        local ok, err = pcall(tell_in_flight, peers)
+        if not ok then
+            ngx.log(ngx.ERR, err)
+        end
         ngx.timer.at(FLUSH_SECONDS, run)
     end
     ngx.timer.at(FLUSH_SECONDS, run)
@@ -202,16 +215,15 @@ end
 
 -- Everything in the dictionary by kind, in order; what was counted for replicas that have left becomes one.
 local function collect(present)
-    local counters, histograms, in_flight = {}, {}, {}
+    local counters, histograms, in_flight, moved = {}, {}, {}, {}
     for _, key in ipairs(dict:get_keys(0)) do
         local kind, rest = key:match("^(%l)\t(.*)$")
         local value = dict:get(key)
         if value and kind == "c" then
             local method, app, replica, code = rest:match("^([^\t]+\t[^\t]+)\t([^\t]*)\t([^\t]*)\t(%a+)$")
             if replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica] then
-                dict:delete(key)
                 replica = GONE
-                dict:incr("c\t" .. method .. "\t" .. app .. "\t" .. GONE .. "\t" .. code, value, 0)
+                moved[key] = "c\t" .. method .. "\t" .. app .. "\t" .. GONE .. "\t" .. code
             end
             local labels = method .. "\t" .. app .. "\t" .. replica .. "\t" .. code
             counters[labels] = (counters[labels] or 0) + value
@@ -225,6 +237,17 @@ local function collect(present)
                 in_flight[labels] = (in_flight[labels] or 0) + value
             end
         end
+    end
+    -- After all have been read, and by one worker at a time.
+    if next(moved) and dict:add("moving", true, 1) then
+        for from, to in pairs(moved) do
+            local value = dict:get(from)
+            if value then
+                dict:delete(from)
+                dict:incr(to, value, 0)
+            end
+        end
+        dict:delete("moving")
     end
     return counters, histograms, in_flight
 end
@@ -262,6 +285,9 @@ function _M.say(peers, state_of, updated)
         present[labels_of(peer)] = true
         local labels = peer.app .. "\t" .. state_of(peer)
         states[labels] = (states[labels] or 0) + 1
+        -- None in service is a number too, or no alert would see it.
+        local in_service = peer.app .. "\tin service"
+        states[in_service] = states[in_service] or 0
     end
     local counters, histograms, in_flight = collect(present)
     ngx.say("# HELP grpc_lb_handled_total Calls that have ended, by status.\n# TYPE grpc_lb_handled_total counter")
