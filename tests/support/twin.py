@@ -39,15 +39,24 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     text = structure.read_text().replace(listens[0], f"    listen {address}:5000 http2 backlog=4096;\n")
     for line in listens[1:]:
         text = text.replace(line, "")
-    text = re.sub(r"listen \S+:8080;", f"listen {address}:8080;", text)
+    text = re.sub(r"listen \S+:(8080|9464);", rf"listen {address}:\1;", text)
     structure.write_text(text)
     command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
-    networks = {"PEER_CIDR": "127.0.0.0/8", "CONSUL_ADDRESS": stack.address(BALANCER), "CONSUL_PORT": "8500"}
+    # As the balancer has them: it counts its calls too.
+    variables = {
+        "METRICS_PORT": "9464",
+        "PEER_CIDR": "127.0.0.0/8",
+        "CONSUL_ADDRESS": stack.address(BALANCER),
+        "CONSUL_PORT": "8500",
+    }
     with (
         (home / "log").open("wb") as log,
         subprocess.Popen(
-            [*command, "-g", f"worker_processes auto; {directives}"], env={**os.environ, **networks}, stderr=log
+            [*command, "-g", f"worker_processes auto; {directives}"],
+            env={**os.environ, **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
         ) as process,
     ):
         try:
