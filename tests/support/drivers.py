@@ -100,7 +100,8 @@ class LocalDriver:
         self.port = port
         self.consul_port = consul_port
         self.address_base = address_base
-        self.env = {"LOCAL_STACK_HOME": str(home)}
+        # A line a call would be most of the logs; test_access_log.py turns it on.
+        self.env = {"LOCAL_STACK_HOME": str(home), "LB_ACCESS_LOG": "off"}
         self._extras: list[subprocess.Popen[bytes]] = []
         self._extra_addresses: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
