@@ -83,7 +83,7 @@ class LuaNginx(Balancer):
     """The stack's own nginx with the files of build/config/nginx, without Consul: the list of peers is written here."""
 
     name = "nginx with the Lua balancer"
-    # Of every environment variable's value that differs between the variants: what is off in all of them but one.
+    # What is on in one of the variants below, and off in all others.
     variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "off"}
 
     def workers(self) -> list[int]:
@@ -141,7 +141,7 @@ class LoggingNginx(LuaNginx):
     """The same with a line of JSON a call, which goes to a file."""
 
     name = "the same with the access log"
-    variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "on"}
+    variables: Mapping[str, str] = {**LuaNginx.variables, "LB_ACCESS_LOG": "on"}
 
 
 class StaticNginx(LuaNginx):

@@ -40,6 +40,7 @@ class Agent:
         self._session.trust_env = False
         self._catalogue = consul.Consul(host=config.consul_address, port=config.consul_port)
         self._catalogue.http.session.trust_env = False
+        self._node_name = ""
 
     def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
         """Registers the service, by Consul's API page "Register Service"; its metadata say when that was.
@@ -111,7 +112,10 @@ class Agent:
         return str(self._call("GET", "/v1/status/leader").json())
 
     def _node(self) -> str:
-        return str(self._call("GET", "/v1/agent/self").json()["Member"]["Name"])
+        """The agent's name, asked for once: a leave needs it 20 times a second, and the answer is all its settings."""
+        if not self._node_name:
+            self._node_name = str(self._call("GET", "/v1/agent/self").json()["Member"]["Name"])
+        return self._node_name
 
     def _call(
         self, method: str, path: str, *, json: Mapping[str, Any] | None = None, unknown_is_fine: bool = False

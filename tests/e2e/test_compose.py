@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ import pytest
 
 from tests.support import scenarios
 from tests.support.drivers import ComposeDriver, ConsulApi, Driver, run
+from tests.support.missing import missing
 from tests.support.scenarios import calls_going_on, wait_for_replicas
 from tests.support.wait import wait_for
 
@@ -22,7 +22,7 @@ def compose_stack(
 ) -> Iterator[ComposeDriver]:
     """The stack of docker-compose.yaml by one major version of Compose, built from this checkout."""
     if version not in engine:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"Compose {version}.x is not here")
+        missing(f"Compose {version}.x is not here")
     files = [part for file in ("docker-compose.yaml", *overrides) for part in ("-f", file)]
     driver = ComposeDriver([*engine[version], *files], f"{project}{version}", port=25000, consul_port=28500)
     driver.down()

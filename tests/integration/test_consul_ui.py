@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.missing import missing
 from tests.support.scenarios import wait_for_replicas
 from tests.support.wait import wait_for
 
@@ -101,9 +102,7 @@ class Browser:
 def browser(tmp_path: Path) -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is missing; apt-get install chromium")
-        pytest.skip("chromium is missing; apt-get install chromium")
+        missing("chromium is missing; apt-get install chromium")
     started = Browser(program, tmp_path / "profile")
     yield started
     started.close()

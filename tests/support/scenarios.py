@@ -44,15 +44,19 @@ def wait_for_replicas(driver: Driver, count: int) -> set[str]:
 
 
 @contextmanager
-def calls_going_on(driver: Driver) -> Iterator[Counter[str]]:
-    """One caller all the while; afterwards the counter has the answers and, as statuses, the failures."""
+def calls_going_on(driver: Driver, some: Callable[[], int] | None = None) -> Iterator[Counter[str]]:
+    """One caller all the while; afterwards the counter has the answers and, as statuses, the failures.
+
+    ``some`` makes calls and says how many were answered; by default they are some of Ping at once.
+    """
     seen: Counter[str] = Counter()
     stop = threading.Event()
+    make_some = some or (lambda: sum(answers(target(driver), 20, 4).values()))
 
     def call() -> None:
         while not stop.is_set():
             try:
-                seen["OK"] += sum(answers(target(driver), 20, 4).values())
+                seen["OK"] += make_some()
             except grpc.RpcError as error:
                 seen[f"{error.code().name}: {error.details()}"] += 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from local_stack.settings import ROOT
+from tests.support.missing import missing
 
 SCRIPTS = [*sorted(ROOT.glob("build/config/*/usr/bin/*")), ROOT / "build/install", ROOT / "build/rollout"]
 CONSUL = ROOT / "build/config/consul/usr/bin"
@@ -22,7 +23,7 @@ CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
 def need(program: str) -> None:
     """Skips where a program is missing; in CI that is a failure."""
     if not shutil.which(program):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
+        missing(f"no {program} here")
 
 
 @dataclass(frozen=True)
