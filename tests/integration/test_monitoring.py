@@ -125,15 +125,25 @@ def panels() -> dict[str, list[str]]:
     return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in document["panels"]}
 
 
+def promtool(program: str, directory: Path, *arguments: str) -> str:
+    """What promtool, which lies beside Prometheus, prints; it must find nothing wrong."""
+    command: list[str | Path] = [Path(program).with_name("promtool"), *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_configuration_and_rules_are_prometheus_own(program: str, tmp_path: Path) -> None:
     (tmp_path / "prometheus.yml").write_text(configuration())
     (tmp_path / "targets.json").write_text("[]")
     shutil.copy(CONFIG / "rules.yml", tmp_path)
-    promtool = Path(program).with_name("promtool")
-    command: list[str | Path] = [promtool, "check", "config", tmp_path / "prometheus.yml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 rules found" in done.stdout
+    assert "4 rules found" in promtool(program, tmp_path, "check", "config", "prometheus.yml")
+
+
+def test_every_alert_fires_when_it_should_and_not_before(program: str, tmp_path: Path) -> None:
+    shutil.copy(CONFIG / "rules.yml", tmp_path)
+    shutil.copy(Path(__file__).with_name("alerts.yml"), tmp_path)
+    promtool(program, tmp_path, "test", "rules", "alerts.yml")
 
 
 def wait_for_data(prometheus: Prometheus, title: str, expression: str) -> None:
