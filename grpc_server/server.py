@@ -81,6 +81,10 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
+            # gRPC measures each connection's bandwidth with PINGs. The balancer has a connection for each call in
+            # flight, so that would be a PING every few calls, to size a window that is set here instead.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 1024 * 1024),
         ],
     )
     api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname), server)

@@ -39,9 +39,8 @@ BASELINE_SECONDS = 10.0 if FULL else 1.5
 ROUNDS = 5 if FULL else 1
 # closed-windows costs the balancer what never-reads does.
 SHORT_KINDS = tuple(kind for kind in KINDS if kind != "closed-windows")
-# How much longer calls may take. Of rapid resets nginx hands some thousand a second on before it cuts the connection,
-# and each is a connection to a replica: the one replica here is what is slow then, not the balancer.
-MORE_TIME = {kind: 4 if kind == "rapid-resets" else 2 for kind in KINDS}
+# How much longer calls may take.
+MORE_TIME = 2
 CANCELLED = 10_000 if FULL else 1_000
 MEMORY_SECONDS = 60.0
 # The headers of a call, but not all of them; and what the balancer says to that, PROTOCOL_ERROR.
@@ -175,7 +174,7 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
     memory, workers = nginx.memory_mib, nginx.workers
     rounds: list[Round] = []
     # Other work of the machine can spoil a round, and never makes one better.
-    while len(rounds) < ROUNDS and not any(done.ratio <= MORE_TIME[kind] for done in rounds):
+    while len(rounds) < ROUNDS and not any(done.ratio <= MORE_TIME for done in rounds):
         rounds.append(one_round(stack, kind, other_victim))
     best = min(rounds, key=lambda done: done.ratio)
     peak, began = nginx.memory_mib, time.monotonic()
@@ -190,7 +189,7 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
     assert nginx.trouble() == []
     # Other work of the machine decides this one when attacker, callers and balancer share two cores: the short form
     # only prints it.
-    assert not FULL or best.ratio <= MORE_TIME[kind], rounds
+    assert not FULL or best.ratio <= MORE_TIME, rounds
 
 
 def cancel_calls(port: int, count: int) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support import frames
-from tests.support.balancer import BALANCER
+from tests.support.balancer import BALANCER, peers
 from tests.support.calls import answers
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
@@ -78,6 +80,103 @@ def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:
             whole += kinds.count(frames.HEADERS) == 2
     assert whole == TRIES, whole
     assert not [line for line in stack.logs(BALANCER) if "is built otherwise" in line]
+
+
+class RawServer:
+    """A peer that answers each call with OK and no message, and keeps what it receives."""
+
+    def __init__(self, address: str) -> None:
+        self.connections = 0
+        self._received: list[list[int]] = []
+        self._listener = socket.create_server((address, 7777))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def calls(self) -> list[list[int]]:
+        """The kinds of the frames that came with each call's header."""
+        return [kinds for kinds in self._received if frames.HEADERS in kinds]
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        answer = frames.block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")])
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(frames.settings())
+            while part := connection.recv(65536).removeprefix(frames.MAGIC):
+                kinds = kinds_of(part)
+                self._received.append(kinds)
+                if frames.HEADERS in kinds:
+                    # nginx has one call at a time on a connection: the last frame is that call's.
+                    stream = stream_of(part)
+                    connection.sendall(
+                        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, answer)
+                    )
+
+    def close(self) -> None:
+        """No further connections."""
+        # close() alone would leave it to the thread that waits for one.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.fixture
+def raw(stack: LocalDriver) -> Iterator[RawServer]:
+    """One that is balanced, for the service ``tests.Raw``."""
+    wait_for_replicas(stack, 1)
+    api = ConsulApi(stack)
+    address = f"{stack.address_base.removesuffix('.0.0')}.201.31"
+    server = RawServer(address)
+    body = {"ID": "raw", "Name": "raw", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    api.put("/v1/agent/service/register", {**body, "Meta": {"grpc_services": "tests.Raw"}})
+    wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "raw" in apps, 10, "the balancer has it")
+    yield server
+    api.put("/v1/agent/service/deregister/raw")
+    server.close()
+    wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "raw" not in apps, 10, "it is forgotten")
+
+
+def call_of_raw(stream: int) -> bytes:
+    """The header of a call."""
+    return frames.frame(frames.HEADERS, frames.END_HEADERS, stream, frames.call_headers("/tests.Raw/Call"))
+
+
+def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawServer) -> None:
+    """In two pieces it would wake the replica twice; see gather.lua."""
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
+        client.sendall(frames.PREFACE)
+        for number in range(TRIES):
+            stream = 2 * number + 1
+            client.sendall(
+                call_of_raw(stream) + frames.frame(frames.DATA, frames.END_STREAM, stream, frames.message(b""))
+            )
+            received = b""
+            while frames.HEADERS not in kinds_of(received):
+                received += client.recv(65536)
+    assert len(raw.calls()) == TRIES
+    assert all(frames.DATA in kinds for kinds in raw.calls()), raw.calls()
+
+
+def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: RawServer) -> None:
+    batch = b"".join(call_of_raw(number) + frames.reset(number) for number in range(1, 2 * TRIES, 2))
+    before = raw.connections
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
+        client.sendall(frames.PREFACE + batch + call_of_raw(2 * TRIES + 1))
+        wait_for(lambda: len(raw.calls()), bool, 10, "the call that is not reset has come")
+    assert len(raw.calls()) == 1
+    # The balancer's probes come twice a second.
+    assert raw.connections - before < TRIES / 2
+
+
+def stream_of(received: bytes) -> int:
+    """The stream of the last frame."""
+    at = 0
+    while at + 9 < len(received) and (after := at + 9 + int.from_bytes(received[at : at + 3], "big")) < len(received):
+        at = after
+    return int.from_bytes(received[at + 5 : at + 9], "big")
 
 
 def kinds_of(received: bytes) -> list[int]:

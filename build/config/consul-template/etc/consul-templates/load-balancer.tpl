@@ -29,7 +29,7 @@ map $http_traceparent $lb_traceparent {
     "~^[0-9a-f-]{1,128}$" $http_traceparent;
     default "";
 }
-log_format calls escape=json '{"time":"$time_iso8601","method":"$lb_method","grpc_status":"$lb_grpc_code",'
+log_format calls escape=json 'nginx | {"time":"$time_iso8601","method":"$lb_method","grpc_status":"$lb_grpc_code",'
     '"seconds":$request_time,"replica":"$upstream_addr","request_bytes":$request_length,"response_bytes":$bytes_sent,'
     '"client":"$remote_addr","request_id":"$lb_request_id","traceparent":"$lb_traceparent"}';
 {{ end -}}
@@ -58,10 +58,13 @@ server {
 
     {{- if $logs }}
     set $lb_grpc_code "";
-    # No more at once than a pipe takes in one piece (pipe(7), PIPE_BUF), for all workers write to it.
-    access_log /dev/stdout calls buffer=4k flush=1s;
+    # nginx-start makes it the container's output. No more at once than a pipe takes in one piece (pipe(7), PIPE_BUF),
+    # for others write to it too.
+    access_log access.log calls buffer=4k flush=1s;
     {{- end }}
 
+    # A call that its client resets while it waits (gather.lua) goes nowhere.
+    lua_check_client_abort on;
     # For the locations below as well, where a call that failed ends.
     header_filter_by_lua_block { require("cork").cork() }
     log_by_lua_block { require("balancer").finish() }
@@ -78,6 +81,7 @@ server {
     set $lb_grpc_message "no replica could be reached";
 
     location / {
+        access_by_lua_block { require("gather").gather() }
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
         {{- if $logs }}
