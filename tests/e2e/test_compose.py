@@ -29,6 +29,9 @@ def compose_stack(
     driver.compose("build")
     driver.up(1)
     yield driver
+    if overrides:
+        # A graceful end takes as long as its drains, and the stack without overrides has one.
+        driver.compose("kill")
     driver.down()
     assert driver.leftovers() == []
 

@@ -17,7 +17,7 @@ from tests.support.load import two_clients
 from tests.support.scenarios import wait_for_replicas
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     yield from with_replicas(stack, 2)
 

@@ -49,7 +49,11 @@ def table() -> str:
 def write(failed: Sequence[str], path: Path) -> None:
     """Writes the report; ``failed`` names the tests whose bar was not met."""
     verdict = (
-        "Every test passed." if not failed else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "."
+        "Every test passed."
+        if not failed
+        else "Failed or not run: "
+        + ", ".join(f"`{name}`" for name in failed)
+        + "; see [limits.md](limits.md)."
     )
     cores = len(os.sched_getaffinity(0))
     path.write_text(
