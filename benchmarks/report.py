@@ -16,6 +16,7 @@ _PREFACE = (
     "the rounds of all candidates are interleaved, so that noise hits all alike. A ratio is taken round by round. "
     "Ratios carry over to other machines better than figures do."
 )
+_NOT_MET_NOTE = "What was tried where a bar is not met, and what the profile shows, is in [limits.md](limits.md)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,8 @@ def render(
         f"```console\n$ {command}\n```",
         markdown_table(bars_table(sections)),
     ]
+    if any(bar.verdict == NOT_MET for section in sections for bar in section.bars):
+        parts.append(_NOT_MET_NOTE)
     if plot:
         parts.append(f"![The charts of what follows]({plot})")
     for section in sections:
