@@ -51,9 +51,7 @@ def write(failed: Sequence[str], path: Path) -> None:
     verdict = (
         "Every test passed."
         if not failed
-        else "Failed or not run: "
-        + ", ".join(f"`{name}`" for name in failed)
-        + "; see [limits.md](limits.md)."
+        else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "; see [limits.md](limits.md)."
     )
     cores = len(os.sched_getaffinity(0))
     path.write_text(
