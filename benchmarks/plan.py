@@ -35,7 +35,7 @@ FULL = Plan(
     changes=40,
 )
 QUICK = Plan(
-    rounds=3,
+    rounds=2,
     long_rounds=1,
     registrations=8,
     throughput_calls=1_000,
