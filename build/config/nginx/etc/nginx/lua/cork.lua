@@ -7,6 +7,7 @@
 
 local ffi = require("ffi")
 local get_request = require("resty.core.base").get_request
+local round = require("round")
 
 local _M = {}
 
@@ -20,22 +21,20 @@ ffi.cdef([[
 ]])
 local SIGNATURE = 0x50545448 -- "HTTP"
 local IPPROTO_TCP, TCP_CORK = 6, 3
--- A timer that has not run by then never will; Linux itself uncorks after 0.2 s.
-local LATE_SECONDS = 0.1
 
 local request_type = ffi.typeof("lb_request_t *")
 local on, off, size = ffi.new("int[1]", 1), ffi.new("int[1]", 0), ffi.sizeof("int")
-local corked, count, waiting_since = {}, 0, nil
+local corked, count = {}, 0
 -- nil until a request has shown that the structures are as above.
 local usable
 
-local function uncork()
-    waiting_since = nil
+-- If it is never called, Linux itself uncorks after 0.2 s.
+local uncork = round.at_end(function()
     for index = 1, count do
         ffi.C.setsockopt(corked[index], IPPROTO_TCP, TCP_CORK, off, size)
     end
     count = 0
-end
+end)
 
 local function check(request)
     local address, length = ffi.new("uint8_t[128]"), ffi.new("uint32_t[1]", 128)
@@ -65,12 +64,8 @@ function _M.cork()
     if count > 0 and corked[count] == fd then
         return
     end
-    local now = ngx.now()
-    if not waiting_since or now > waiting_since + LATE_SECONDS then
-        if not ngx.timer.at(0, uncork) then
-            return
-        end
-        waiting_since = now
+    if not uncork() then
+        return
     end
     count = count + 1
     corked[count] = fd
