@@ -58,8 +58,7 @@ class Stack:
 
     def begin(self, *command: str, mode: str = "dynamic") -> subprocess.Popen[bytes]:
         """Starts a command of local_stack."""
-        # supervisord leaves files in the temporary directory when it is killed.
-        env = {"LOCAL_STACK_HOME": str(self.home), "TMPDIR": str(self.processes.directory), "NGINX_UPDATE": mode}
+        env = {"LOCAL_STACK_HOME": str(self.home), "NGINX_UPDATE": mode}
         full = [sys.executable, "-m", "local_stack", *command]
         return self.processes.start(f"local_stack-{command[0]}", full, cwd=ROOT, env=env)
 
