@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import frames
-from tests.support.balancer import BALANCER, peers
+from tests.support.balancer import BALANCER
 from tests.support.calls import answers
 from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.probes import Registration
 from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
 from tests.support.wait import wait_for
 
@@ -110,11 +111,9 @@ class RawServer:
         with connection, contextlib.suppress(OSError):
             connection.sendall(frames.settings())
             while part := connection.recv(65536).removeprefix(frames.MAGIC):
-                kinds = kinds_of(part)
-                self._received.append(kinds)
-                if frames.HEADERS in kinds:
-                    # nginx has one call at a time on a connection: the last frame is that call's.
-                    stream = stream_of(part)
+                found = frames_of(part)
+                self._received.append([kind for kind, _ in found])
+                for stream in (stream for kind, stream in found if kind == frames.HEADERS):
                     connection.sendall(
                         frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, answer)
                     )
@@ -132,16 +131,12 @@ class RawServer:
 def raw(stack: LocalDriver) -> Iterator[RawServer]:
     """One that is balanced, for the service ``tests.Raw``."""
     wait_for_replicas(stack, 1)
-    api = ConsulApi(stack)
-    address = f"{stack.address_base.removesuffix('.0.0')}.201.31"
-    server = RawServer(address)
-    body = {"ID": "raw", "Name": "raw", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-    api.put("/v1/agent/service/register", {**body, "Meta": {"grpc_services": "tests.Raw"}})
-    wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "raw" in apps, 10, "the balancer has it")
+    registration = Registration(stack=stack, address=stack.own_address(201, 31), app="raw", service="tests.Raw")
+    server = RawServer(registration.address)
+    registration.register()
     yield server
-    api.put("/v1/agent/service/deregister/raw")
     server.close()
-    wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "raw" not in apps, 10, "it is forgotten")
+    registration.deregister()
 
 
 def call_of_raw(stream: int) -> bytes:
@@ -176,21 +171,18 @@ def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: 
     assert raw.connections - before < TRIES / 2
 
 
-def stream_of(received: bytes) -> int:
-    """The stream of the last frame."""
-    at = 0
-    while at + 9 < len(received) and (after := at + 9 + int.from_bytes(received[at : at + 3], "big")) < len(received):
-        at = after
-    return int.from_bytes(received[at + 5 : at + 9], "big")
+def frames_of(received: bytes) -> list[tuple[int, int]]:
+    """The kind and the stream of each frame, of one that has only begun too."""
+    found, at = [], 0
+    while at + 9 <= len(received):
+        found.append((received[at + 3], int.from_bytes(received[at + 5 : at + 9], "big")))
+        at += 9 + int.from_bytes(received[at : at + 3], "big")
+    return found
 
 
 def kinds_of(received: bytes) -> list[int]:
     """The kinds of the frames."""
-    kinds, at = [], 0
-    while at + 9 <= len(received):
-        kinds.append(received[at + 3])
-        at += 9 + int.from_bytes(received[at : at + 3], "big")
-    return kinds
+    return [kind for kind, _ in frames_of(received)]
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:

@@ -157,6 +157,10 @@ class LocalDriver:
             self._addresses |= {str(row["name"]): str(row["address"]) for row in self.rows()}
         return self._addresses[container]
 
+    def own_address(self, third: int, fourth: int) -> str:
+        """An address of the stack's range, by its last two numbers."""
+        return f"{self.address_base.removesuffix('0.0')}{third}.{fourth}"
+
     def replicas(self) -> list[str]:
         return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]
 
@@ -176,7 +180,7 @@ class LocalDriver:
         return next(str(row["name"]) for row in self.rows() if row["address"] == address)
 
     def run_server(self, name: str) -> str:
-        address = f"{self.address_base.removesuffix('.0.0')}.200.{len(self._extra_addresses) + 1}"
+        address = self.own_address(200, len(self._extra_addresses) + 1)
         self._extra_addresses[name] = address
         self._spawn("grpc_server", {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777"})
         return address

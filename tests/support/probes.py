@@ -25,14 +25,14 @@ OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-@dataclass(frozen=True)
-class ProbeServer:
-    """A server that runs."""
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A server in the catalogue, put there by hand."""
 
     stack: LocalDriver
     address: str
-    process: subprocess.Popen[bytes]
     app: str = APP
+    service: str = SERVICE
 
     @property
     def target(self) -> str:
@@ -47,7 +47,7 @@ class ProbeServer:
             "Address": self.address,
             "Port": PORT,
             "Tags": ["grpc_server"],
-            "Meta": {"grpc_services": SERVICE},
+            "Meta": {"grpc_services": self.service},
         }
         ConsulApi(self.stack).put("/v1/agent/service/register", body)
         if wait:
@@ -74,18 +74,25 @@ class ProbeServer:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeServer(Registration):
+    """A server that runs."""
+
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
 def running_probe(
     stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP
 ) -> Iterator[ProbeServer]:
     """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
-    address = f"{stack.address_base.removesuffix('.0.0')}.201.{number}"
+    address = stack.own_address(201, number)
     command = [sys.executable, "-m", "tests.support.probe", address, str(PORT), str(grace_seconds)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = ProbeServer(stack, address, process, app)
+            server = ProbeServer(stack=stack, address=address, app=app, process=process)
             server.register()
             try:
                 yield server

@@ -32,7 +32,7 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
     shutil.copy(container / "run/peers", home / "run/peers")
     (home / "var/lib/load-balancer").mkdir(parents=True)
-    address = f"{stack.address_base.removesuffix('.0.0')}.202.1"
+    address = stack.own_address(202, 1)
     structure = home / "etc/nginx/conf.d/load-balancer.conf"
     # The first of its addresses becomes the new one, the others go.
     listens = re.findall(r"    listen \S+ http2[^;]*;\n", structure.read_text())
