@@ -88,9 +88,17 @@ def test_the_first_step_that_is_missing_is_named(given: dict[str, object], step:
     assert ways(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
 
 
-@pytest.mark.parametrize("given", [{}, {"id": "", "check": "", "balancer": "held"}])
-def test_a_replica_that_the_balancer_has_in_service_or_holds_gets_calls(given: dict[str, object]) -> None:
-    assert ways(status(replica(**given))).endswith("it gets its share of the calls")
+def test_a_replica_that_misses_no_step_gets_calls() -> None:
+    assert ways(status(replica())).endswith("  it gets its share of the calls")
+
+
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [({"check": "critical"}, "check"), ({"id": "", "check": "", "rendered": False, "balancer": "held"}, "catalogue")],
+)
+def test_a_replica_that_the_balancer_still_serves_is_not_said_to_get_none(given: dict[str, object], step: str) -> None:
+    shown = ways(status(replica(**given)))
+    assert shown.endswith(f"it still gets its share of the calls, in spite of: {step}")
 
 
 def test_a_refusal_is_found_by_application_address_and_port() -> None:
