@@ -97,8 +97,8 @@ class Container:
                 f"stopwaitsecs={self.service.grace_seconds}",
                 "redirect_stderr=true",
                 f"stdout_logfile={_escape(self.log)}",
-                "stdout_logfile_maxbytes=10MB",
-                "stdout_logfile_backups=1",
+                # Not the only one that writes there, so that it can't rename it (rotation.py).
+                "stdout_logfile_maxbytes=0",
                 "",
             ]
         )
@@ -118,6 +118,7 @@ def environment(
         MARK: container.name,
         "LOCAL_STACK_DIRECTORY": str(container.directory.path),
         "HOSTNAME": container.name,
+        "CONTAINER_STDOUT": str(container.log),
         "PATH": _search_path(container, tools),
         "PYTHONPATH": str(ROOT),
         "APP_ADDRESS": address,

@@ -16,7 +16,7 @@ from typing import Any
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from local_stack.errors import LocalStackError
-from local_stack.settings import Directory
+from local_stack.settings import ROOT, Directory
 
 _START_SECONDS = 15.0
 
@@ -101,6 +101,8 @@ def start_outer(directory: Directory) -> Supervisor:
         "[unix_http_server]\nfile=supervisor.sock\nchmod=0700\n"
         "[rpcinterface:supervisor]\n"
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+        "[rpcinterface:rotation]\n"
+        f"supervisor.rpcinterface_factory=local_stack.rotation:make_interface\ndirectory={directory.logs.name}\n"
         "[include]\nfiles=programs/*.conf\n"
     )
     supervisord = Path(sys.executable).parent / "supervisord"
@@ -108,6 +110,8 @@ def start_outer(directory: Directory) -> Supervisor:
     process = subprocess.Popen(
         [supervisord, "--nodaemon", "--configuration", configuration.name],
         cwd=directory.path,
+        # Where it finds rotation.py.
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

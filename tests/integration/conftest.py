@@ -38,9 +38,7 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
     driver.down()
     driver.up(1)
     yield driver
-    # A graceful end takes as long as its drains; test_local_stack.py tries that.
-    driver.local_stack("kill", *{row["service"] for row in driver.rows()})
-    driver.down()
+    driver.end()
 
 
 @pytest.fixture(scope="module")

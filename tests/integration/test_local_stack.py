@@ -17,8 +17,11 @@ import pytest
 from local_stack import processes
 from local_stack.supervisor import Supervisor
 from tests.integration.conftest import SLOT, short_home
+from tests.support.calls import say_hello
+from tests.support.chaos import record
 from tests.support.drivers import ROOT, LocalDriver
-from tests.support.scenarios import PATIENCE_SECONDS, wait_for_replicas
+from tests.support.load import two_clients
+from tests.support.scenarios import PATIENCE_SECONDS, target, wait_for_replicas
 from tests.support.wait import is_alive, wait_for, wait_for_death
 
 REPLICA = "hello_server-1"
@@ -214,6 +217,17 @@ def test_logs_name_the_container_and_are_limited(up: LocalDriver) -> None:
     assert call(up, "logs", "-n", "x").returncode == 2
 
 
+def test_a_log_of_ten_megabytes_begins_anew(up: LocalDriver) -> None:
+    log = up.home / "logs" / f"{REPLICA}.log"
+    with log.open("a") as file:
+        file.write("a line of a test\n" * 700_000)
+    kept = wait_for(log.with_name(f"{log.name}.1").exists, bool, 20, "it is kept")
+    assert kept
+    wait_for(lambda: log.stat().st_size, lambda size: size < 1_000_000, 20, "it is short")
+    up.execute(REPLICA, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "registrar")
+    wait_for(log.read_text, lambda text: "registrar | " in text, 20, "its programs go on in it")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: Path, number: signal.Signals) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
@@ -301,3 +315,35 @@ def test_up_mends_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
 def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> None:
     assert call(up, "down", "-v").returncode == 0
     assert up.leftovers() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
+    logs = misused.home / "logs"
+    logs.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", logs], check=True)
+    try:
+        misused.up(2, LB_ACCESS_LOG="on")
+        with two_clients(misused) as load:
+            wait_for(lambda: os.statvfs(logs).f_bavail, lambda free: free == 0, 20, "it is full")
+            before = programs(misused)
+            misused.scale(3)
+            misused.scale(2)
+        assert load.lost == 0, load
+        assert programs(misused) == before
+        # Room again, and there are lines again, after a second in which nginx and with-name try no more.
+        for log in logs.iterdir():
+            os.truncate(log, 0)
+        for name, program in (("load-balancer", "nginx"), (REPLICA, "grpc_server")):
+
+            def lines(log: Path = logs / f"{name}.log") -> str:
+                say_hello(target(misused))
+                return log.read_text()
+
+            wait_for(lines, lambda text, program=program: f"{program} | " in text, 20, "it is written to")  # type: ignore[misc]
+    finally:
+        misused.end()
+        subprocess.run(["umount", logs], check=True)
+        logs.rmdir()
+        logs.parent.rmdir()
+    record("a disk full of logs, without Docker", load)

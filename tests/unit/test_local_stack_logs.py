@@ -1,14 +1,16 @@
-"""``logs --since``."""
+"""``logs --since``, and logs that are begun anew."""
 
 from __future__ import annotations
 
 import datetime
 import time
+from pathlib import Path
 
 import pytest
 
 from local_stack.arguments import parser
 from local_stack.logs import later
+from local_stack.rotation import rotate
 
 NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 LINES = [
@@ -60,3 +62,31 @@ def test_since_of_another_form_is_a_usage_error(text: str, capsys: pytest.Captur
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(["logs", "--since", text])
     assert "1h30m" in capsys.readouterr().err
+
+
+def test_a_long_log_begins_anew_and_its_writer_goes_on_there(tmp_path: Path) -> None:
+    log, short = tmp_path / "long.log", tmp_path / "short.log"
+    short.write_text("one\n")
+    with log.open("a", buffering=1) as writer:
+        writer.write("one\ntwo\n")
+        rotate(tmp_path, 7)
+        writer.write("three\n")
+        assert (log.read_text(), (tmp_path / "long.log.1").read_text()) == ("three\n", "one\ntwo\n")
+        writer.write("four\n")
+        rotate(tmp_path, 7)
+    assert (log.read_text(), (tmp_path / "long.log.1").read_text()) == ("", "three\nfour\n")
+    assert short.read_text() == "one\n"
+    assert not (tmp_path / "short.log.1").exists()
+
+
+def test_a_log_that_can_not_be_kept_is_emptied_all_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("one\n")
+    (tmp_path / "a.log.1").mkdir()
+    with pytest.raises(IsADirectoryError):
+        rotate(tmp_path, 1)
+    assert log.read_text() == ""
+
+
+def test_no_log_is_no_fault(tmp_path: Path) -> None:
+    rotate(tmp_path / "none", 1)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,27 +253,27 @@ def test_role_that_names_another_directory_is_refused(fake_consul: Shell) -> Non
     assert fake_consul.start(CONSUL_ROLE="no/such").returncode == 2
 
 
-@pytest.mark.parametrize("only_busybox", [False, True], ids=["this machine", "busybox alone"])
-def test_every_line_has_its_programs_name_at_once(only_busybox: bool, tmp_path: Path) -> None:
+@pytest.fixture(params=["this machine", "busybox alone"])
+def with_name(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts a shell script under with-name, with the programs of this machine or of busybox."""
     applets = tmp_path / "applets"
-    applets.mkdir()
-    if only_busybox:
-        need("busybox")
-        subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
     (tmp_path / "run").mkdir()
-    command = [shutil.which("busybox") or "", "ash"] if only_busybox else ["sh"]
-    script = [str(ROOT / "build/config/supervisord/usr/bin/with-name"), "a-program"]
+    command, path = ["sh"], os.environ["PATH"]
+    if request.param == "busybox alone":
+        need("busybox")
+        applets.mkdir()
+        subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
+        command, path = [shutil.which("busybox") or "", "ash"], str(applets)
+    command += [str(ROOT / "build/config/supervisord/usr/bin/with-name"), "a-program", "sh", "-c"]
+    return lambda script, **pipes: subprocess.Popen([*command, script], cwd=tmp_path, env={"PATH": path}, **pipes)
+
+
+def test_every_line_has_its_programs_name_at_once(
+    with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     # It goes on only when its first line has been read.
-    program = ["sh", "-c", "echo first; read -r _; echo second >&2; echo; printf last"]
-    path = str(applets) if only_busybox else os.environ["PATH"]
-    with subprocess.Popen(
-        [*command, *script, *program],
-        cwd=tmp_path,
-        env={"PATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    script = "echo first; read -r _; echo second >&2; echo; printf last"
+    with with_name(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -283,6 +284,17 @@ def test_every_line_has_its_programs_name_at_once(only_busybox: bool, tmp_path: 
         assert process.stderr.read() == b""
     assert process.returncode == 0
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_program_goes_on_when_its_lines_can_not_be_written(
+    with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    # More than the pipe holds, in lines that awk writes one by one; and a line once awk has met its fault.
+    script = "i=0; while [ $i -lt 3000 ]; do echo 'forty characters are a line of this log.'; i=$((i + 1)); done"
+    with Path("/dev/full").open("wb") as full:
+        process = with_name(f"{script}; sleep 0.2; echo more && touch done", stdout=full, stderr=subprocess.DEVNULL)
+        assert process.wait(20) == 0
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize("variable", ["NGINX_UPDATE", "LB_ACCESS_LOG"])
