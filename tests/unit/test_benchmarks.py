@@ -34,6 +34,14 @@ def test_a_bar_is_met_by_the_median_alone() -> None:
     assert report.judge("a", values, "s", "under 2 s", lambda value: value < 2).verdict == report.NOT_MET
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.00"), (0.9467, "0.947"), (1.5, "1.50"), (12.34, "12.3"), (1234.5, "1,234")],
+)
+def test_a_figure_has_three_digits(value: float, shown: str) -> None:
+    assert report.number(value) == shown
+
+
 def test_the_report_shows_every_bar_and_what_was_not_measured() -> None:
     section = report.Section(title="Things", method="Looked at.", notes=["A note."])
     section.bars = [
