@@ -67,7 +67,7 @@ class Container:
         lines = [
             "# Written by local_stack: how the outer supervisord starts this container.",
             "set -eu",
-            f"[ ! -e run/supervisord.pid ] || PYTHONPATH={shlex.quote(str(ROOT))} {leftovers}",
+            f"[ ! -e run/supervisord.pid ] || {leftovers}",
             ". ./environment",
             f"rm -rf run {emptied}",
             f"mkdir -p run {emptied}",

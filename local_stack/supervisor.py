@@ -110,7 +110,7 @@ def start_outer(directory: Directory) -> Supervisor:
     process = subprocess.Popen(
         [supervisord, "--nodaemon", "--configuration", configuration.name],
         cwd=directory.path,
-        # Where it finds rotation.py.
+        # Where it finds rotation.py, and the containers' start scripts processes.py.
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ import pytest
 from tests.support.balancer import BALANCER, Nginx, peers
 from tests.support.calls import say_hello
 from tests.support.chaos import record
+from tests.support.disk import small_disk
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import CALLERS, two_clients
 from tests.support.rounds import FULL, rounds
@@ -95,8 +96,7 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
 def unwritable(directory: Path, kind: str) -> Iterator[None]:
     """A small file system over a directory, with the same files, that takes no more; gone afterwards."""
     kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], check=True)
-    try:
+    with small_disk(directory, 64):
         for name, content in kept.items():
             (directory / name).write_bytes(content)
         with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
@@ -105,9 +105,6 @@ def unwritable(directory: Path, kind: str) -> Iterator[None]:
         if kind == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
         yield
-    finally:
-        # Lazily: a program of the balancer may have a file of it open at this moment.
-        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")

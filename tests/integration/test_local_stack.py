@@ -19,6 +19,7 @@ from local_stack.supervisor import Supervisor
 from tests.integration.conftest import SLOT, short_home
 from tests.support.calls import say_hello
 from tests.support.chaos import record
+from tests.support.disk import small_disk
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import two_clients
 from tests.support.scenarios import PATIENCE_SECONDS, target, wait_for_replicas
@@ -320,29 +321,28 @@ def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> Non
 def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
     logs = misused.home / "logs"
     logs.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", logs], check=True)
-    try:
-        misused.up(2, LB_ACCESS_LOG="on")
-        with two_clients(misused) as load:
-            wait_for(lambda: os.statvfs(logs).f_bavail, lambda free: free == 0, 20, "it is full")
-            before = programs(misused)
-            misused.scale(3)
-            misused.scale(2)
-        assert load.lost == 0, load
-        assert programs(misused) == before
-        # Room again, and there are lines again, after a second in which nginx and with-name try no more.
-        for log in logs.iterdir():
-            os.truncate(log, 0)
-        for name, program in (("load-balancer", "nginx"), (REPLICA, "grpc_server")):
+    with small_disk(logs, 200):
+        try:
+            misused.up(2, LB_ACCESS_LOG="on")
+            with two_clients(misused) as load:
+                wait_for(lambda: os.statvfs(logs).f_bavail, lambda free: free == 0, 20, "it is full")
+                before = programs(misused)
+                misused.scale(3)
+                misused.scale(2)
+            assert load.lost == 0, load
+            assert programs(misused) == before
+            # Room again, and there are lines again, after a second in which nginx and with-name try no more.
+            for log in logs.iterdir():
+                os.truncate(log, 0)
+            for name, program in (("load-balancer", "nginx"), (REPLICA, "grpc_server")):
 
-            def lines(log: Path = logs / f"{name}.log") -> str:
-                say_hello(target(misused))
-                return log.read_text()
+                def lines(log: Path = logs / f"{name}.log") -> str:
+                    say_hello(target(misused))
+                    return log.read_text()
 
-            wait_for(lines, lambda text, program=program: f"{program} | " in text, 20, "it is written to")  # type: ignore[misc]
-    finally:
-        misused.end()
-        subprocess.run(["umount", logs], check=True)
-        logs.rmdir()
-        logs.parent.rmdir()
+                wait_for(lines, lambda text, program=program: f"{program} | " in text, 20, "it is written to")  # type: ignore[misc]
+        finally:
+            misused.end()
+    logs.rmdir()
+    logs.parent.rmdir()
     record("a disk full of logs, without Docker", load)
