@@ -65,7 +65,7 @@ def test_a_configuration_that_nginx_refuses_leaves_the_last_good_one(restored: L
 
 
 def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:
-    """The header alone would make gRPC take a call for answered; see cork.lua."""
+    """The header alone would make gRPC take a call for answered; see tcp.lua."""
     wait_for_replicas(stack, 1)
     body = frames.frame(frames.DATA, frames.END_STREAM, 1, frames.message(b""))
     whole = 0
@@ -145,7 +145,7 @@ def call_of_raw(stream: int) -> bytes:
 
 
 def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawServer) -> None:
-    """In two pieces it would wake the replica twice; see gather.lua."""
+    """In two pieces it would wake the replica twice; see tcp.lua."""
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
         client.sendall(frames.PREFACE)
         for number in range(TRIES):

@@ -63,10 +63,10 @@ server {
     access_log access.log calls buffer=4k flush=1s;
     {{- end }}
 
-    # A call that its client resets while it waits (gather.lua) goes nowhere.
+    # A call that its client resets while it waits (tcp.lua) goes nowhere.
     lua_check_client_abort on;
     # For the locations below as well, where a call that failed ends.
-    header_filter_by_lua_block { require("cork").cork() }
+    header_filter_by_lua_block { require("balancer").answered() }
     log_by_lua_block { require("balancer").finish() }
 
     # A path is the name of a method, all printable ASCII. One that is not, and no UTF-8 either, ends a server of
@@ -81,7 +81,7 @@ server {
     set $lb_grpc_message "no replica could be reached";
 
     location / {
-        access_by_lua_block { require("gather").gather() }
+        access_by_lua_block { require("tcp").gather() }
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
         {{- if $logs }}

@@ -8,6 +8,7 @@ local metrics = require("metrics")
 local ngx_balancer = require("ngx.balancer")
 local peers = require("peers")
 local routes = require("routes")
+local tcp = require("tcp")
 
 local _M = {}
 
@@ -325,6 +326,16 @@ function _M.balance()
     end
     call.peer = peer
     call.period = inflight.enter(peer.calls)
+end
+
+-- For header_filter_by_lua.
+function _M.answered()
+    local call = calls[this_request()]
+    local peer = call and call.peer
+    if peer and not peer.connection then
+        peer.connection = { address = tcp.parse_address(peer.address), port = peer.port }
+    end
+    tcp.response(peer and peer.connection)
 end
 
 -- For log_by_lua: the call has ended, in whatever way.

@@ -1,0 +1,200 @@
+-- What is written to TCP connections, and when: fewer and larger pieces than nginx makes by itself, and no small one that
+-- waits for an acknowledgement.
+--
+-- What it brings:
+--   gather    A call goes on to its replica at the end of the event-loop iteration that has brought its header. Most often
+--             its message is there by then: the replica is woken once, not twice. A client that resets each call at once
+--             (CVE-2023-44487) makes no connections to replicas, because its calls have ended by then.
+--   cork      The header, the message and the trailers of a response leave in one piece (tcp(7), TCP_CORK). That is a fifth
+--             of nginx's processor time a call. A client that has only the header when a worker is killed loses the call,
+--             because no retry policy repeats a call whose answer has begun (gRFC A6, "When Retries are Valid").
+--   no_delay  The connection to a replica gets TCP_NODELAY with its first response. nginx sets it where it streams a
+--             request's body, and a gathered call is complete. Without it the acknowledgement of a server's PING (sent by
+--             grpc-go and C-core to measure bandwidth) delays the next call by 40 ms (Nagle's algorithm against the
+--             server's delayed acknowledgement). The first response is soon enough: until then the connection has carried
+--             one call, and a call in several segments does not wait for itself (Linux holds back a small segment only
+--             while another small one is unacknowledged).
+--
+-- What it assumes of nginx: the first members of three of its structures (src/http/ngx_http_request.h,
+-- src/core/ngx_connection.h, src/http/ngx_http_upstream.h, src/event/ngx_event_connect.h), the same from 1.22 to 1.30.
+-- Both connections are checked with getpeername(2) against what nginx itself says of them. A connection that is
+-- another one than expected turns off what depends on it in that worker, with one warning in the log.
+--
+-- To remove it: take its three calls out of load-balancer.tpl and balancer.lua. Nothing else depends on it.
+
+local ffi = require("ffi")
+local get_request = require("resty.core.base").get_request
+local semaphore = require("ngx.semaphore")
+
+local _M = {}
+
+ffi.cdef([[
+    typedef struct { void *data; void *read; void *write; int fd; } lb_connection_t;
+    typedef struct { void *read_event_handler; void *write_event_handler; lb_connection_t *connection; } lb_upstream_t;
+    typedef struct {
+        uint32_t signature;
+        lb_connection_t *connection; /* of a stream: a copy of its connection, with the same descriptor */
+        void *ctx; void *main_conf; void *srv_conf; void *loc_conf;
+        void *read_event_handler; void *write_event_handler;
+        void *cache; /* only in an nginx that is built with its cache */
+        lb_upstream_t *upstream;
+    } lb_request_t;
+    int setsockopt(int socket, int level, int name, const void *value, uint32_t size);
+    int getpeername(int socket, void *address, uint32_t *size);
+    int inet_pton(int family, const char *text, void *address);
+]])
+local SIGNATURE = 0x50545448 -- "HTTP"
+local IPPROTO_TCP, TCP_NODELAY, TCP_CORK = 6, 1, 3
+local AF_INET, AF_INET6 = 2, 10
+local ADDRESS_BYTES = 128
+-- A timer of no delay that has not run by then never will: nginx was out of timers or of connections.
+local LATE_SECONDS = 0.1
+
+local request_type = ffi.typeof("lb_request_t *")
+local on, off, size = ffi.new("int[1]", 1), ffi.new("int[1]", 0), ffi.sizeof("int")
+local found, found_size = ffi.new("uint8_t[?]", ADDRESS_BYTES), ffi.new("uint32_t[1]")
+
+-- By connection, whether nginx is built as assumed: nil until a request has shown it.
+local client_known
+local replica_known
+if ngx.config.nginx_configure():find("--without-http-cache", 1, true) then
+    replica_known = false
+end
+
+-- Makes a function that has the work done at the end of this event-loop iteration, once, however often it is called in
+-- it. The function returns false where that is impossible, as in a worker that is about to end.
+local function at_end(work)
+    local since
+    local function run()
+        since = nil
+        work()
+    end
+    return function()
+        local now = ngx.now()
+        -- A clock that was set back makes a timer late too: one more is started then.
+        if not since or now > since + LATE_SECONDS or now < since then
+            -- nginx looks at its timers when it has handled all events of an iteration.
+            if not ngx.timer.at(0, run) then
+                return false
+            end
+            since = now
+        end
+        return true
+    end
+end
+
+-- The peer's address of a connection is in `found` if this is true.
+local function get_peer(connection)
+    found_size[0] = ADDRESS_BYTES
+    return ffi.C.getpeername(connection.fd, found, found_size) == 0
+end
+
+local function found_family()
+    return found[0] + found[1] * 256
+end
+
+local function found_port()
+    return found[2] * 256 + found[3]
+end
+
+-- An IP address as getpeername shows it: its family and its bytes. nil for what is none.
+function _M.parse_address(text)
+    local bytes = ffi.new("uint8_t[16]")
+    if ffi.C.inet_pton(AF_INET, text, bytes) == 1 then
+        return { family = AF_INET, offset = 4, length = 4, bytes = ffi.string(bytes, 4) }
+    end
+    if ffi.C.inet_pton(AF_INET6, text, bytes) == 1 then
+        return { family = AF_INET6, offset = 8, length = 16, bytes = ffi.string(bytes, 16) }
+    end
+    return nil
+end
+
+local function is_found(address, port)
+    return found_family() == address.family and found_port() == port
+        and ffi.string(found + address.offset, address.length) == address.bytes
+end
+
+local corked, corked_count = {}, 0
+
+-- Linux itself uncorks after 0.2 s if this is never called.
+local uncork = at_end(function()
+    for index = 1, corked_count do
+        ffi.C.setsockopt(corked[index], IPPROTO_TCP, TCP_CORK, off, size)
+    end
+    corked_count = 0
+end)
+
+local function check_client(request)
+    if request.signature ~= SIGNATURE then
+        client_known, replica_known = false, false
+    elseif get_peer(request.connection) then
+        client_known = found_port() == tonumber(ngx.var.remote_port)
+    else
+        return -- The client has gone; the next one will do.
+    end
+    if not client_known then
+        replica_known = false
+        ngx.log(ngx.WARN, "this nginx is built otherwise than known: responses are sent in several pieces")
+    end
+end
+
+local function cork(connection)
+    local fd = connection.fd
+    if corked_count > 0 and corked[corked_count] == fd then
+        return
+    end
+    if not uncork() then
+        return
+    end
+    corked_count = corked_count + 1
+    corked[corked_count] = fd
+    ffi.C.setsockopt(fd, IPPROTO_TCP, TCP_CORK, on, size)
+end
+
+-- Every response sets it anew: it costs less than knowing which connections have it, whose descriptors are used again.
+local function no_delay(request, replica)
+    local upstream = request.upstream
+    if upstream == nil or upstream.connection == nil or not get_peer(upstream.connection) then
+        return
+    end
+    replica_known = is_found(replica.address, replica.port)
+    if replica_known then
+        ffi.C.setsockopt(upstream.connection.fd, IPPROTO_TCP, TCP_NODELAY, on, size)
+    else
+        ngx.log(ngx.WARN, "this nginx is built otherwise than known: calls are sent in several pieces")
+    end
+end
+
+-- For header_filter_by_lua: the header of a response is about to be written. `replica` is where the response comes from:
+-- its `port`, and its `address` by parse_address(); nil for a response of nginx's own.
+function _M.response(replica)
+    local request = ffi.cast(request_type, get_request())
+    if client_known == nil then
+        check_client(request)
+    end
+    if client_known then
+        cork(request.connection)
+        if replica and replica_known ~= false then
+            no_delay(request, replica)
+        end
+    end
+end
+
+local waiting = semaphore.new(0)
+
+local let_go = at_end(function()
+    -- Below 0 by the number of calls that wait; those that their client has reset have left.
+    local count = -waiting:count()
+    if count > 0 then
+        waiting:post(count)
+    end
+end)
+
+-- For access_by_lua. (ngx.sleep(0) would do, but for the warning that it logs each time.)
+function _M.gather()
+    if replica_known ~= false and let_go() then
+        waiting:wait(LATE_SECONDS)
+    end
+end
+
+return _M
