@@ -81,7 +81,7 @@ server {
     set $lb_grpc_message "no replica could be reached";
 
     location / {
-        access_by_lua_block { require("tcp").gather() }
+        access_by_lua_block { require("balancer").accept() }
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
         {{- if $logs }}
@@ -138,14 +138,20 @@ server {
         return 200 "serving\n";
     }
 
-    location = /peers {
+    location = /state {
         default_type application/json;
-        content_by_lua_block { require("balancer").view() }
+        content_by_lua_block { require("balancer").state() }
     }
 
-    location = /rendered {
+    location = /configuration {
         default_type application/json;
-        content_by_lua_block { require("membership").rendered() }
+        client_max_body_size 32m;
+        client_body_buffer_size 32m;
+        content_by_lua_block { require("configuration").serve() }
+    }
+
+    location = /replicas {
+        proxy_pass http://unix:../balancer.sock:/replicas;
     }
 }
 

@@ -6,7 +6,7 @@ local _M = {}
 local SECONDS = 2
 local period = 0
 
--- Time goes on for the counters; the balancer says so once in each round of nginx's event loop.
+-- Time goes on for the counters: `now` is of clock.now(). To be called once in each event-loop iteration.
 function _M.advance(now)
     period = math.floor(now / SECONDS)
 end

@@ -59,12 +59,6 @@ local function code_of(seconds)
     return NAMES[tonumber(number)] or UNKNOWN
 end
 
--- The labels of a replica, with a tab between; its key without the application is not enough for a person.
-local function labels_of(peer)
-    peer.labels = peer.labels or peer.app .. "\t" .. peer.address .. ":" .. peer.port
-    return peer.labels
-end
-
 local NO_REPLICA = "\t"
 
 -- Whether a replica has answered the call as one of a method that it has.
@@ -106,18 +100,20 @@ local function mark(entry)
     entry.count = entry.count + 1
 end
 
-local function count(code, seconds, peer)
-    local replica = peer and labels_of(peer) or NO_REPLICA
+local function count(code, seconds, replica)
+    local labels = replica and replica.labels or NO_REPLICA
     local method = method_of()
     local of_method = series_of(method)
-    local of_replica = of_method.counters[replica]
+    local of_replica = of_method.counters[labels]
     if not of_replica then
         of_replica = {}
-        of_method.counters[replica] = of_replica
+        of_method.counters[labels] = of_replica
     end
     local counter = of_replica[code]
     if not counter then
-        counter = { key = "c\t" .. method .. "\t" .. replica .. "\t" .. code, count = 0, peer = peer, code = code }
+        counter = {
+            key = "c\t" .. method .. "\t" .. labels .. "\t" .. code, count = 0, replica = replica, code = code,
+        }
         of_replica[code] = counter
     end
     mark(counter)
@@ -143,8 +139,8 @@ local function flush()
         local entry = changed[number]
         add(entry.key, entry.count)
         entry.count = 0
-        if entry.peer then
-            dict:set("l\t" .. labels_of(entry.peer), ngx.now() .. " " .. entry.code, LAST_CALL_SECONDS)
+        if entry.replica then
+            dict:set("l\t" .. entry.replica.labels, ngx.now() .. " " .. entry.code, LAST_CALL_SECONDS)
         end
         if entry.buckets then
             add(entry.key .. "\tsum", entry.sum)
@@ -158,15 +154,14 @@ local function flush()
     changed, changed_count = {}, 0
 end
 
--- For log_by_lua: a call has ended; peer is where it was sent, if it was.
-function _M.ended(peer)
-    local seconds = ngx.now() - ngx.req.start_time()
+-- For log_by_lua: a call has ended after `seconds`; `replica` is where it was sent, if it was.
+function _M.ended(replica, seconds)
     local code = code_of(seconds)
     if _M.logs then
         ngx.var.lb_grpc_code = code
     end
     if _M.counts then
-        count(code, seconds, peer)
+        count(code, seconds, replica)
         if exiting then
             flush()
         end
@@ -179,22 +174,23 @@ function _M.forget()
     series = {}
 end
 
--- When a call of that replica ended last, within a second, and its status; nothing where that is not known.
-function _M.last_call(peer)
-    local time, code = (dict:get("l\t" .. labels_of(peer)) or ""):match("^([%d.]+) (%a+)$")
-    return time or 0, code or ""
+-- When a call of that replica ended last, in seconds since 1970 and within a second, and its status; 0 and "" where that
+-- is not known.
+function _M.last_call(replica)
+    local time, code = (dict:get("l\t" .. replica.labels) or ""):match("^([%d.]+) (%a+)$")
+    return tonumber(time) or 0, code or ""
 end
 
 -- Calls in flight by replica, for as long as this worker lives.
-local function tell_in_flight(peers)
+local function tell_in_flight(replicas)
     local prefix = "f\t" .. ngx.worker.pid() .. "\t"
-    for _, peer in ipairs(peers()) do
-        dict:set(prefix .. labels_of(peer), peer.calls.open, 5 * FLUSH_SECONDS)
+    for _, replica in ipairs(replicas()) do
+        dict:set(prefix .. replica.labels, replica.calls.open, 5 * FLUSH_SECONDS)
     end
 end
 
--- Begins to add up; `peers` gives the list of all replicas.
-function _M.init_worker(peers)
+-- Begins to add up; `replicas` gives all replicas.
+function _M.init_worker(replicas)
     if not _M.counts then
         return
     end
@@ -204,7 +200,7 @@ function _M.init_worker(peers)
             exiting = true
             return
         end
-        local ok, err = pcall(tell_in_flight, peers)
+        local ok, err = pcall(tell_in_flight, replicas)
         if not ok then
             ngx.log(ngx.ERR, err)
         end
@@ -277,17 +273,17 @@ local function say_histograms(histograms)
     end
 end
 
--- The answer to /metrics, in Prometheus' text format: `peers` is the list, `updated` when it changed.
-function _M.say(peers, state_of, updated)
+-- The answer to /metrics, in Prometheus' text format: of all replicas, and of how long ago they last changed.
+function _M.say(replicas, state_of, age_seconds)
     flush()
     local present, states = {}, {}
-    for _, peer in ipairs(peers) do
-        present[labels_of(peer)] = true
-        local labels = peer.app .. "\t" .. state_of(peer)
+    for _, replica in ipairs(replicas) do
+        present[replica.labels] = true
+        local labels = replica.application .. "\t" .. state_of(replica)
         states[labels] = (states[labels] or 0) + 1
-        -- None in service is a number too, or no alert would see it.
-        local in_service = peer.app .. "\tin service"
-        states[in_service] = states[in_service] or 0
+        -- None that serves is a number too, or no alert would see it.
+        local serving = replica.application .. "\tserving"
+        states[serving] = states[serving] or 0
     end
     local counters, histograms, in_flight = collect(present)
     ngx.say("# HELP grpc_lb_handled_total Calls that have ended, by status.\n# TYPE grpc_lb_handled_total counter")
@@ -309,7 +305,7 @@ function _M.say(peers, state_of, updated)
     end
     ngx.say("# HELP grpc_lb_last_update_age_seconds Time since the list of replicas last changed.\n",
         "# TYPE grpc_lb_last_update_age_seconds gauge\n",
-        string.format("grpc_lb_last_update_age_seconds %.3f", ngx.now() - updated))
+        string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end
 
 return _M

@@ -1,0 +1,334 @@
+"""The control plane at work: from what is rendered and what replicas say to what nginx has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import inotify_simple
+
+from balancer import document, snapshot
+from balancer.catalogue import Catalogue
+from balancer.config import BalancerConfig
+from balancer.errors import BalancerError
+from balancer.fleet import Fleet, Health, Replica
+from balancer.health import Prober
+from balancer.nginx import Nginx
+from balancer.registration import Parser, Refusal, Registration
+from balancer.routes import Route, RouteMemory, routes
+
+LOG = logging.getLogger("balancer")
+
+# For a change that inotify has not told, which it does not owe on every file system.
+_LOOK_SECONDS = 1.0
+# How often the catalogue is asked who it is, besides each time that a replica leaves, and about one that it can't be
+# asked about now.
+_CATALOGUE_SECONDS, _ASK_AGAIN_SECONDS = 1.0, 0.2
+# How often nginx is asked what it has, and given again what it did not take. An nginx that was started anew has its
+# snapshot meanwhile.
+_NGINX_SECONDS, _PUBLISH_AGAIN_SECONDS = 1.0, 0.2
+# A held replica that is loaded may miss a health probe.
+_MISSES = 3
+_NAMES = 20
+
+
+class Controller:
+    """The decisions and what they follow from.
+
+    Args:
+        config: the settings.
+    """
+
+    def __init__(self, config: BalancerConfig) -> None:
+        self._config = config
+        self._fleet = Fleet()
+        self._parser = Parser(config.networks)
+        self._rendered: list[Registration] | None = None
+        self.refused: list[Refusal] = []
+        self._misses: dict[str, int] = {}
+        self._nginx = Nginx(config.nginx_url)
+        self._prober = Prober(report=self._heard)
+        self._dirty, self._left = asyncio.Event(), asyncio.Event()
+        self._run, self._number = secrets.token_hex(4), 0
+        self._changed, self._updated = time.monotonic(), time.time()
+        self._routes: dict[str, Route] = {}
+        known = self._load()
+        self._catalogue = Catalogue(config.consul_url, known.get("catalogue"))
+        # By the document of an earlier run, so that what was known of services is known.
+        earlier = {service: str(route["application"]) for service, route in known.get("routes", {}).items()}
+        self._memory = RouteMemory(earlier, time.monotonic())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until ``stop`` is set."""
+        if self._config.publishes:
+            self._probe_all()
+            tasks = [self._publish(), self._judge(), self._ask_catalogue(), self._watch_nginx(), self._prober.run()]
+        else:
+            LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
+            tasks = []
+        running = [asyncio.create_task(task) for task in [*tasks, self._read_rendered()]]
+        waiting = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiting}:
+                task.result()
+        finally:
+            for task in [waiting, *running]:
+                task.cancel()
+            await asyncio.gather(waiting, *running, return_exceptions=True)
+            await self._prober.close()
+
+    # What is asked for from outside.
+
+    def view(self) -> dict[str, Any]:
+        """What is decided, as JSON has it: the answer to ``/replicas``."""
+        return {
+            "replicas": [
+                {
+                    "application": one.registration.application,
+                    "address": one.registration.address,
+                    "port": one.registration.port,
+                    "weight": one.registration.weight,
+                    "state": one.state,
+                    "rendered": not one.held,
+                }
+                for one in self._fleet
+            ],
+            "refused": [asdict(one) for one in self.refused],
+            "catalogue": self._catalogue.knowledge(),
+            "publishes": self._config.publishes,
+        }
+
+    def drop(self, target: str) -> list[str]:
+        """Forgets the held replicas at ``address:port``; their keys."""
+        found = [one.registration.key for one in self._fleet if one.held and one.registration.target == target]
+        self._forget(found, "dropped by an operator")
+        return found
+
+    # What is rendered.
+
+    async def _read_rendered(self) -> None:
+        async for text in _contents(self._config):
+            self._apply(text)
+
+    def _apply(self, text: str) -> None:
+        parsed = self._parser.parse(text, (one.registration.key for one in self._fleet))
+        if parsed is None:
+            return
+        rendered, refused = parsed
+        for one in refused:
+            if one not in self.refused:
+                LOG.warning(
+                    "refused app=%r address=%r port=%d reason=%s", one.application, one.address, one.port, one.reason
+                )
+        self._rendered, self.refused = rendered, refused
+        if self._fleet.apply(rendered, time.monotonic()):
+            self._note_change("rendered")
+        if not self._config.publishes:
+            self._forget([one.registration.key for one in self._fleet.absent], "no longer rendered")
+        elif self._fleet.absent:
+            self._left.set()
+
+    # Replicas that are no longer registered.
+
+    async def _judge(self) -> None:
+        """Decides about those that have left the rendered list, as soon as the catalogue can be asked."""
+        reachable = True
+        while True:
+            await self._left.wait()
+            self._left.clear()
+            # Only those that were absent before the question: the answer does not know of later ones.
+            absent = [one for one in self._fleet.absent if not one.held]
+            if not absent:
+                continue
+            try:
+                await self._judge_absent(absent)
+                reachable = True
+            except BalancerError as error:
+                if reachable:
+                    LOG.warning("the catalogue can't be asked about absent replicas, keeping them reason=%s", error)
+                reachable = False
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+                self._left.set()
+
+    async def _judge_absent(self, absent: Iterable[Replica]) -> None:
+        registrations = [one.registration for one in absent]
+        vouched = await asyncio.to_thread(self._catalogue.vouches)
+        explained = set() if vouched else await asyncio.to_thread(self._catalogue.explained, registrations)
+        still = {one.registration.key for one in self._fleet.absent}
+        keys = [one.key for one in registrations if one.key in still]
+        gone = [key for key in keys if vouched or key in explained]
+        self._forget(gone, "deregistered" if vouched else "in the catalogue, and not to be served")
+        held = self._fleet.hold(key for key in keys if key not in gone)
+        for one in held:
+            LOG.warning("the catalogue is not whole, holding replica=%s", one.registration.key)
+        if held:
+            self._note_change("held")
+
+    async def _ask_catalogue(self) -> None:
+        """Who it is, so that a change is seen; and whether it explains the absence of those that are held."""
+        while True:
+            await asyncio.sleep(_CATALOGUE_SECONDS)
+            held = [one.registration for one in self._fleet if one.held]
+            with contextlib.suppress(BalancerError):
+                await asyncio.to_thread(self._catalogue.vouches)
+                if held:
+                    explained = await asyncio.to_thread(self._catalogue.explained, held)
+                    still = {one.registration.key for one in self._fleet if one.held}
+                    self._forget(explained & still, "in the catalogue, and not to be served")
+            if self._memory.update(self._present(), time.monotonic()) != self._routes:
+                self._dirty.set()
+
+    def _forget(self, keys: Iterable[str], why: str) -> None:
+        if self._fleet.remove(list(keys)):
+            self._note_change(why)
+
+    # What replicas say.
+
+    def _probe_all(self) -> None:
+        if self._config.publishes:
+            self._prober.update((one.registration, one.held, one.health) for one in self._fleet)
+
+    def _heard(self, key: str, health: Health) -> None:
+        replica = self._fleet.get(key)
+        if replica is None:
+            return
+        self._misses[key] = 0 if health is Health.SERVING else self._misses.get(key, 0) + 1
+        if replica.held and self._misses[key] >= _MISSES:
+            self._forget([key], f"a held replica is {health.value}")
+        elif self._fleet.set_health(key, health, time.monotonic()):
+            level = logging.INFO if replica.serves else logging.WARNING
+            LOG.log(level, "%s replica=%s", replica.state, key)
+            self._dirty.set()
+
+    # What nginx has.
+
+    def _note_change(self, why: str) -> None:
+        """The set of replicas has changed."""
+        self._changed, self._updated = time.monotonic(), time.time()
+        self._misses = {key: count for key, count in self._misses.items() if self._fleet.get(key)}
+        names = [one.registration.key + (" (held)" if one.held else "") for one in self._fleet]
+        LOG.info("%s, replicas=%d %s", why, len(names), ", ".join(names[:_NAMES]))
+        self._dirty.set()
+        self._probe_all()
+
+    def _present(self) -> dict[str, Route]:
+        return routes(one.registration for one in self._fleet)
+
+    def _build(self) -> bytes:
+        before, self._routes = self._routes, self._memory.update(self._present(), time.monotonic())
+        for service, route in self._routes.items():
+            _tell(service, before.get(service), route)
+        self._number += 1
+        built = document.build(
+            list(self._fleet),
+            self._routes,
+            version=f"{self._run}-{self._number}",
+            changed=self._changed,
+            updated=self._updated,
+            catalogue=self._catalogue.knowledge(),
+        )
+        return json.dumps(built, separators=(",", ":")).encode()
+
+    async def _publish(self) -> None:
+        """Gives nginx each document, and the latest one again until it has it."""
+        failed = saved = ""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            text = self._build()
+            problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
+            if problem:
+                await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
+                self._dirty.set()
+            failed = _tell_once(failed, problem, "nginx has not taken the document")
+            problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
+            saved = _tell_once(saved, problem, "a restart would not know the replicas")
+
+    async def _watch_nginx(self) -> None:
+        """An nginx that was started anew has the snapshot, or nothing."""
+        self._dirty.set()
+        while True:
+            await asyncio.sleep(_NGINX_SECONDS)
+            with contextlib.suppress(BalancerError):
+                number = self._number
+                version = await asyncio.to_thread(self._nginx.version)
+                if version != f"{self._run}-{number}" and number == self._number:
+                    LOG.info("nginx has another document version=%s", version or "none")
+                    self._dirty.set()
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            known = snapshot.load(self._config.snapshot)
+            if known:
+                self._fleet.restore(document.replicas_of(known))
+        except BalancerError as error:
+            LOG.warning("%s", error)
+            return {}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            LOG.warning("%s is not a document: %r", self._config.snapshot, error)
+            return {}
+        return known
+
+
+def _problem(work: Callable[..., None], *arguments: Any) -> str:
+    try:
+        work(*arguments)
+    except BalancerError as error:
+        return str(error)
+    return ""
+
+
+def _tell_once(before: str, problem: str, what: str) -> str:
+    if problem and problem != before:
+        LOG.warning("%s reason=%s", what, problem)
+    return problem
+
+
+def _tell(service: str, before: Route | None, now: Route) -> None:
+    """Says in the log what an operator should know of a route."""
+    if before and before.application != now.application:
+        LOG.info("service=%s goes to app=%s, before to app=%s", service, now.application, before.application)
+    if now.also and (before is None or before.also != now.also):
+        LOG.warning(
+            "service=%s is also registered by %s; its calls go to app=%s", service, ",".join(now.also), now.application
+        )
+
+
+async def _contents(config: BalancerConfig) -> AsyncIterator[str]:
+    """The text of the rendered file, now and whenever it has changed."""
+    changed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    before = None
+    with contextlib.ExitStack() as leave:
+        try:
+            watcher = leave.enter_context(inotify_simple.INotify(nonblocking=True))
+            # consul-template writes another file and renames it.
+            watcher.add_watch(config.rendered.parent, inotify_simple.flags.MOVED_TO | inotify_simple.flags.CLOSE_WRITE)
+        except OSError as error:
+            LOG.warning("no notice of changes, looking every %g s reason=%s", _LOOK_SECONDS, error)
+        else:
+
+            def notice() -> None:
+                if any(event.name == config.rendered.name for event in watcher.read(timeout=0)):
+                    changed.set()
+
+            loop.add_reader(watcher.fileno(), notice)
+            leave.callback(loop.remove_reader, watcher.fileno())
+        while True:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                # Whatever was registered, it is JSON in ASCII or UTF-8.
+                text = config.rendered.read_text("utf-8")
+                if text != before:
+                    before = text
+                    yield text
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), _LOOK_SECONDS)
+            changed.clear()

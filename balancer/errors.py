@@ -1,0 +1,5 @@
+"""What can go wrong outside of the control plane."""
+
+
+class BalancerError(Exception):
+    """Another program did not do what was asked, or is out of reach; the message says so."""

@@ -1,0 +1,207 @@
+"""What is registered, as consul-template has rendered it: checked field by field.
+
+Anybody who reaches Consul can put something into it, so nothing is taken that is not of the expected form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+from balancer.config import Network
+from registrar.config import GRPC_SERVICE, NAME
+from registrar.environment import host_port
+
+# The last line of a whole file.
+_END = "# end"
+# Consul's own ports are no replica's, whatever is registered: its API would be within reach of every caller.
+_CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
+# By Consul's API page "Register Service".
+_MAX_WEIGHT = 65535
+MAX_REPLICAS = 10_000
+# The registrar's metadata: grpc_services, grpc_services_2 to grpc_services_8.
+_SERVICES = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
+_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)")
+_SHOWN = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A replica as it is registered.
+
+    Attributes:
+        weight: its share of the calls, 1 to 65535.
+        services: the gRPC services that it has, sorted; empty where it does not say.
+        health: the name that its health service knows; empty where it does not say.
+        since: since when its application has had its services, in ISO 8601; empty where it does not say.
+    """
+
+    application: str
+    address: str
+    port: int
+    weight: int
+    services: tuple[str, ...] = ()
+    health: str = ""
+    since: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return f"{self.application} {self.target}"
+
+    @property
+    def target(self) -> str:
+        """``address:port``."""
+        return host_port(self.address, self.port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A registration that is not taken, as far as it can be shown, and why."""
+
+    application: str
+    address: str
+    port: int
+    reason: str
+
+
+class _RefusedError(Exception):
+    """Why a registration is not taken."""
+
+
+class Parser:
+    """Reads the rendered file; a line that it has read before costs next to nothing.
+
+    Args:
+        networks: a replica's address is in one of them, or its own Consul node's.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+        self._known: dict[str, Registration | Refusal | None] = {}
+
+    def parse(self, text: str, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]] | None:
+        """The registrations of a file in the order of their keys, and those that are refused.
+
+        One of weight 0 is neither. Beyond ``MAX_REPLICAS`` those are taken first whose keys are in ``present``: nobody
+        puts a replica out by registering others.
+
+        None while the file is not whole.
+        """
+        lines = text.split("\n")
+        if len(lines) < 2 or lines[-1] or lines[-2] != _END:
+            return None
+        # Only the lines of this file: what was registered once must not stay in memory for ever.
+        self._known = {line: self._known[line] if line in self._known else self._line(line) for line in lines[:-2]}
+        found: dict[str, Registration] = {}
+        refused = []
+        for one in self._known.values():
+            if isinstance(one, Refusal):
+                refused.append(one)
+            elif one is not None:
+                # Of two with the same key, one decides for every balancer: the greater.
+                other = found.get(one.key)
+                found[one.key] = one if other is None else max(one, other, key=repr)
+        if len(found) > MAX_REPLICAS:
+            known = set(present)
+            order = sorted(found, key=lambda key: (key not in known, key))
+            reason = f"there are more than {MAX_REPLICAS} replicas"
+            refused += [_refusal(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
+        return [found[key] for key in sorted(found)], refused
+
+    def _line(self, line: str) -> Registration | Refusal | None:
+        if not line.strip():
+            return None
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, list) or len(fields) != 6:
+            return Refusal(application="", address="", port=0, reason=f"not of the expected form: {line[:_SHOWN]!r}")
+        try:
+            return self._registration(fields)
+        except _RefusedError as error:
+            name, address, port = fields[0], fields[1] or fields[4], fields[2]
+            return Refusal(
+                application=str(name)[:_SHOWN],
+                address=str(address)[:_SHOWN],
+                port=port if isinstance(port, int) else 0,
+                reason=str(error),
+            )
+
+    def _registration(self, fields: Sequence[Any]) -> Registration | None:
+        name, address, port, weight, node_address, meta = fields
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise _RefusedError("the name is not of 1 to 63 letters, digits, - and _")
+        if not isinstance(port, int) or not 1 <= port <= 65535 or port in _CONSUL_PORTS:
+            raise _RefusedError(f"a replica's port must be from 1 to 65535 and none of Consul's own (got {port!r})")
+        if not isinstance(weight, int) or not 0 <= weight <= _MAX_WEIGHT:
+            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {weight!r})")
+        ip = self._address(address or node_address, node_address)
+        meta = meta if isinstance(meta, dict) else {}
+        registration = Registration(
+            application=name,
+            address=str(ip),
+            port=port,
+            weight=weight,
+            services=_services(meta),
+            health=_name(meta, "grpc_health"),
+            since=_since(meta),
+        )
+        return registration if weight else None
+
+    def _address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
+        ip = _ip(text)
+        if ip is None:
+            raise _RefusedError(f"the address must be an IP address (got {str(text)[:_SHOWN]!r})")
+        if ip.is_unspecified or ip.is_multicast:
+            raise _RefusedError(f"{ip} is not the address of one host")
+        if ip != _ip(node_address) and not any(ip in network for network in self._networks):
+            raise _RefusedError(f"{ip} is neither its node's address nor in PEER_CIDR")
+        return ip
+
+
+def _refusal(registration: Registration, reason: str) -> Refusal:
+    return Refusal(
+        application=registration.application, address=registration.address, port=registration.port, reason=reason
+    )
+
+
+def _ip(text: object) -> IPv4Address | IPv6Address | None:
+    try:
+        # A scope such as %eth0 is one host's own.
+        return ip_address(text) if isinstance(text, str) and "%" not in text else None
+    except ValueError:
+        return None
+
+
+def _name(meta: Mapping[str, object], key: str) -> str:
+    value = meta.get(key)
+    if not value:
+        return ""
+    if not isinstance(value, str) or not GRPC_SERVICE.fullmatch(value):
+        raise _RefusedError(f"{key} must be a gRPC service's name (got {str(value)[:_SHOWN]!r})")
+    return value
+
+
+def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for key in _SERVICES:
+        value = meta.get(key)
+        if value:
+            names = [name.strip() for name in str(value).split(",")]
+            wrong = next((name for name in names if name and not GRPC_SERVICE.fullmatch(name)), None)
+            if wrong is not None:
+                raise _RefusedError(f"{key} must be gRPC services' names (got {wrong[:_SHOWN]!r})")
+            found.update(filter(None, names))
+    return tuple(sorted(found))
+
+
+def _since(meta: Mapping[str, object]) -> str:
+    """Of another form than the registrar's, which is text that sorts by time, it is as if there were none."""
+    value = meta.get("grpc_since")
+    return value if isinstance(value, str) and _SINCE.fullmatch(value) else ""

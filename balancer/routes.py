@@ -1,0 +1,75 @@
+"""Which application gets the calls of which gRPC service: a rule that every balancer computes alike.
+
+Of the applications that have a service, the one gets its calls that has had its services for longest (metadata
+``grpc_since``, which the registrar carries from one replica of an application to the next); those that do not say come
+last, and among equals the first by name. So nobody takes the calls of a service away by registering it, and what a
+balancer saw first does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from balancer.registration import Registration
+
+MAX_SERVICES = 5000
+_MAX_OTHERS = 10
+# Later than any time in ISO 8601.
+_UNKNOWN = "~"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """The calls of a service.
+
+    Attributes:
+        application: gets them.
+        also: the other applications that have the service, ten at the most.
+    """
+
+    application: str
+    also: tuple[str, ...] = ()
+
+
+def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
+    """The route of each service that a replica has, by the service's name; of very many services the first by name."""
+    since: dict[str, str] = {}
+    claims: dict[str, set[str]] = {}
+    for one in registrations:
+        since[one.application] = min(since.get(one.application, _UNKNOWN), one.since or _UNKNOWN)
+        for service in one.services:
+            claims.setdefault(service, set()).add(one.application)
+    found = {}
+    for service in sorted(claims)[:MAX_SERVICES]:
+        owner, *others = sorted(claims[service], key=lambda application: (since[application], application))
+        found[service] = Route(application=owner, also=tuple(sorted(others)[:_MAX_OTHERS]))
+    return found
+
+
+class RouteMemory:
+    """Services that no replica has any more, for ten minutes: their calls are UNAVAILABLE, which clients try again.
+
+    Without it they would be UNIMPLEMENTED as soon as the last replica has gone.
+
+    Args:
+        known: application by service, of an earlier run.
+        now: seconds of a monotonic clock.
+    """
+
+    SECONDS = 600.0
+
+    def __init__(self, known: Mapping[str, str], now: float) -> None:
+        self._seen = {service: (application, now) for service, application in known.items()}
+
+    def update(self, present: Mapping[str, Route], now: float) -> dict[str, Route]:
+        """All routes, the present ones and those that are remembered."""
+        self._seen = {service: seen for service, seen in self._seen.items() if now < seen[1] + self.SECONDS}
+        self._seen |= {service: (route.application, now) for service, route in present.items()}
+        remembered = {service: Route(application=application) for service, (application, _) in self._seen.items()}
+        # Nobody fills the memory with names: what is there comes first.
+        room = MAX_SERVICES - len(present)
+        extra = [(service, route) for service, route in remembered.items() if service not in present]
+        kept = dict(extra[-room:] if room > 0 else [])
+        self._seen = {service: seen for service, seen in self._seen.items() if service in present or service in kept}
+        return {**kept, **present}

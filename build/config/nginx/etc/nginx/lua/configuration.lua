@@ -1,0 +1,102 @@
+-- What the control plane has decided: one JSON document, which it posts to /configuration and keeps in a file. nginx
+-- starts with that file. balancer/document.py describes the document.
+
+local cjson = require("cjson")
+
+local _M = {}
+
+local SNAPSHOT = ngx.config.prefix() .. "../../var/lib/load-balancer/snapshot.json"
+
+local shared = ngx.shared.configuration
+local DOCUMENT, GENERATION = "document", "generation"
+
+local function parse(text)
+    local ok, document = pcall(cjson.decode, text)
+    if not ok then
+        return nil, document
+    end
+    if type(document) ~= "table" or type(document.version) ~= "string" or type(document.replicas) ~= "table"
+        or type(document.pools) ~= "table" or type(document.routes) ~= "table"
+        or type(document.applications) ~= "table" then
+        return nil, "a part of the document is missing"
+    end
+    return document
+end
+
+local function store(text)
+    -- safe_set: set would evict other keys to make room.
+    local ok, err = shared:safe_set(DOCUMENT, text)
+    if not ok then
+        return nil, "no room in the shared memory: " .. err
+    end
+    shared:incr(GENERATION, 1, 0)
+    return true
+end
+
+-- For init_by_lua: after a reload the shared memory has the latest document, after a start only the file has it.
+function _M.init()
+    if shared:get(GENERATION) then
+        return
+    end
+    local file = io.open(SNAPSHOT, "rb")
+    if not file then
+        return
+    end
+    local text = file:read("*a")
+    file:close()
+    local document, err = parse(text)
+    if document then
+        local _
+        _, err = store(text)
+    end
+    if err then
+        ngx.log(ngx.WARN, "the snapshot is not used: ", err)
+    end
+end
+
+-- Counts the documents; nil before the first.
+function _M.generation()
+    return shared:get(GENERATION)
+end
+
+-- The latest document.
+function _M.read()
+    return parse(shared:get(DOCUMENT))
+end
+
+local function answer(status, fields)
+    ngx.status = status
+    ngx.say(cjson.encode(fields))
+end
+
+local function accept()
+    ngx.req.read_body()
+    local text = ngx.req.get_body_data()
+    if not text then
+        return answer(413, { error = "the document is too large for memory" })
+    end
+    local document, err = parse(text)
+    if not document then
+        return answer(400, { error = err })
+    end
+    local stored
+    stored, err = store(text)
+    if not stored then
+        return answer(507, { error = err })
+    end
+    answer(200, { version = document.version })
+end
+
+-- For content_by_lua: POST takes a document, GET tells the version of the one that is there.
+function _M.serve()
+    local method = ngx.req.get_method()
+    if method == "POST" then
+        return accept()
+    elseif method ~= "GET" then
+        return ngx.exit(405)
+    end
+    local document = _M.generation() and _M.read()
+    answer(200, { version = document and document.version or "" })
+end
+
+return _M
