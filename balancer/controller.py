@@ -97,7 +97,7 @@ class Controller:
                     "port": one.registration.port,
                     "weight": one.registration.weight,
                     "state": one.state,
-                    "rendered": not one.held,
+                    "rendered": self._fleet.is_registered(one.registration.key),
                 }
                 for one in self._fleet
             ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from balancer.registration import Registration
@@ -80,6 +80,10 @@ class Fleet:
         """The replica with a key."""
         return self._replicas.get(key)
 
+    def is_registered(self, key: str) -> bool:
+        """Whether a replica was among the registrations that were taken last."""
+        return key in self._registered
+
     @property
     def absent(self) -> list[Replica]:
         """Those that are not registered."""
@@ -128,7 +132,3 @@ class Fleet:
         if replica.serves:
             replica.since = now
         return True
-
-    def states(self) -> Mapping[str, str]:
-        """The state of each, by its key."""
-        return {key: one.state for key, one in self._replicas.items()}

@@ -25,7 +25,7 @@ _MAX_WEIGHT = 65535
 MAX_REPLICAS = 10_000
 # The registrar's metadata: grpc_services, grpc_services_2 to grpc_services_8.
 _SERVICES = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
-_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)")
+_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _SHOWN = 80
 
 

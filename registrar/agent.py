@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from registrar.environment import host_port
 
 LOG = logging.getLogger("registrar")
 _TIMEOUT_SECONDS = 5.0
+_SINCE_SECONDS = 1.0
+# As this registrar writes it: text that sorts by time.
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 # Serf's number for a member that is there.
 _ALIVE = 1
 # All but a few of the agents know who left; so do most of any three.
@@ -41,6 +45,7 @@ class Agent:
         self._catalogue = consul.Consul(host=config.consul_address, port=config.consul_port)
         self._catalogue.http.session.trust_env = False
         self._node_name = ""
+        self._since = ""
 
     def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
         """Registers the service, by Consul's API page "Register Service"; its metadata say when that was.
@@ -51,6 +56,8 @@ class Agent:
         body = registration(config, grpc_services, passing=passing)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         meta = {**config.metadata(grpc_services), "registered": now}
+        if grpc_services:
+            meta["grpc_since"] = self._services_since(config.app_name, now)
         self._call("PUT", "/v1/agent/service/register", json={**body, "Meta": meta})
 
     def deregister(self, service_id: str) -> None:
@@ -111,6 +118,22 @@ class Agent:
         """
         return str(self._call("GET", "/v1/status/leader").json())
 
+    def _services_since(self, application: str, now: str) -> str:
+        """Since when the application has had its services: as its other replicas say, or now.
+
+        By it balancers decide whose a service is that two applications register (balancer/routes.py).
+        """
+        try:
+            # Any server's answer will do, without a leader too: nothing waits for it.
+            path = f"/v1/catalog/service/{application}?stale"
+            found = self._call("GET", path, timeout_seconds=_SINCE_SECONDS).json()
+            known = [str((one["ServiceMeta"] or {}).get("grpc_since") or "") for one in found]
+        except (AgentError, ValueError) as error:
+            LOG.debug("the catalogue was not asked since when reason=%s", error)
+            known = []
+        self._since = min(filter(None, [self._since, now, *(one for one in known if _TIME.fullmatch(one))]))
+        return self._since
+
     def _node(self) -> str:
         """The agent's name, asked for once: a leave needs it 20 times a second, and the answer is all its settings."""
         if not self._node_name:
@@ -118,10 +141,16 @@ class Agent:
         return self._node_name
 
     def _call(
-        self, method: str, path: str, *, json: Mapping[str, Any] | None = None, unknown_is_fine: bool = False
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Mapping[str, Any] | None = None,
+        unknown_is_fine: bool = False,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> requests.Response:
         try:
-            response = self._session.request(method, self._base + path, json=json, timeout=_TIMEOUT_SECONDS)
+            response = self._session.request(method, self._base + path, json=json, timeout=timeout_seconds)
         except requests.ConnectionError as error:
             raise AgentError(f"no agent at {self._base}") from error
         except requests.RequestException as error:

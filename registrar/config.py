@@ -63,7 +63,8 @@ class RegistrarConfig:
         ``grpc_services``, ``grpc_services_2`` and so on: the services whose calls it gets, separated by commas.
         ``grpc_health``: the name to ask its health service for. A replica that was lost gets no call before its
         health service has said SERVING for this name, so that another service that has its address by then gets
-        none. ``version`` is for people. ``metrics_port``: where Prometheus finds metrics.
+        none. ``version`` is for people. The agent adds ``registered`` and
+        ``grpc_since``, which are times. ``metrics_port``: where Prometheus finds metrics.
         """
         found = {
             "grpc_services" if number == 1 else f"grpc_services_{number}": value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from registrar.config import BALANCED_TAG, NAME
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 3.0
 _NODE_CHECK = "serfHealth"
 _ORDER = ("passing", "warning", "critical")
+# The balancer's states of a replica that gets calls (balancer/fleet.py); all others begin with "ejected: ".
+SERVING, HELD = "serving", "held"
 
 
 class StatusError(Exception):
@@ -61,13 +63,13 @@ class Status:
 
     Attributes:
         services: of the balancer: gRPC services with their application, and who registers them as well.
-        refused: why the balancer has refused what consul-template rendered.
-        problem: why the balancer's view is missing; empty where it is there.
+        refused: registrations that the balancer refuses: ``application``, ``address``, ``port``, ``reason``.
+        problem: why the balancer's view, or a part of it, is missing; empty where it is there.
     """
 
     replicas: list[Replica]
     services: list[dict[str, Any]]
-    refused: list[str]
+    refused: list[dict[str, Any]]
     problem: str
 
     def of(self, name: str) -> Status:
@@ -81,7 +83,8 @@ class Status:
             names = ", ".join(sorted({one.application for one in self.replicas})) or "nothing"
             raise StatusError(f"nothing with the tag {BALANCED_TAG} is called {name}; there is {names}")
         applications = {one.application for one in found}
-        return replace(self, replicas=found, services=[one for one in self.services if one["app"] in applications])
+        services = [one for one in self.services if one["application"] in applications]
+        return replace(self, replicas=found, services=services)
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -111,7 +114,7 @@ class Source:
         import consul
         import requests
 
-        view, rendered, problem = self._view()
+        view, problem = self._view()
         client = consul.Consul(host=self.consul_address, port=self.consul_port, timeout=_TIMEOUT_SECONDS)
         client.http.session.trust_env = False
         try:
@@ -120,34 +123,67 @@ class Source:
             raise StatusError(
                 f"Consul at {host_port(self.consul_address, self.consul_port)} can't be read: {error}"
             ) from error
-        known = {_key(peer): peer for peer in view.get("peers", [])}
-        listed = None if problem else set(rendered.get("peers", []))
-        replicas = [_replica(instance, known, listed) for instance in instances]
+        replicas = [_replica(instance, view) for instance in instances]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
-        replicas += [_stranger(peer) for key, peer in known.items() if key not in in_catalogue]
+        replicas += [_stranger(one) for key, one in view.replicas.items() if key not in in_catalogue]
         return Status(
             replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
-            services=view.get("services", []),
-            refused=rendered.get("refused", []),
+            services=view.services,
+            refused=view.refused,
             problem=problem,
         )
 
-    def _view(self) -> tuple[dict[str, Any], dict[str, Any], str]:
+    def _view(self) -> tuple[_View, str]:
+        view, problem = _View(), ""
+        try:
+            # What the control plane has decided, and what nginx makes of it. One of them may be away.
+            decided = self._get("replicas")
+            view.rendered = {_key(one) for one in decided["replicas"] if one["rendered"]}
+            view.replicas = {_key(one): one for one in decided["replicas"]}
+            view.refused = decided["refused"]
+            if not decided["publishes"]:
+                return view, ""
+        except StatusError as error:
+            problem = str(error)
+        try:
+            state = self._get("state")
+            view.replicas = {_key(one): one for one in state["replicas"]}
+            view.services = state["services"]
+        except StatusError as error:
+            problem = str(error)
+        return view, problem
+
+    def _get(self, path: str) -> dict[str, Any]:
+        """One answer of the balancer's status port; a StatusError says why there is none."""
         import requests
 
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                found = []
-                for path in ("peers", "rendered"):
-                    response = session.get(f"http://{self.balancer}/{path}", timeout=_TIMEOUT_SECONDS)
-                    response.raise_for_status()
-                    found.append(dict(response.json()))
-                return found[0], found[1], ""
-        except requests.ConnectionError:
-            return {}, {}, f"no balancer at {self.balancer}: its view is missing"
+                response = session.get(f"http://{self.balancer}/{path}", timeout=_TIMEOUT_SECONDS)
+            answer = dict(response.json())
+            if not response.ok:
+                raise StatusError(f"the balancer at {self.balancer}: {answer.get('error', response.status_code)}")
+        except requests.ConnectionError as error:
+            raise StatusError(f"no balancer at {self.balancer}: its view is missing") from error
         except (requests.RequestException, ValueError) as error:
-            return {}, {}, f"the balancer's view at {self.balancer} can't be read: {error}"
+            raise StatusError(f"the balancer's view at {self.balancer} can't be read: {error}") from error
+        return answer
+
+
+@dataclass(kw_only=True)
+class _View:
+    """The balancer's.
+
+    Attributes:
+        replicas: those that it has, by application, address and port.
+        rendered: those that consul-template has given it and that it took; None where that is not known.
+    """
+
+    replicas: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    rendered: set[tuple[str, str, int]] | None = None
+    services: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _instances(client: consul.Consul) -> Iterator[dict[str, Any]]:
@@ -160,13 +196,11 @@ def _instances(client: consul.Consul) -> Iterator[dict[str, Any]]:
                     yield instance
 
 
-def _key(peer: dict[str, Any]) -> tuple[str, str, int]:
-    return str(peer["app"]), str(peer["address"]), int(peer["port"])
+def _key(one: dict[str, Any]) -> tuple[str, str, int]:
+    return str(one["application"]), str(one["address"]), int(one["port"])
 
 
-def _replica(
-    instance: dict[str, Any], known: dict[tuple[str, str, int], dict[str, Any]], listed: set[str] | None
-) -> Replica:
+def _replica(instance: dict[str, Any], view: _View) -> Replica:
     service = instance["Service"]
     # Of those that are as bad, the service's own before the node's.
     checks = sorted(
@@ -176,7 +210,8 @@ def _replica(
     address = service["Address"] or instance["Node"]["Address"]
     warning = worst["Status"] == "warning"
     weight = service["Weights"]["Warning" if warning else "Passing"]
-    peer = known.get((service["Service"], address, service["Port"]))
+    key = (service["Service"], address, service["Port"])
+    known = view.replicas.get(key)
     meta = service["Meta"] or {}
     return Replica(
         application=service["Service"],
@@ -190,11 +225,11 @@ def _replica(
         output=" ".join(str(worst["Output"]).split()),
         node_check=next((check["Status"] for check in checks if check["CheckID"] == _NODE_CHECK), ""),
         registered=meta.get("registered", ""),
-        rendered=None if listed is None else f"{service['Service']} {address}:{service['Port']}" in listed,
-        balancer=str(peer["state"]) if peer else "",
-        difference="" if listed is None else _difference(worst["Status"], weight, peer),
-        last_call=float(peer.get("last_call", 0)) if peer else 0.0,
-        last_status=str(peer.get("last_status", "")) if peer else "",
+        rendered=None if view.rendered is None else key in view.rendered,
+        balancer=str(known["state"]) if known else "",
+        difference="" if view.rendered is None else _difference(worst["Status"], weight, known),
+        last_call=float(known.get("last_call", 0)) if known else 0.0,
+        last_status=str(known.get("last_status", "")) if known else "",
     )
 
 
@@ -202,37 +237,37 @@ def _severity(status: str) -> int:
     return _ORDER.index(status) if status in _ORDER else len(_ORDER)
 
 
-def _difference(check: str, weight: int, peer: dict[str, Any] | None) -> str:
+def _difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
     serves = check in ("passing", "warning") and weight > 0
-    if serves and not peer:
+    if serves and not known:
         return "the balancer does not have it"
-    if peer and not serves:
+    if known and not serves:
         return f"the balancer has it, its check is {check}"
-    if peer and peer["weight"] != weight:
-        return f"the balancer's weight is {peer['weight']}"
-    if peer and peer["state"] == "held":
+    if known and known["weight"] != weight:
+        return f"the balancer's weight is {known['weight']}"
+    if known and known["state"] == HELD:
         return "the balancer holds it until the catalogue is whole again"
-    if peer and peer["state"] != "in service":
-        return f"the balancer has set it aside: {peer['state']}"
+    if known and known["state"] != SERVING:
+        return f"the balancer has {known['state'].replace(':', ' it:')}"
     return ""
 
 
-def _stranger(peer: dict[str, Any]) -> Replica:
+def _stranger(known: dict[str, Any]) -> Replica:
     """A replica of the balancer's that the catalogue doesn't have."""
-    application, address, port = _key(peer)
+    application, address, port = _key(known)
     return Replica(
         application=application,
         id="",
         node="",
         address=address,
         port=port,
-        weight=int(peer["weight"]),
+        weight=int(known["weight"]),
         version="",
         check="",
         output="",
         node_check="",
         registered="",
         rendered=None,
-        balancer=str(peer["state"]),
+        balancer=str(known["state"]),
         difference="it is not in the catalogue",
     )

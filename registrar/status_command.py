@@ -10,13 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from registrar.environment import EnvironmentReader, host_port, parse_host_port
-from registrar.status import Replica, Source, Status, StatusError
+from registrar.status import HELD, SERVING, Replica, Source, Status, StatusError
 
 _WATCH_SECONDS = 1.0
 # Home, and clear to the end of the screen (ECMA-48).
 _CLEAR = "\x1b[H\x1b[J"
-# The balancer's states of a replica that gets calls.
-SERVES = ("in service", "held")
+_SERVES = (SERVING, HELD)
 _MARK, _NO_MARK, _NOT_KNOWN = "!", " ", "-"
 
 
@@ -108,12 +107,12 @@ def tables(status: Status, now: datetime.datetime) -> str:
             columns(
                 [heading_of_services]
                 + [
-                    ("", str(one["service"]), str(one["app"]), str(one["replicas"]), str(one["also"]) or _NOT_KNOWN)
+                    ("", *(str(one[key]) or _NOT_KNOWN for key in ("service", "application", "replicas", "also")))
                     for one in status.services
                 ]
             )
         )
-    parts += [f"{_MARK} refused: {printable(reason)}" for reason in status.refused]
+    parts += [f"{_MARK} refused: {printable(_refused(one))}" for one in status.refused]
     if status.problem:
         parts.append(f"{_MARK} {status.problem}")
     return "\n\n".join(parts)
@@ -156,7 +155,7 @@ def _way(one: Replica, status: Status) -> str:
         ("check", one.check in ("passing", "warning") if one.check else None, f"{one.check or 'none'}: {one.output}"),
         ("catalogue", bool(one.id), f"{one.id or 'not registered'}, weight {one.weight}"),
         ("rendered list", one.rendered if one.id else unknown, _refusal(one, status)),
-        ("balancer", one.balancer in SERVES if not status.problem else None, one.balancer or status.problem),
+        ("balancer", one.balancer in _SERVES if not status.problem else None, one.balancer or status.problem),
         ("last call", bool(one.last_call) or None, _last_call(one)),
     ]
     lines = [f"{one.application} {one.node or '?'} {host_port(one.address, one.port)}"]
@@ -165,7 +164,7 @@ def _way(one: Replica, status: Status) -> str:
         for step, good, remark in steps
     ]
     broken = next((step for step, good, _ in steps if good is False), "")
-    if one.balancer in SERVES and broken:
+    if one.balancer in _SERVES and broken:
         # For the moment until the balancer's list has changed, or for as long as it holds to it.
         lines.append(f"  it still gets its share of the calls, in spite of: {broken}")
     elif broken:
@@ -183,6 +182,10 @@ def _last_call(one: Replica) -> str:
 
 
 def _refusal(one: Replica, status: Status) -> str:
-    # The line as the balancer shows it, its tabs replaced (peers.lua).
-    parts = (f'"{one.application}"?', f'"{one.address}"', f"?{one.port}?")
-    return next((reason for reason in status.refused if all(part in reason for part in parts)), "")
+    known = (one.application, one.address, one.port)
+    refused = (each for each in status.refused if (each["application"], each["address"], each["port"]) == known)
+    return next((str(each["reason"]) for each in refused), "")
+
+
+def _refused(one: Mapping[str, object]) -> str:
+    return f"{one['application'] or '?'} {one['address'] or '?'}:{one['port'] or '?'}: {one['reason']}"

@@ -189,7 +189,7 @@ def test_nothing_that_anybody_registers_reaches_the_balancer_unchecked(stack: Lo
             assert len(services) + len(nodes) > tried / 3, "Consul refuses most of them by itself"
             wait_for(
                 lambda: "\n".join(stack.logs("load-balancer")),
-                lambda text: "refused a peer" in text,
+                lambda text: "refused app=" in text,
                 10,
                 "the refusal is logged",
             )

@@ -98,7 +98,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         three_replicas.local_stack("start", *SERVERS)
         wait_for(lambda: leader(three_replicas), bool, PATIENCE_SECONDS, "the cluster is back")
         back = time.monotonic()
-        wait_for(lambda: states(three_replicas).get(address), lambda state: state == "in service", 30, "it is served")
+        wait_for(lambda: states(three_replicas).get(address), lambda state: state == "serving", 30, "it is served")
         served = time.monotonic() - back
         assert starting.wait(60) == 0
     # The servers know nothing of the one that left before their start, the others know nothing else of it.
@@ -149,7 +149,7 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     three_replicas.start(newcomer)
     wait_for(
         lambda: list(states(three_replicas).values()),
-        lambda found: found == ["in service"] * 3,
+        lambda found: found == ["serving"] * 3,
         PATIENCE_SECONDS,
         "a replica that starts is served",
     )

@@ -86,7 +86,7 @@ def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDrive
     buckets = samples(two_replicas, "grpc_lb_handling_seconds_bucket")
     values = [value for (_, method, _), value in buckets.items() if method == "SayHello"]
     assert values == sorted(values)
-    assert samples(two_replicas, "grpc_lb_peers") == {("hello_server", "in service"): 2}
+    assert samples(two_replicas, "grpc_lb_peers") == {("hello_server", "serving"): 2}
     wait_for(
         lambda: set(samples(two_replicas, "grpc_lb_in_flight").values()), lambda found: found == {0}, 10, "none is open"
     )

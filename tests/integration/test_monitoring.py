@@ -175,5 +175,5 @@ def test_alerts_are_quiet_while_all_is_well(prometheus: Prometheus) -> None:
         "the rules have been evaluated",
     )
     assert {rule["name"]: rule["state"] for rule in rules} == dict.fromkeys(
-        ("BalancerDown", "NoReplica", "ReplicaSetAside", "CallsFail"), "inactive"
+        ("BalancerDown", "NoReplica", "ReplicaEjected", "CallsFail"), "inactive"
     )

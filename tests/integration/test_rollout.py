@@ -25,7 +25,7 @@ def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
 def versions(stack: LocalDriver) -> dict[str, str]:
     """Of each replica that serves."""
     replicas = json.loads(stack.local_stack("status", "--json"))["replicas"]
-    return {one["node"]: one["version"] for one in replicas if one["balancer"] == "in service"}
+    return {one["node"]: one["version"] for one in replicas if one["balancer"] == "serving"}
 
 
 def rollout(stack: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -39,7 +40,7 @@ def probe_call(stack: LocalDriver) -> tuple[str, bytes]:
 def owner(stack: LocalDriver, service: str) -> tuple[object, object, object]:
     """The application that has a service, the count of its replicas that have it, and who registers it as well."""
     found = services(stack).get(service, {})
-    return found.get("app"), found.get("replicas"), found.get("also")
+    return found.get("application"), found.get("replicas"), found.get("also")
 
 
 @pytest.fixture(autouse=True)
@@ -107,16 +108,43 @@ def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: L
             hanging.cancel()
         return bytes(found)
 
-    with running_probe(stack, 35) as first, running_probe(stack, 36, app="another") as second:
+    # The name that comes first is of the application that came last.
+    with (
+        running_probe(stack, 35, since="2026-01-01T00:00:00+00:00") as first,
+        running_probe(stack, 36, app="another", since="2026-01-02T00:00:00+00:00") as second,
+    ):
         wait_for(lambda: owner(stack, SERVICE), lambda found: found == ("probe", 1, "another"), 10, "both are known")
-        assert f"service={SERVICE} is also registered by another" in "\n".join(stack.logs(BALANCER))
+        assert f"service={SERVICE} is also registered by another; its calls go to app=probe" in "\n".join(
+            stack.logs(BALANCER)
+        )
         assert holder(first) == b"1"
         first.deregister()
         assert owner(stack, SERVICE) == ("another", 1, "")
         assert f"service={SERVICE} goes to app=another" in "\n".join(stack.logs(BALANCER))
         assert holder(second) == b"1"
-        first.register()
+        # As its registrar does it: since now.
+        replace(first, since="2026-01-03T00:00:00+00:00").register()
         assert owner(stack, SERVICE) == ("another", 1, "probe")
+
+
+def test_the_registrar_says_since_when_its_application_has_its_services(stack: LocalDriver) -> None:
+    api = ConsulApi(stack)
+
+    def since() -> list[str]:
+        return [one["ServiceMeta"]["grpc_since"] for one in api.get("/v1/catalog/service/hello_server")]
+
+    (before,) = since()
+    stack.scale(2)
+    wait_for_replicas(stack, 2)
+    try:
+        assert since() == [before, before]
+        # The first leaves and comes back, as in a rollout.
+        stack.local_stack("restart", "hello_server-1")
+        wait_for_replicas(stack, 2)
+        assert since() == [before, before]
+    finally:
+        stack.scale(1)
+        wait_for_replicas(stack, 1)
 
 
 def test_a_version_with_one_more_service_gets_its_calls(stack: LocalDriver) -> None:
@@ -154,7 +182,9 @@ def test_an_application_that_says_nothing_gets_what_no_other_has(stack: LocalDri
         server.deregister()
         body = {"ID": f"silent-{server.address}", "Name": "silent", "Address": server.address, "Port": 7777}
         ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"]})
-        wait_for(lambda: {peer["app"] for peer in peers(stack)}, lambda apps: "silent" in apps, 10, "it is known")
+        wait_for(
+            lambda: {peer["application"] for peer in peers(stack)}, lambda apps: "silent" in apps, 10, "it is known"
+        )
         assert call(stack, "/shop.Orders/List") == ("UNIMPLEMENTED", b"Method not found!")
         for _ in range(5):
             assert say_hello(target(stack)).startswith("hello_server")

@@ -39,11 +39,11 @@ def test_both_views_are_shown_and_agree(stack: LocalDriver) -> None:
     cells = replica.split()
     assert cells[0] == "hello_server"
     assert cells[3:6] == ["1", "-", "passing"]
-    assert replica.endswith("in service")
+    assert replica.endswith("serving")
     assert "protos.Ping" in shown
     assert "!" not in shown
     (found,) = status(stack)["replicas"]
-    assert (found["check"], found["balancer"], found["difference"]) == ("passing", "in service", "")
+    assert (found["check"], found["balancer"], found["difference"]) == ("passing", "serving", "")
 
 
 def test_why_walks_the_whole_way_of_a_replica_that_serves(stack: LocalDriver) -> None:
@@ -96,16 +96,16 @@ def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: Loca
         api.put("/v1/agent/service/deregister/far")
 
 
-def test_a_replica_that_is_set_aside_is_marked(stack: LocalDriver) -> None:
+def test_a_replica_that_is_ejected_is_marked(stack: LocalDriver) -> None:
     with running_probe(stack, 41) as server:
         server.process.kill()
         found = wait_for(
             lambda: [one for one in status(stack)["replicas"] if one["application"] == "probe"],
-            lambda replicas: replicas[0]["balancer"] == "refused",
+            lambda replicas: replicas[0]["balancer"] == "ejected: refused",
             10,
             "the balancer has found it out",
         )
-        assert found[0]["difference"] == "the balancer has set it aside: refused"
+        assert found[0]["difference"] == "the balancer has ejected it: refused"
         assert "NO  balancer" in stack.local_stack("status", "--why", "probe")
 
 
@@ -139,5 +139,5 @@ def test_an_address_of_another_form_is_a_usage_error(option: str, address: str) 
 
 def test_the_balancers_own_container_has_it_too(stack: LocalDriver) -> None:
     shown = stack.execute(BALANCER, "python3", "-m", "registrar", "status")
-    assert "in service" in shown
+    assert "serving" in shown
     assert "!" not in shown

@@ -19,7 +19,7 @@ _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
 
 def peers(stack: LocalDriver) -> list[dict[str, object]]:
     """The balancer's own view of its replicas."""
-    return list(view(stack)["peers"])
+    return list(view(stack)["replicas"])
 
 
 def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
@@ -29,7 +29,7 @@ def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
 
 def view(stack: LocalDriver) -> dict[str, Any]:
     """What the balancer says of itself."""
-    return dict(requests.get(f"http://{stack.address(BALANCER)}:8080/peers", timeout=5).json())
+    return dict(requests.get(f"http://{stack.address(BALANCER)}:8080/state", timeout=5).json())
 
 
 class Nginx:

@@ -216,7 +216,7 @@ class LocalDriver:
         balancer = self.home / "containers" / "load-balancer"
         parts += [
             f"== {path}\n{(balancer / path).read_text()}"
-            for path in ("etc/nginx/conf.d/load-balancer.conf", "run/peers")
+            for path in ("etc/nginx/conf.d/load-balancer.conf", "run/peers", "var/lib/load-balancer/snapshot.json")
             if (balancer / path).exists()
         ]
         return "\n".join(parts)

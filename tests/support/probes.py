@@ -33,6 +33,7 @@ class Registration:
     address: str
     app: str = APP
     service: str = SERVICE
+    since: str = ""
 
     @property
     def target(self) -> str:
@@ -47,7 +48,7 @@ class Registration:
             "Address": self.address,
             "Port": PORT,
             "Tags": ["grpc_server"],
-            "Meta": {"grpc_services": self.service},
+            "Meta": {"grpc_services": self.service, "grpc_since": self.since},
         }
         ConsulApi(self.stack).put("/v1/agent/service/register", body)
         if wait:
@@ -83,7 +84,7 @@ class ProbeServer(Registration):
 
 @contextmanager
 def running_probe(
-    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
 ) -> Iterator[ProbeServer]:
     """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
     address = stack.own_address(201, number)
@@ -92,7 +93,7 @@ def running_probe(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = ProbeServer(stack=stack, address=address, app=app, process=process)
+            server = ProbeServer(stack=stack, address=address, app=app, since=since, process=process)
             server.register()
             try:
                 yield server

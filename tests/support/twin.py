@@ -30,8 +30,9 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     container = stack.home / "containers" / BALANCER
     shutil.copytree(container / "etc/nginx", home / "etc/nginx")
     shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
-    shutil.copy(container / "run/peers", home / "run/peers")
+    # It starts with the replicas that the first has, and no control plane changes them.
     (home / "var/lib/load-balancer").mkdir(parents=True)
+    shutil.copy(container / "var/lib/load-balancer/snapshot.json", home / "var/lib/load-balancer/snapshot.json")
     address = stack.own_address(202, 1)
     structure = home / "etc/nginx/conf.d/load-balancer.conf"
     # The first of its addresses becomes the new one, the others go.
@@ -44,12 +45,7 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
     command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
     # As the balancer has them: it counts its calls too.
-    variables = {
-        "METRICS_PORT": "9464",
-        "PEER_CIDR": "127.0.0.0/8",
-        "CONSUL_ADDRESS": stack.address(BALANCER),
-        "CONSUL_PORT": "8500",
-    }
+    variables = {"METRICS_PORT": "9464"}
     with (
         (home / "log").open("wb") as log,
         subprocess.Popen(

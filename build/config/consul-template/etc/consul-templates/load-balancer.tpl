@@ -151,7 +151,7 @@ server {
     }
 
     location = /replicas {
-        proxy_pass http://unix:../balancer.sock:/replicas;
+        proxy_pass http://unix:run/balancer.sock:/replicas;
     }
 }
 
