@@ -89,9 +89,10 @@ def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: Loca
             lambda: stack.local_stack("status", "--why", "far"), lambda text: "PEER_CIDR" in text, 20, "it is refused"
         )
         assert "it gets no calls because of: rendered list" in shown
-        (marked,) = [line for line in stack.local_stack("status").splitlines() if "203.0.113.9:7777" in line]
+        marked, refused = [line for line in stack.local_stack("status").splitlines() if "203.0.113.9:7777" in line]
         assert marked.startswith("!")
         assert marked.endswith("the balancer does not have it")
+        assert refused.startswith("! refused: far 203.0.113.9:7777: 203.0.113.9 is neither its node's address nor in")
     finally:
         api.put("/v1/agent/service/deregister/far")
 
