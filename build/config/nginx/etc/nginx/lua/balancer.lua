@@ -112,7 +112,7 @@ function _M.balance()
     local now = clock.now()
     local replica = picker.pick(call.pool, call.tried, now)
     while replica do
-        local ok, err = ngx_balancer.set_current_peer(replica.address, replica.port)
+        local ok, err = ngx_balancer.set_current_peer(replica.host, replica.port)
         if ok then
             call.replica = replica
             call.period = inflight.enter(replica.calls)

@@ -26,6 +26,8 @@ local function take_replica(entry)
         replica = {
             key = key, application = entry.application, address = entry.address, port = entry.port,
             calls = inflight.new(), labels = entry.application .. "\t" .. entry.address .. ":" .. entry.port,
+            -- As set_current_peer wants it.
+            host = entry.address:find(":", 1, true) and "[" .. entry.address .. "]" or entry.address,
             -- For tcp.response().
             connection = { address = tcp.parse_address(entry.address), port = entry.port },
         }
