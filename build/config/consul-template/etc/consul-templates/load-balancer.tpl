@@ -17,13 +17,15 @@ reload, restart  They are the servers of the upstream, and this file is rendered
 {{ $some := printf "(%s(:%s){0,5})?" $group $group -}}
 {{ $ipv6 := printf "^(%s(:%s){7}|%s::%s)$" $group $group $some $some -}}
 
-{{- /* Two addresses are in one network when they are the same number of times its size, rounded down. */ -}}
-{{ range envOrDefault "PEER_CIDR" "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16" | replaceAll "," " " | split " " }}{{ if . -}}
-{{ if not (regexMatch (printf "^%s/(3[0-2]|[12]?[0-9])$" $ipv4) .) -}}
-{{ printf "PEER_CIDR: %q is no IPv4 network such as 10.0.0.0/8" . | sprig_fail }}{{ end -}}
-{{ $parts := split "/" . }}{{ $size := 1 }}{{ range loop (index $parts 1) 32 }}{{ $size = multiply 2 $size }}{{ end -}}
-{{ $times := executeTemplate "number" (index $parts 0) | parseInt | divide $size -}}
-{{ scratch.MapSet "networks" . (sprig_dict "size" $size "times" $times) -}}
+{{- /*
+PEER_CIDR, its IPv4 networks: two addresses are in one network when both have the same number, divided by the network's
+size and rounded down. A network without a prefix is one address.
+*/ -}}
+{{ $networks := envOrDefault "PEER_CIDR" "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16" | replaceAll "," " " | split " " -}}
+{{ range $networks }}{{ if regexMatch (printf "^%s(/(3[0-2]|[12]?[0-9]))?$" $ipv4) . -}}
+{{ $parts := printf "%s/32" . | split "/" }}{{ $number := index $parts 0 | executeTemplate "number" | parseInt -}}
+{{ $size := 1 }}{{ range loop (index $parts 1) 32 }}{{ $size = multiply 2 $size }}{{ end -}}
+{{ scratch.MapSet "networks" . (sprig_dict "size" $size "quotient" (divide $size $number)) -}}
 {{ end }}{{ end -}}
 
 {{- /*
@@ -35,8 +37,10 @@ replica's address is its node's own or in PEER_CIDR, its port is none of Consul'
 {{ $host := "" }}{{ $allowed := eq .Address .NodeAddress -}}
 {{ if regexMatch (printf "^%s$" $ipv4) .Address }}{{ $host = .Address -}}
 {{ $number := executeTemplate "number" .Address | parseInt -}}
-{{ range scratch.MapValues "networks" }}{{ if eq (divide .size $number) .times }}{{ $allowed = true }}{{ end }}{{ end -}}
-{{ else if and (regexMatch $ipv6 .Address) (not (regexMatch "(:.*){8}" .Address)) }}{{ $host = printf "[%s]" .Address }}{{ end -}}
+{{ range scratch.MapValues "networks" -}}
+{{ if eq (divide .size $number) .quotient }}{{ $allowed = true }}{{ end }}{{ end -}}
+{{ else if and (regexMatch $ipv6 .Address) (not (regexMatch "(:.*){8}" .Address)) -}}
+{{ $host = printf "[%s]" .Address }}{{ end -}}
 {{ $weight := .Weights.Warning }}{{ if eq .Status "passing" }}{{ $weight = .Weights.Passing }}{{ end -}}
 {{ $port := and (ge .Port 1) (le .Port 65535) (not (eq .Port 8300 8301 8302 8500 8501 8502 8503 8600)) -}}
 {{ if and $host $allowed $port (ge $weight 1) (le $weight 65535) -}}
