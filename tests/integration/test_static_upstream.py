@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 
 from tests.support.balancer import BALANCER, Nginx
 from tests.support.calls import OPTIONS, answers, status
@@ -130,6 +131,18 @@ def test_the_access_log_has_the_status_of_grpc(stack: LocalDriver) -> None:
     )
     seen = [json.loads(line.partition("nginx | ")[2])["grpc_status"] for line in lines]
     assert seen == ["OK", "Unimplemented", "Unimplemented"]
+
+
+def test_the_status_port_answers_without_a_control_plane(stack: LocalDriver) -> None:
+    base = f"http://{stack.address(BALANCER)}:8080"
+    assert requests.get(f"{base}/health", timeout=5).text == "serving\n"
+    stack.execute(BALANCER, "sh", "-c", "[ ! -e run/balancer.sock ] || mv run/balancer.sock run/balancer.away")
+    try:
+        answer = requests.get(f"{base}/replicas", timeout=5)
+        assert (answer.status_code, answer.json()) == (502, {"error": "the control plane is not running"})
+    finally:
+        stack.execute(BALANCER, "sh", "-c", "[ ! -e run/balancer.away ] || mv run/balancer.away run/balancer.sock")
+    assert requests.post(f"{base}/replicas", timeout=5).status_code == 403
 
 
 # Last: it leaves no replica.

@@ -138,14 +138,12 @@ server {
     }
 }
 
-# The balancer's own health and view, for its checks and for people.
+{{ $status := envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" | trim "[]" -}}
+{{ $port := envOrDefault "LB_STATUS_PORT" "8080" -}}
+# The balancer's own health and view, for its checks, for people and for the control plane.
 server {
-    listen {{ envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" }}:{{ envOrDefault "LB_STATUS_PORT" "8080" }};
-    default_type text/plain;
-
-    location = /health {
-        return 200 "serving\n";
-    }
+    listen {{ if contains ":" $status }}[{{ $status }}]{{ else }}{{ $status }}{{ end }}:{{ $port }};
+    include status.conf;
     {{- if not $static }}
 
     location = /peers {
@@ -160,12 +158,12 @@ server {
     {{- end }}
 }
 
-{{- $port := env "METRICS_PORT" }}
-{{- if not (or $static (eq $port "") (eq $port "0")) }}
+{{- $metrics := env "METRICS_PORT" }}
+{{- if not (or $static (eq $metrics "") (eq $metrics "0")) }}
 
 # For Prometheus; within the stack's own network.
 server {
-    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $port }};
+    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $metrics }};
 
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }
