@@ -120,7 +120,7 @@ server {
 
     location / {
         {{- if not $static }}
-        access_by_lua_block { require("tcp").gather() }
+        access_by_lua_block { require("balancer").accept() }
         {{- end }}
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
@@ -146,14 +146,29 @@ server {
     include status.conf;
     {{- if not $static }}
 
-    location = /peers {
+    # The replicas as this nginx has them.
+    location = /state {
         default_type application/json;
-        content_by_lua_block { require("balancer").view() }
+        content_by_lua_block { require("balancer").state() }
     }
 
-    location = /rendered {
+    # What the control plane decides. Only programs of the same host are allowed: a connection to an address of its own
+    # host comes from that address. Browsers send requests of any website from there too, with the header Origin.
+    location = /configuration {
+        allow 127.0.0.0/8;
+        allow ::1;
+        {{- if regexMatch "^[0-9A-Fa-f.:]+$" $status }}
+        allow {{ $status }};
+        {{- end }}
+        deny all;
+        if ($http_origin) {
+            return 403;
+        }
         default_type application/json;
-        content_by_lua_block { require("membership").rendered() }
+        # The body is never written to disk; its buffer is as large as Content-Length says.
+        client_max_body_size 64m;
+        client_body_buffer_size 64m;
+        content_by_lua_block { require("configuration").serve() }
     }
     {{- end }}
 }
