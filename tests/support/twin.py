@@ -25,8 +25,8 @@ def _serves(address: str) -> bool:
 
 
 @contextmanager
-def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
-    """Runs it in the directory ``home``; gives the address that it listens on."""
+def twin(stack: LocalDriver, home: Path, *, modules: bool = True) -> Iterator[tuple[str, int]]:
+    """Runs it in the directory ``home``, with nginx's modules or without; gives the address that it listens on."""
     container = stack.home / "containers" / BALANCER
     shutil.copytree(container / "etc/nginx", home / "etc/nginx")
     shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
@@ -42,7 +42,10 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
         text = text.replace(line, "")
     text = re.sub(r"listen \S+:(8080|9464);", rf"listen {address}:\1;", text)
     structure.write_text(text)
-    command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
+    if not modules:
+        main = home / "etc/nginx/nginx.conf"
+        main.write_text(re.sub(r"^include /etc/nginx/modules.*\n", "", main.read_text(), flags=re.MULTILINE))
+    command = ["nginx", "-e", "stderr", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
     # As the balancer has them: it counts its calls too.
     variables = {"METRICS_PORT": "9464"}

@@ -10,7 +10,6 @@ import pytest
 from benchmarks import membership, memory, plot, render, report
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import read_h2load
-from benchmarks.programs import ROOT
 from benchmarks.stats import Spread, percentile, ratios
 
 PEERS = ("127.0.0.5:7777", "127.0.0.6:7777")
@@ -67,16 +66,6 @@ def test_every_configuration_is_filled(name: str) -> None:
     assert "@PORT@" not in render.fill(name, values)
     with pytest.raises(BenchmarkError, match="nothing fills"):
         render.fill(name, {})
-
-
-def test_the_static_configuration_is_the_balancers_own_without_lua() -> None:
-    template = (ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl").read_text()
-    changed = render.static_upstream(template, PEERS)
-    assert "server 127.0.0.6:7777;" in changed
-    assert "grpc_connect_timeout" in changed
-    main = render.without_lua((ROOT / "build/config/nginx/etc/nginx/nginx.conf").read_text())
-    assert not [line for line in (changed + main).splitlines() if "lua" in line and not line.lstrip().startswith("#")]
-    assert main.count("{") == main.count("}")
 
 
 def test_peers_are_written_as_each_balancer_reads_them() -> None:

@@ -17,9 +17,17 @@ local _M = {}
 
 -- A failed try is repeated at so many other replicas at the most.
 local MORE_TRIES = 4
--- So many calls a worker has at once. Each takes a connection to a replica and may have a client's connection of its own;
--- worker_connections (nginx.conf) is more than twice that, so that /configuration can be reached whatever callers do.
-local MAX_CALLS = 12000
+-- So many calls a worker has at once, of the connections that it may have (worker_connections in nginx.conf, and the limit
+-- of open files). Each call takes one to a replica and may have a client's of its own; the rest is for idle ones and for
+-- /configuration, which can be reached whatever callers do.
+ffi.cdef([[
+    typedef struct { unsigned long current; unsigned long maximum; } lb_limit_t;
+    int getrlimit(int resource, lb_limit_t *limit);
+]])
+local RLIMIT_NOFILE, WORKER_CONNECTIONS, CALLS_PART = 7, 32768, 0.36
+local max_calls
+-- That the limit is reached is logged so often at the most.
+local REFUSED_SECONDS, refused_at = 10, 0
 
 -- The calls that this worker has, by the address of nginx's request. ngx.ctx would do, but costs more and does not
 -- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
@@ -51,8 +59,13 @@ end
 
 -- For access_by_lua: a call has begun.
 function _M.accept()
-    if open_calls >= MAX_CALLS then
-        ngx.var.lb_grpc_message = "too many calls at once at this balancer"
+    if open_calls >= max_calls then
+        local now = clock.now()
+        if now > refused_at + REFUSED_SECONDS then
+            refused_at = now
+            ngx.log(ngx.WARN, "this worker has ", open_calls, " calls, new ones get RESOURCE_EXHAUSTED")
+        end
+        ngx.var.lb_exhausted_message = "too many calls at once at this balancer"
         return ngx.exit(429)
     end
     local call
@@ -160,6 +173,9 @@ end
 
 -- For init_worker_by_lua.
 function _M.init_worker()
+    local limit = ffi.new("lb_limit_t")
+    ffi.C.getrlimit(RLIMIT_NOFILE, limit)
+    max_calls = math.floor(math.min(WORKER_CONNECTIONS, tonumber(limit.current)) * CALLS_PART)
     metrics.init_worker(function()
         refresh()
         return view.replicas

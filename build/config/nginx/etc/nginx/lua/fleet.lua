@@ -15,7 +15,7 @@ local NOBODY = { name = "", replicas = {}, weight = 0, weighted = false, calls =
 -- applications: by name, the pool of all replicas. services: by gRPC service, the pool that gets its calls. default: the
 -- pool of all other calls, or nil. only: the pool of every call where there is no other.
 local view = {
-    document = { version = "", replicas = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
+    document = { version = "", routes = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
     applications = {}, services = {}, default = NOBODY, only = NOBODY,
 }
 
