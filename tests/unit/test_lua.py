@@ -356,6 +356,16 @@ def test_weights_states_and_health_are_those_of_the_last_document() -> None:
     assert balancer.replica(2).state == "ejected: timeout"
 
 
+@pytest.mark.parametrize("calls", [1, 3000, 32_768])
+def test_small_weights_after_large_ones_are_shares_at_once(calls: int) -> None:
+    balancer = Balancer(replica(1, weight=65535), replica(2, weight=65534), replica(3))
+    balancer.picks(calls)
+    balancer.publish([replica(1, weight=2), replica(2, weight=1), replica(3)])
+    picks = Counter(balancer.picks(40))
+    assert abs(picks[1] - 20) <= 2, picks
+    assert abs(picks[2] - 10) <= 2, picks
+
+
 def test_a_pool_of_all_replicas_and_one_of_some_count_an_applications_calls_together() -> None:
     balancer = Balancer(replica(1), replica(2, "shop.A", "shop.New"), replica(3, "mail.B", application="mail"))
     balancer.begin(1, 5)

@@ -42,7 +42,8 @@ local function start_rotation(pool, old)
     local before = {}
     if old and old.weighted then
         for index, replica in ipairs(old.replicas) do
-            before[replica.key] = old.current[index]
+            -- In proportion: with other weights it would take as many calls to come round as the old ones add up to.
+            before[replica.key] = old.current[index] * pool.weight / old.weight
         end
     end
     pool.current = {}
