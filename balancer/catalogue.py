@@ -8,6 +8,7 @@ system says so in X-Consul-Results-Filtered-By-ACLs, and is not the whole catalo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -106,23 +107,27 @@ class Catalogue:
         wanted: dict[str, set[str]] = {}
         for one in absent:
             wanted.setdefault(one.application, set()).add(one.target)
-        found = set()
+        found: set[str] = set()
         for application, targets in wanted.items():
-            for instance in self._get(f"/v1/health/service/{application}").json():
-                service = instance["Service"]
-                target = host_port(_canonical(service["Address"] or instance["Node"]["Address"]), service["Port"])
-                if target in targets:
-                    found.add(f"{application} {target}")
+            path = f"/v1/health/service/{application}"
+            try:
+                listed = {_target(instance) for instance in self._get(path).json()}
+            except (ValueError, KeyError, TypeError) as error:
+                raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
+            found |= {f"{application} {target}" for target in targets & listed}
         return found
 
     def _cluster_id(self) -> str:
-        """Empty where Consul Connect is off, which Consul says with 500."""
+        """Empty where Consul Connect is off, which Consul says with 500; as servers do too that are not ready yet."""
+        path = "/v1/connect/ca/roots"
         try:
-            return str(self._get("/v1/connect/ca/roots").json().get("TrustDomain") or "")
+            return str(self._get(path).json().get("TrustDomain") or "")
         except BalancerError:
+            if self._cluster:
+                raise
             return ""
-        except ValueError as error:
-            raise BalancerError(f"{self._url}: {error}") from error
+        except (ValueError, AttributeError) as error:
+            raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
 
     def _get(self, path: str) -> requests.Response:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -139,9 +144,9 @@ class Catalogue:
         return response
 
 
-def _canonical(address: str) -> str:
-    """An IP address as registrations have it."""
-    try:
-        return str(ip_address(address))
-    except ValueError:
-        return address
+def _target(instance: Mapping[str, Any]) -> str:
+    """The ``address:port`` of an instance as registrations have it."""
+    address = str(instance["Service"]["Address"] or instance["Node"]["Address"])
+    with contextlib.suppress(ValueError):
+        address = str(ip_address(address))
+    return host_port(address, instance["Service"]["Port"])

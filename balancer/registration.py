@@ -22,10 +22,11 @@ _END = "# end"
 _CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
 # By Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
+_LARGEST = 10**9
 MAX_REPLICAS = 10_000
 # The registrar's metadata: grpc_services, grpc_services_2 to grpc_services_8.
 _SERVICES = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
-_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 _SHOWN = 80
 
 
@@ -118,7 +119,7 @@ class Parser:
             return None
         try:
             fields = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, list) or len(fields) != 6:
             return Refusal(application="", address="", port=0, reason=f"not of the expected form: {line[:_SHOWN]!r}")
@@ -127,9 +128,10 @@ class Parser:
         except _RefusedError as error:
             name, address, port = fields[0], fields[1] or fields[4], fields[2]
             return Refusal(
-                application=str(name)[:_SHOWN],
-                address=str(address)[:_SHOWN],
-                port=port if isinstance(port, int) else 0,
+                application=name[:_SHOWN] if isinstance(name, str) else "",
+                address=address[:_SHOWN] if isinstance(address, str) else "",
+                # Consul takes any number; status looks for it.
+                port=port if _is_integer(port, -_LARGEST, _LARGEST) else 0,
                 reason=str(error),
             )
 
@@ -137,10 +139,12 @@ class Parser:
         name, address, port, weight, node_address, meta = fields
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise _RefusedError("the name is not of 1 to 63 letters, digits, - and _")
-        if not isinstance(port, int) or not 1 <= port <= 65535 or port in _CONSUL_PORTS:
-            raise _RefusedError(f"a replica's port must be from 1 to 65535 and none of Consul's own (got {port!r})")
-        if not isinstance(weight, int) or not 0 <= weight <= _MAX_WEIGHT:
-            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {weight!r})")
+        if not _is_integer(port, 1, 65535) or port in _CONSUL_PORTS:
+            raise _RefusedError(
+                f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_shown(port)})"
+            )
+        if not _is_integer(weight, 0, _MAX_WEIGHT):
+            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_shown(weight)})")
         ip = self._address(address or node_address, node_address)
         meta = meta if isinstance(meta, dict) else {}
         registration = Registration(
@@ -157,7 +161,7 @@ class Parser:
     def _address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
         ip = _ip(text)
         if ip is None:
-            raise _RefusedError(f"the address must be an IP address (got {str(text)[:_SHOWN]!r})")
+            raise _RefusedError(f"the address must be an IP address (got {_shown(text)})")
         if ip.is_unspecified or ip.is_multicast:
             raise _RefusedError(f"{ip} is not the address of one host")
         if ip != _ip(node_address) and not any(ip in network for network in self._networks):
@@ -169,6 +173,18 @@ def _refusal(registration: Registration, reason: str) -> Refusal:
     return Refusal(
         application=registration.application, address=registration.address, port=registration.port, reason=reason
     )
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    # True is an int in Python.
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _shown(value: object) -> str:
+    """What is shown of a value; of a list or an object, which may be deep, only that it is one."""
+    if isinstance(value, str):
+        return repr(value[:_SHOWN])
+    return repr(value)[:_SHOWN] if isinstance(value, int | float | None) else f"a {type(value).__name__}"
 
 
 def _ip(text: object) -> IPv4Address | IPv6Address | None:
@@ -184,7 +200,7 @@ def _name(meta: Mapping[str, object], key: str) -> str:
     if not value:
         return ""
     if not isinstance(value, str) or not GRPC_SERVICE.fullmatch(value):
-        raise _RefusedError(f"{key} must be a gRPC service's name (got {str(value)[:_SHOWN]!r})")
+        raise _RefusedError(f"{key} must be a gRPC service's name (got {_shown(value)})")
     return value
 
 
@@ -193,10 +209,10 @@ def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
     for key in _SERVICES:
         value = meta.get(key)
         if value:
-            names = [name.strip() for name in str(value).split(",")]
-            wrong = next((name for name in names if name and not GRPC_SERVICE.fullmatch(name)), None)
-            if wrong is not None:
-                raise _RefusedError(f"{key} must be gRPC services' names (got {wrong[:_SHOWN]!r})")
+            names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
+            wrong = [name for name in names if name and not GRPC_SERVICE.fullmatch(name)]
+            if wrong or not names:
+                raise _RefusedError(f"{key} must be gRPC services' names (got {_shown(wrong[0] if wrong else value)})")
             found.update(filter(None, names))
     return tuple(sorted(found))
 

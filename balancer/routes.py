@@ -33,18 +33,25 @@ class Route:
 
 
 def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
-    """The route of each service that a replica has, by the service's name; of very many services the first by name."""
+    """The route of each service that a replica has, by the service's name.
+
+    Of very many services those that have an application for longest: nobody takes calls away by registering others.
+    """
     since: dict[str, str] = {}
     claims: dict[str, set[str]] = {}
     for one in registrations:
         since[one.application] = min(since.get(one.application, _UNKNOWN), one.since or _UNKNOWN)
         for service in one.services:
             claims.setdefault(service, set()).add(one.application)
-    found = {}
-    for service in sorted(claims)[:MAX_SERVICES]:
-        owner, *others = sorted(claims[service], key=lambda application: (since[application], application))
-        found[service] = Route(application=owner, also=tuple(sorted(others)[:_MAX_OTHERS]))
-    return found
+    ranked = {
+        service: sorted(claimants, key=lambda application: (since[application], application))
+        for service, claimants in claims.items()
+    }
+    kept = sorted(ranked, key=lambda service: (since[ranked[service][0]], service))[:MAX_SERVICES]
+    return {
+        service: Route(application=ranked[service][0], also=tuple(sorted(ranked[service][1:])[:_MAX_OTHERS]))
+        for service in sorted(kept)
+    }
 
 
 class RouteMemory:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from balancer.config import BalancerConfig
 from grpc_server.config import ServerConfig
 from registrar.config import RegistrarConfig
 from registrar.environment import ConfigError
@@ -42,6 +43,7 @@ def read_by_code() -> set[str]:
     """The variables that the programs, scripts, templates and the compose file read."""
     recorder = Recorder()
     ServerConfig.from_env(recorder)
+    BalancerConfig.from_env(recorder)
     with pytest.raises(ConfigError):
         RegistrarConfig.from_env(recorder)
     names = set(recorder.asked)

@@ -39,19 +39,24 @@ end
 
 -- Each worker begins at another place of the rotation, or all would send their first calls to the same replica.
 local function start_rotation(pool, old)
-    local count, phase = #pool.replicas, ngx.worker.id() / ngx.worker.count()
-    pool.position = (old and old.position or math.floor(phase * count)) % math.max(count, 1)
+    local count, worker, workers = #pool.replicas, ngx.worker.id(), ngx.worker.count()
+    pool.position = (old and old.position or math.floor(worker * count / workers)) % math.max(count, 1)
     local before = {}
     if old and old.weighted then
         for index, replica in ipairs(old.replicas) do
-            before[replica.key] = old.current[index]
+            -- In proportion: with other weights it would take as many calls to come round as the old ones add up to.
+            before[replica.key] = old.current[index] * pool.weight / old.weight
         end
     end
     pool.current = {}
+    -- Where smooth weighted round robin (picker.lua) is about after so many calls of a whole turn, and how many of them
+    -- the replicas so far have had.
+    local calls, weight, had = math.floor(worker * pool.weight / workers), 0, 0
     for index, replica in ipairs(pool.replicas) do
-        -- Where smooth weighted round robin (picker.lua) is after that part of a whole turn.
-        local due = phase * replica.weight
-        pool.current[index] = before[replica.key] or (due - math.floor(due + 0.5)) * pool.weight
+        weight = weight + replica.weight
+        local due = math.floor(calls * weight / pool.weight + 0.5)
+        pool.current[index] = before[replica.key] or calls * replica.weight - (due - had) * pool.weight
+        had = due
     end
 end
 

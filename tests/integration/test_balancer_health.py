@@ -1,0 +1,290 @@
+"""The balancer's health prober with real servers, without a stack."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
+
+from balancer import health as module
+from balancer.fleet import Health
+from balancer.registration import Registration
+from tests.support import frames
+from tests.support.drivers import ROOT
+from tests.support.probing import Probing
+from tests.support.wait import wait_for
+
+NAME = "tests.Health"
+PORT = 7777
+Status = health_pb2.HealthCheckResponse
+_numbers = itertools.count(1)
+# Nothing else is to be told from a check in its turn.
+LONG_SECONDS = 60.0
+
+
+def registered(name: str = NAME, address: str = "", port: int = PORT) -> Registration:
+    """A replica at an address of its own."""
+    address = address or f"127.45.{os.getpid() % 250}.{next(_numbers)}"
+    return Registration(application="tests", address=address, port=port, weight=1, health=name)
+
+
+class Server:
+    """A gRPC server with a health service, at the address of a replica."""
+
+    def __init__(
+        self,
+        registration: Registration,
+        *,
+        names: tuple[str, ...] = (NAME,),
+        service: object = None,
+        options: tuple[tuple[str, int], ...] = (),
+        most: int | None = None,
+    ) -> None:
+        self.health = HealthServicer(experimental_thread_pool=ThreadPoolExecutor(2))
+        for name in names:
+            self.set(Status.SERVING, name)
+        self._server = grpc.server(
+            ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0), *options], maximum_concurrent_rpcs=most
+        )
+        if service is None:
+            service = self.health
+        if service:
+            health_pb2_grpc.add_HealthServicer_to_server(service, self._server)
+        self.handlers = self._server.add_generic_rpc_handlers
+        self._server.add_insecure_port(registration.target)
+        self.start = self._server.start
+
+    def set(self, status: int, name: str = NAME) -> None:
+        """What it says of its health."""
+        self.health.set(name, status)
+
+    def stop(self, grace: float | None = None) -> threading.Event:
+        """Ends it."""
+        return self._server.stop(grace)
+
+
+@contextlib.contextmanager
+def serving(registration: Registration, **given: object) -> Iterator[Server]:
+    """A server while the block runs."""
+    server = Server(registration, **given)  # type: ignore[arg-type]
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(0).wait(5)
+
+
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that serves is not asked in turn: only its watch tells of a change."""
+    monkeypatch.setattr(module, "SERVING_SECONDS", LONG_SECONDS)
+
+
+def test_a_server_that_serves_is_serving() -> None:
+    replica = registered()
+    with serving(replica), Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+
+
+def test_an_address_of_ipv6_is_asked_as_well() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as one:
+        port = one.getsockname()[1]
+    replica = registered(address="::1", port=port)
+    with Probing(replica, known=Health.SERVING) as probing:
+        probing.wait(replica, Health.REFUSED, 3)
+        with serving(replica):
+            probing.wait(replica, Health.SERVING, 2)
+
+
+@pytest.mark.usefixtures("no_turns")
+def test_a_server_that_says_it_does_not_serve_is_believed_at_once() -> None:
+    replica = registered()
+    with serving(replica) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        for _ in range(3):
+            probing.wait(replica, Health.NOT_SERVING, 1, after=lambda: server.set(Status.NOT_SERVING))
+            probing.wait(replica, Health.SERVING, 1, after=lambda: server.set(Status.SERVING))
+
+
+@pytest.mark.usefixtures("no_turns")
+def test_the_end_of_a_server_is_seen_at_once() -> None:
+    replica = registered()
+    with serving(replica) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        probing.wait(replica, Health.REFUSED, 1, after=server.stop)
+
+
+def test_a_server_that_has_come_back_is_serving_within_half_a_second() -> None:
+    replica = registered()
+    back = []
+    with Probing(replica, known=Health.SERVING) as probing:
+        for _ in range(3):
+            probing.wait(replica, Health.REFUSED, 3)
+            with serving(replica):
+                back.append(probing.wait(replica, Health.SERVING, 3))
+    # Another program may have the processor, but hardly each time.
+    assert min(back) < 0.5, back
+
+
+@pytest.mark.parametrize("name", [NAME, ""])
+def test_where_nobody_listens_a_replica_is_refused(name: str) -> None:
+    replica = registered(name)
+    with Probing(replica, known=Health.SERVING) as probing:
+        probing.wait(replica, Health.REFUSED, 3)
+
+
+class Answering(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ships no types
+    """A health service that always answers the same."""
+
+    def __init__(self, status: int = Status.SERVING, code: grpc.StatusCode | None = None, watch: bool = True) -> None:
+        self._response = Status(status=status)
+        self._code = code
+        self._watch = watch
+
+    def Check(  # noqa: N802 - gRPC's name
+        self, _request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        if self._code is not None:
+            context.abort(self._code, "as the test says")
+        return self._response
+
+    def Watch(  # noqa: N802 - gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        if not self._watch:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no Watch")
+        yield self.Check(request, context)
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        ended.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("service", "names", "found"),
+    [
+        (None, ("other.Name",), Health.WRONG_SERVICE),
+        (False, (), Health.WRONG_SERVICE),
+        (Answering(Status.SERVICE_UNKNOWN), (), Health.WRONG_SERVICE),
+        (Answering(code=grpc.StatusCode.NOT_FOUND), (), Health.WRONG_SERVICE),
+        (Answering(code=grpc.StatusCode.UNIMPLEMENTED), (), Health.WRONG_SERVICE),
+        (Answering(Status.UNKNOWN), (), Health.NOT_SERVING),
+        (Answering(Status.NOT_SERVING), (), Health.NOT_SERVING),
+        (Answering(code=grpc.StatusCode.PERMISSION_DENIED), (), Health.SERVING),
+        (Answering(watch=False), (), Health.SERVING),
+    ],
+)
+def test_what_a_server_answers_is_what_it_is(service: object, names: tuple[str, ...], found: Health) -> None:
+    replica = registered()
+    with serving(replica, service=service, names=names), Probing(replica, known=Health.REFUSED) as probing:
+        probing.wait(replica, found, 3)
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 4, 5, "it is asked again")
+        assert set(probing.of(replica)) == {found}
+
+
+class Raw:
+    """A server that nobody else wrote: it speaks HTTP/2 as far as the test wants, and counts its connections.
+
+    Args:
+        registration: its address.
+        answer: what is sent when a connection has been made, and what for each call (its stream's number); None ends it.
+    """
+
+    def __init__(self, registration: Registration, answer: Callable[[int, int], bytes | None]) -> None:
+        self.accepted = 0
+        self.open: set[socket.socket] = set()
+        self._answer = answer
+        self._listener = socket.create_server((registration.address, registration.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.accepted += 1
+                self.open.add(connection)
+                threading.Thread(target=self._speak, args=(connection, self.accepted), daemon=True).start()
+
+    def _speak(self, connection: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError), connection:
+            received, said = b"", self._answer(number, 0)
+            while said is not None:
+                connection.sendall(said)
+                part = connection.recv(65536)
+                if not part:
+                    break
+                found, received = frames.whole((received + part).removeprefix(frames.MAGIC))
+                calls = [self._answer(number, stream) for kind, stream in found if kind == frames.HEADERS]
+                acknowledged = [frames.frame(frames.SETTINGS, frames.ACK)] if (frames.SETTINGS, 0) in found else []
+                said = None if None in calls else b"".join([*acknowledged, *filter(None, calls)])
+        self.open.discard(connection)
+
+    def close(self) -> None:
+        """Ends it with its connections."""
+        for one in (self._listener, *list(self.open)):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def raw(registration: Registration, answer: Callable[[int, int], bytes | None]) -> Iterator[Raw]:
+    """Such a server while the block runs."""
+    server = Raw(registration, answer)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+OK_HEADER = frames.block([(":status", "200"), ("content-type", "application/grpc")])
+OK_TRAILERS = frames.block([("grpc-status", "0")])
+# The message SERVING, with a field that this version of the protocol does not know.
+SERVES = frames.message(b"\x08\x01" + b"\x7a\x03abc")
+
+
+def padded(stream: int, part: bytes) -> bytes:
+    """A DATA frame with padding."""
+    return frames.frame(frames.DATA, frames.PADDED, stream, b"\x05" + part + bytes(5))
+
+
+def answered(stream: int, body: bytes) -> bytes:
+    """A call's answer around its DATA frames; without a call the server's settings."""
+    if not stream:
+        return frames.settings()
+    head = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, OK_HEADER)
+    return head + body + frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, OK_TRAILERS)
+
+
+def in_one(stream: int) -> bytes:
+    """An answer in one DATA frame."""
+    return answered(stream, frames.frame(frames.DATA, 0, stream, SERVES))
+
+
+def in_pieces(stream: int) -> bytes:
+    """An answer in a DATA frame for each byte, some with padding, some without a byte."""
+    pieces = [frames.frame(frames.DATA, 0, stream, bytes([byte])) + padded(stream, b"") for byte in SERVES[:3]]
+    return answered(stream, b"".join(pieces) + b"".join(padded(stream, bytes([byte])) for byte in SERVES[3:]))
+
+
+@pytest.mark.parametrize("answer", [in_one, in_pieces])
+def test_an_answer_in_any_number_of_frames_is_understood(answer: Callable[[int], bytes]) -> None:
+    replica = registered()
+    with raw(replica, lambda _, stream: answer(stream)), Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 6, 5, "it is asked again")
+        assert set(probing.of(replica)) == {Health.SERVING}

@@ -1,0 +1,104 @@
+"""What the control plane makes of its environment."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from balancer.config import BalancerConfig
+from registrar.environment import ConfigError
+
+
+def config(**variables: str) -> BalancerConfig:
+    return BalancerConfig.from_env(variables)
+
+
+def problems(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config(**variables)
+    assert str(caught.value).splitlines() == caught.value.problems
+    return caught.value.problems
+
+
+def test_nothing_is_required() -> None:
+    made = config()
+    assert made == BalancerConfig(
+        mode="dynamic",
+        networks=(ip_network("10.0.0.0/8"), ip_network("172.16.0.0/12"), ip_network("192.168.0.0/16")),
+        consul_url="http://127.0.0.1:8500",
+        nginx_url="http://127.0.0.1:8080",
+    )
+    assert made.publishes
+
+
+def test_blank_is_as_missing() -> None:
+    names = ("NGINX_UPDATE", "PEER_CIDR", "CONSUL_ADDRESS", "CONSUL_PORT", "LB_STATUS_ADDRESS", "LB_STATUS_PORT")
+    assert config(**dict.fromkeys(names, " ")) == config()
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("10.1.0.0/16", ["10.1.0.0/16"]),
+        ("fd00::/8", ["fd00::/8"]),
+        ("10.0.0.0/8,fd00::/8", ["10.0.0.0/8", "fd00::/8"]),
+        (" 10.0.0.0/8 , fd00::/8,,127.0.0.0/8  ::1 ", ["10.0.0.0/8", "fd00::/8", "127.0.0.0/8", "::1/128"]),
+        ("10.1.2.3", ["10.1.2.3/32"]),
+        ("10.1.2.3/8", ["10.0.0.0/8"]),
+        ("0.0.0.0/0 ::/0", ["0.0.0.0/0", "::/0"]),
+        (",", []),
+    ],
+)
+def test_peer_cidr_is_networks_of_both_families_separated_by_commas_or_spaces(text: str, networks: list[str]) -> None:
+    assert config(PEER_CIDR=text).networks == tuple(ip_network(network) for network in networks)
+
+
+def test_each_wrong_network_is_named() -> None:
+    assert problems(PEER_CIDR="10.0.0.0/8 10.0.0.0/33,private fd00::/129") == [
+        f"PEER_CIDR: must be networks such as 10.0.0.0/8 or fd00::/8 (got {wrong!r})"
+        for wrong in ("10.0.0.0/33", "private", "fd00::/129")
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["10.0.0.0/8;", "10.0.0", "10.0.0.0/", "/8", "10.0.0.0/-1", "[fd00::]/8", "a.b/8"])
+def test_what_is_no_network_is_refused(wrong: str) -> None:
+    assert problems(PEER_CIDR=wrong) == [f"PEER_CIDR: must be networks such as 10.0.0.0/8 or fd00::/8 (got {wrong!r})"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "publishes"),
+    [
+        ("dynamic", "dynamic", True),
+        ("Dynamic", "dynamic", True),
+        ("reload", "reload", False),
+        ("RESTART", "restart", False),
+    ],
+)
+def test_only_the_dynamic_way_has_nginx_get_its_replicas_from_here(text: str, mode: str, publishes: bool) -> None:
+    made = config(NGINX_UPDATE=text)
+    assert (made.mode, made.publishes) == (mode, publishes)
+
+
+def test_another_way_is_refused_with_those_that_there_are() -> None:
+    assert problems(NGINX_UPDATE="hot") == ["NGINX_UPDATE: 'hot' is none of dynamic, reload, restart"]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"), [("10.0.0.1", "10.0.0.1"), ("::1", "[::1]"), ("fd00::2", "[fd00::2]"), ("agent_1", "agent_1")]
+)
+def test_an_address_is_of_either_family_or_a_name(address: str, shown: str) -> None:
+    made = config(CONSUL_ADDRESS=address, CONSUL_PORT="1", LB_STATUS_ADDRESS=address, LB_STATUS_PORT="65535")
+    assert (made.consul_url, made.nginx_url) == (f"http://{shown}:1", f"http://{shown}:65535")
+
+
+def test_every_problem_has_a_line() -> None:
+    wrong = {
+        "NGINX_UPDATE": "x",
+        "PEER_CIDR": "x",
+        "CONSUL_ADDRESS": "a/b",
+        "CONSUL_PORT": "0",
+        "LB_STATUS_ADDRESS": "1.2.3",
+        "LB_STATUS_PORT": "65536",
+    }
+    assert [line.split(":")[0] for line in problems(**wrong)] == list(wrong)
