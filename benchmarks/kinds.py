@@ -17,7 +17,6 @@ from benchmarks.servers.measure import Case, Figures
 from benchmarks.servers.start import GO, KINDS, ServerKind
 from benchmarks.stats import Spread, ratios
 
-TURNS = 4
 _KIB = 1024
 # The bars are held against these.
 LOADS = (
@@ -37,7 +36,7 @@ _METHOD = f"""\
 Three servers of each kind with the default options of its library ([servers](../benchmarks/servers)), which answer with
 what they are sent, and all balancers in front of the same three. Calls come from h2load, as CONNECTIONSxSTREAMS with
 greetings of 16 bytes unless a size is named; the percentiles are those of every call's time in its log. In a round each
-balancer has its calls in {TURNS} turns, and who follows whom changes. A call without a whole answer ends the run.
+balancer has its calls in several turns, and who follows whom changes. A call without a whole answer ends the run.
 
 The bars compare the Lua balancer with nginx's own static upstream, which has the same configuration without Lua: p50 at
 most {P50_MOST} times, p99 at most {P99_MOST} times, calls a second at least {RATE_LEAST} times ({GO_RATE_LEAST} with
@@ -100,7 +99,7 @@ def _measure(bench: Bench, kind: ServerKind, first: int) -> Results:
             bench.say(f"{kind.name}: round {number + 1} of {plan.kind_rounds}")
             ordered = balancers if number % 2 == 0 else balancers[::-1]
             for case in (*LOADS, *SIZES):
-                results.add(case.name, measure.one_round(bench, ordered, case, plan.kind_calls, TURNS))
+                results.add(case.name, measure.one_round(bench, ordered, case, plan.kind_calls, plan.kind_turns))
             results.add(STREAM, measure.stream_round(ordered, plan.tick_seconds))
     return results
 

@@ -18,6 +18,7 @@ class Plan:
         changes: membership changes in a round.
         every_kind: all kinds of servers, or the first two.
         kind_rounds: rounds of each kind.
+        kind_turns: turns of a balancer in such a round.
         kind_calls: a balancer's calls one at a time in such a round; other loads have a share of it.
         tick_seconds: how long the streams of such a round are read.
     """
@@ -30,6 +31,7 @@ class Plan:
     changes: int
     every_kind: bool
     kind_rounds: int
+    kind_turns: int
     kind_calls: int
     tick_seconds: float
 
@@ -43,6 +45,7 @@ FULL = Plan(
     changes=40,
     every_kind=True,
     kind_rounds=5,
+    kind_turns=8,
     kind_calls=2_000,
     tick_seconds=1.0,
 )
@@ -55,6 +58,7 @@ QUICK = Plan(
     changes=6,
     every_kind=False,
     kind_rounds=1,
+    kind_turns=2,
     kind_calls=200,
     tick_seconds=0.3,
 )
