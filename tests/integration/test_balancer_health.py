@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +19,6 @@ from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
 from tests.support import frames
-from tests.support.drivers import ROOT
 from tests.support.probing import Probing
 from tests.support.wait import wait_for
 
@@ -201,7 +196,7 @@ class Raw:
 
     Args:
         registration: its address.
-        answer: what is sent when a connection has been made, and what for each call (its stream's number); None ends it.
+        answer: what is sent when a connection has been made, and for each call (its stream's number); None ends it.
     """
 
     def __init__(self, registration: Registration, answer: Callable[[int, int], bytes | None]) -> None:

@@ -32,7 +32,9 @@ def twin(stack: LocalDriver, home: Path, *, modules: bool = True) -> Iterator[tu
     shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
     # It starts with the replicas that the first has, and no control plane changes them.
     (home / "var/lib/load-balancer").mkdir(parents=True)
-    shutil.copy(container / "var/lib/load-balancer/snapshot.json", home / "var/lib/load-balancer/snapshot.json")
+    snapshot = "var/lib/load-balancer/snapshot.json"
+    if (container / snapshot).exists():
+        shutil.copy(container / snapshot, home / snapshot)
     address = stack.own_address(202, 1)
     structure = home / "etc/nginx/conf.d/load-balancer.conf"
     # The first of its addresses becomes the new one, the others go.

@@ -17,15 +17,17 @@ local _M = {}
 
 -- A failed try is repeated at so many other replicas at the most.
 local MORE_TRIES = 4
--- So many calls a worker has at once, of the connections that it may have (worker_connections in nginx.conf, and the limit
--- of open files). Each call takes one to a replica and may have a client's of its own; the rest is for idle ones and for
--- /configuration, which can be reached whatever callers do.
+-- So many calls a worker has at once, of the connections that it may have (worker_connections in nginx.conf, and the
+-- limit of open files). Each call takes one to a replica and may have a client's of its own; the rest is for idle ones
+-- and for /configuration, which can be reached whatever callers do.
 ffi.cdef([[
     typedef struct { unsigned long current; unsigned long maximum; } lb_limit_t;
     int getrlimit(int resource, lb_limit_t *limit);
 ]])
 local RLIMIT_NOFILE, WORKER_CONNECTIONS, CALLS_PART = 7, 32768, 0.36
-local max_calls
+local limit = ffi.new("lb_limit_t")
+ffi.C.getrlimit(RLIMIT_NOFILE, limit)
+local MAX_CALLS = math.floor(math.min(WORKER_CONNECTIONS, tonumber(limit.current)) * CALLS_PART)
 -- That the limit is reached is logged so often at the most.
 local REFUSED_SECONDS, refused_at = 10, 0
 
@@ -59,7 +61,7 @@ end
 
 -- For access_by_lua: a call has begun.
 function _M.accept()
-    if open_calls >= max_calls then
+    if open_calls >= MAX_CALLS then
         local now = clock.now()
         if now > refused_at + REFUSED_SECONDS then
             refused_at = now
@@ -173,9 +175,6 @@ end
 
 -- For init_worker_by_lua.
 function _M.init_worker()
-    local limit = ffi.new("lb_limit_t")
-    ffi.C.getrlimit(RLIMIT_NOFILE, limit)
-    max_calls = math.floor(math.min(WORKER_CONNECTIONS, tonumber(limit.current)) * CALLS_PART)
     metrics.init_worker(function()
         refresh()
         return view.replicas
