@@ -7,11 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from balancer import api
 from balancer.errors import BalancerError
+from benchmarks.balancers import LuaNginx
+from benchmarks.processes import Processes
+from registrar.environment import host_port
 from tests.support.drivers import ROOT
 from tests.support.wait import wait_for
 
@@ -104,3 +110,82 @@ class ControlPlane:
         except BalancerError:
             return False
         return True
+
+
+class _Nginx(LuaNginx):
+    """The stack's nginx without a replica, in an environment of its own."""
+
+    def __init__(self, processes: Processes, port: int, environment: Mapping[str, str], open_files: int) -> None:
+        super().__init__(processes, port)
+        self.variables = {**LuaNginx.variables, **environment}
+        self._open_files = open_files
+
+    def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:  # noqa: ARG002 - it has none
+        self._started_with = env
+        # nginx clears its environment, but for what is named.
+        main = self.directory / "etc/nginx/nginx.conf"
+        main.write_text("".join(f"env {name};\n" for name in self.variables) + main.read_text())
+        self._render(env)
+
+    def _spawn(self, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+        limit = f"ulimit -n {self._open_files}; " if self._open_files else ""
+        super()._spawn(["sh", "-c", f'{limit}exec "$@"', "sh", *command], env)
+
+    def launch(self) -> None:
+        """Starts it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._launch([])
+
+    def restart(self, *, snapshot: bool = True) -> None:
+        """Stops it and starts it again, with the control plane's snapshot or without."""
+        kept = self.directory / "var/lib/load-balancer/snapshot.json"
+        self.stop()
+        if not snapshot:
+            kept.unlink()
+        self._spawn(["nginx-start"], self._started_with)
+
+
+class Balancer:
+    """nginx and its control plane, without Consul and consul-template.
+
+    Attributes:
+        nginx: the data plane.
+        control_plane: what decides; a test renders for it.
+        target: where calls go.
+    """
+
+    def __init__(
+        self, processes: Processes, port: int, environment: Mapping[str, str] | None = None, *, open_files: int = 0
+    ) -> None:
+        environment = dict(environment or {})
+        self._host = environment.setdefault("LB_STATUS_ADDRESS", "127.0.0.1")
+        self.port = port
+        self.nginx = _Nginx(processes, port, environment, open_files)
+        self.target = self.nginx.target
+        self.nginx.launch()
+        self.control_plane = ControlPlane(self.nginx.directory, {**environment, "LB_STATUS_PORT": str(port + 1)})
+        wait_for(self._configured, bool, 20, "nginx has the control plane's document")
+
+    def close(self) -> None:
+        """Ends both."""
+        self.control_plane.close()
+        self.nginx.stop()
+
+    def state(self) -> dict[str, Any]:
+        """What nginx balances over."""
+        return dict(requests.get(f"http://{host_port(self._host, self.port + 1)}/state", timeout=5).json())
+
+    def states(self) -> dict[str, str]:
+        """The states of nginx's replicas, by address."""
+        return {str(one["address"]): str(one["state"]) for one in self.state()["replicas"]}
+
+    def date(self) -> float:
+        """The time that nginx has, in seconds since 1970."""
+        response = requests.get(f"http://{host_port(self._host, self.port + 1)}/health", timeout=5)
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+
+    def _configured(self) -> bool:
+        try:
+            return bool(self.state()["version"])
+        except (requests.RequestException, ValueError):
+            return False
