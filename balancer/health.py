@@ -28,6 +28,9 @@ SERVING_SECONDS, HELD_SECONDS = 0.5, 0.2
 # One that does not serve is asked again after a part of the time for which it has not, within these bounds.
 AGAIN_SECONDS, AGAIN_MOST_SECONDS, AGAIN_PART = 0.1, 5.0, 0.03
 TIMEOUT_SECONDS = 0.5
+# A connection on which nothing is answered is given up: one that a partition has cut off would carry nothing again until
+# TCP sends once more, which it does later and later.
+_SILENT_SECONDS = 2.0
 # What all probes may cost in a second, in units of about 0.2 ms of processor time, and what each kind costs. So 40 ms.
 BUDGET, _CHECK_COST, _CONNECTION_COST = 200.0, 1.0, 4.0
 # Each takes about 100 KB. Replicas beyond these are asked in turn only.
@@ -45,6 +48,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_retries", 0),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 64 * 1024),
+    # How long a connection may take. A channel that is closed meanwhile keeps it as long, 20 s by default.
+    ("grpc.min_reconnect_backoff_ms", int(2 * TIMEOUT_SECONDS * 1000)),
 ]
 _STATUS = {
     health_pb2.HealthCheckResponse.SERVING: Health.SERVING,
@@ -199,13 +204,18 @@ class Prober:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             probe.watch_due = self.clock() + _SATURATED_SECONDS
             self._end_watch(probe)
-        lost = health is Health.TIMEOUT and channel.get_state() is not grpc.ChannelConnectivity.READY
+        lost = health is Health.TIMEOUT and (
+            channel.get_state() is not grpc.ChannelConnectivity.READY or self._is_silent(probe)
+        )
         if lost or health is Health.REFUSED or (probe.watch is None and self._watches >= MAX_WATCHES):
             await self._drop_channel(probe)
         if health is Health.REFUSED and not fresh and not probe.closed:
             # The connection has ended, as servers do with old ones: is there another?
             return await self._ask(probe)
         return health
+
+    def _is_silent(self, probe: _Probe) -> bool:
+        return probe.health is Health.TIMEOUT and self.clock() > probe.changed + _SILENT_SECONDS
 
     async def _drop_channel(self, probe: _Probe) -> None:
         self._end_watch(probe)
@@ -256,8 +266,14 @@ class Prober:
 
     def _close(self, probe: _Probe) -> None:
         probe.closed = True
-        # A question that is being asked ends by itself, and with the channel.
-        self._spawn(self._drop_channel(probe))
+        self._spawn(self._end(probe))
+
+    async def _end(self, probe: _Probe) -> None:
+        # First the question: it may make a channel yet, and must not be left with one that is closed.
+        if probe.turn is not None:
+            probe.turn.cancel()
+            await asyncio.wait([probe.turn])
+        await self._drop_channel(probe)
 
 
 def _target(registration: Registration) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -19,6 +24,7 @@ from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
 from tests.support import frames
+from tests.support.drivers import ROOT
 from tests.support.probing import Probing
 from tests.support.wait import wait_for
 
@@ -196,7 +202,8 @@ class Raw:
 
     Args:
         registration: its address.
-        answer: what is sent when a connection has been made, and for each call (its stream's number); None ends it.
+        answer: what is sent on a connection (its number) when it has been made, and for each call (its stream's
+            number); None ends it.
     """
 
     def __init__(self, registration: Registration, answer: Callable[[int, int], bytes | None]) -> None:
@@ -283,3 +290,203 @@ def test_an_answer_in_any_number_of_frames_is_understood(answer: Callable[[int],
         probing.wait(replica, Health.SERVING, 2)
         wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 6, 5, "it is asked again")
         assert set(probing.of(replica)) == {Health.SERVING}
+
+
+HOLD = "/tests.Slot/Hold"
+
+
+class Slot(grpc.GenericRpcHandler):
+    """A method whose calls last until the test ends them."""
+
+    def __init__(self) -> None:
+        self.taken, self.end = threading.Event(), threading.Event()
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        return grpc.unary_unary_rpc_method_handler(self._hold) if details.method == HOLD else None
+
+    def _hold(self, request: bytes, _context: grpc.ServicerContext) -> bytes:
+        self.taken.set()
+        self.end.wait(30)
+        return request
+
+
+def held(replica: Registration) -> grpc.StatusCode:
+    """The status of a call that lasts until the slot ends."""
+    with grpc.insecure_channel(replica.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            channel.unary_unary(HOLD, request_serializer=bytes, response_deserializer=bytes)(b"", timeout=20)
+        except grpc.RpcError as error:
+            return grpc.StatusCode(error.code())
+    return grpc.StatusCode.OK
+
+
+def test_a_server_that_has_as_many_calls_as_it_takes_is_serving() -> None:
+    replica, slot = registered(), Slot()
+    with serving(replica, most=1) as server, ThreadPoolExecutor(1) as calls:
+        server.handlers((slot,))
+        holding = calls.submit(held, replica)
+        assert slot.taken.wait(5)
+        with Probing(replica) as probing:
+            probing.wait(replica, Health.SERVING, 2)
+            wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 5, 5, "it is asked again")
+            assert set(probing.of(replica)) == {Health.SERVING}
+        slot.end.set()
+        assert holding.result(10) is grpc.StatusCode.OK
+
+
+def test_the_watch_leaves_a_server_all_the_calls_that_it_takes() -> None:
+    replica, slot = registered(), Slot()
+    slot.end.set()
+    with serving(replica, most=1) as server, Probing(replica) as probing:
+        server.handlers((slot,))
+        probing.wait(replica, Health.SERVING, 2)
+        # The watch has taken the only place; the next check finds none, and that ends the watch.
+        wait_for(lambda: held(replica), lambda code: code is grpc.StatusCode.OK, 3, "there is a place for a call")
+        # A check takes a moment of it.
+        codes = [held(replica) for _ in range(200)]
+        assert codes.count(grpc.StatusCode.OK) >= 190
+        assert set(probing.of(replica)) == {Health.SERVING}
+
+
+@pytest.mark.parametrize(("name", "settings"), [(NAME, b""), (NAME, frames.settings()), ("", b"")])
+def test_a_server_that_accepts_and_does_not_answer_is_found_out_in_time(name: str, settings: bytes) -> None:
+    replica = registered(name)
+    with raw(replica, lambda _, stream: b"" if stream else settings), Probing(replica, known=Health.SERVING) as probing:
+        assert probing.wait(replica, Health.TIMEOUT, 3) < 2
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
+        assert set(probing.of(replica)) == {Health.TIMEOUT}
+
+
+@contextlib.contextmanager
+def process(replica: Registration) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own."""
+    env = {**os.environ, "BIND_ADDRESS": replica.address, "APP_PORT": str(replica.port), "GRPC_GRACE_SECONDS": "0"}
+    server = subprocess.Popen([sys.executable, "-m", "grpc_server"], cwd=ROOT, env=env)
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_stopped_process_is_found_out_within_about_a_second_and_is_back_within_one() -> None:
+    replica = registered("protos.Ping")
+    gone, back = [], []
+    with process(replica) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 20)
+        for _ in range(3):
+            gone.append(probing.wait(replica, Health.TIMEOUT, 3, after=lambda: server.send_signal(signal.SIGSTOP)))
+            back.append(probing.wait(replica, Health.SERVING, 3, after=lambda: server.send_signal(signal.SIGCONT)))
+        assert set(probing.of(replica)) <= {Health.REFUSED, Health.TIMEOUT, Health.SERVING}
+    assert min(gone) < 1.1, gone
+    assert min(back) < 1, back
+
+
+def test_a_killed_process_is_refused_and_not_timed_out() -> None:
+    replica = registered("protos.Ping")
+    with process(replica) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 20)
+        began = time.monotonic()
+        probing.wait(replica, Health.REFUSED, 1, after=server.kill)
+        assert Health.TIMEOUT not in probing.of(replica, began)
+
+
+AGE_SECONDS = 3
+
+
+@pytest.mark.parametrize("grace_ms", [100, 1000])
+def test_a_server_that_ends_old_connections_is_always_serving(grace_ms: int) -> None:
+    replica = registered()
+    age = (("grpc.max_connection_age_ms", 300), ("grpc.max_connection_age_grace_ms", grace_ms))
+    with serving(replica, options=age), Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        began = time.monotonic()
+        wait_for(time.monotonic, lambda now: now > began + AGE_SECONDS, AGE_SECONDS + 1, "connections get old")
+        assert len(probing.of(replica, began)) >= 3
+        assert set(probing.of(replica, began)) == {Health.SERVING}
+
+
+def test_a_replica_without_a_health_name_serves_if_it_speaks_http_2() -> None:
+    replica = registered("")
+    with serving(replica, names=(), service=False), Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
+        assert set(probing.of(replica)) == {Health.SERVING}
+
+
+@pytest.mark.parametrize("name", [NAME, ""])
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(100), None])
+def test_what_does_not_speak_http_2_does_not_serve(name: str, said: bytes | None) -> None:
+    replica = registered(name)
+    with raw(replica, lambda *_: said), Probing(replica, known=Health.SERVING) as probing:
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
+        assert Health.SERVING not in probing.of(replica)
+
+
+def test_a_replica_without_a_health_name_that_was_gone_waits_for_gossip() -> None:
+    replica = registered("")
+    ahead = 0.0
+    with Probing(replica, known=Health.SERVING, clock=lambda: time.monotonic() + ahead) as probing:
+        probing.wait(replica, Health.REFUSED, 3)
+        with serving(replica, names=(), service=False):
+            began = time.monotonic()
+            wait_for(lambda: probing.of(replica, began), lambda seen: len(seen) >= 4, 5, "it is asked again")
+            assert set(probing.of(replica, began)) == {Health.REFUSED}
+            ahead = module._GOSSIP_SECONDS
+            probing.wait(replica, Health.SERVING, 3)
+
+
+def test_a_replica_with_a_health_name_waits_for_nothing() -> None:
+    replica = registered()
+    with Probing(replica, known=Health.SERVING) as probing:
+        probing.wait(replica, Health.REFUSED, 3)
+        with serving(replica):
+            probing.wait(replica, Health.SERVING, 2)
+
+
+def test_a_servers_graceful_stop_does_not_wait_for_the_prober() -> None:
+    replica = registered()
+    with serving(replica) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is watched")
+        probing.update()
+        began = time.monotonic()
+        assert server.stop(grace=10).wait(5)
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("name", [NAME, ""])
+@pytest.mark.parametrize("said", [b"", frames.settings()])
+def test_a_replica_that_leaves_at_any_moment_leaves_no_connection(name: str, said: bytes) -> None:
+    replica, others = registered(name), registered()
+    with raw(replica, lambda _, stream: b"" if stream else said) as server, Probing(others) as probing:
+        for number in range(30):
+            accepted = server.accepted
+            probing.update(replica)
+            if number % 3:
+                # At another moment of a question each time.
+                wait_for(lambda before=accepted: server.accepted - before, bool, 5, "it is asked")  # type: ignore[misc]
+            probing.update()
+        wait_for(lambda: len(server.open), lambda count: count == 0, 5, "its connections end")
+
+
+def test_a_replica_that_is_registered_otherwise_is_asked_as_it_is_now() -> None:
+    replica = registered("other.Name")
+    with serving(replica), Probing(replica) as probing:
+        probing.wait(replica, Health.WRONG_SERVICE, 2)
+        for now in (replace(replica, health=NAME), replace(replica, health="")):
+            probing.wait(replica, Health.SERVING, 2, after=lambda now=now: probing.update(now))  # type: ignore[misc]
+
+
+def test_a_connection_that_is_dead_is_given_up_for_a_new_one() -> None:
+    """A host that was cut off for a while: TCP sends again later and later."""
+    replica, dead = registered(), False
+
+    def answer(connection: int, stream: int) -> bytes:
+        return b"" if dead and connection <= accepted else in_one(stream)
+
+    with raw(replica, answer) as server, Probing(replica) as probing:
+        probing.wait(replica, Health.SERVING, 2)
+        accepted, dead = server.accepted, True
+        probing.wait(replica, Health.TIMEOUT, 3)
+        probing.wait(replica, Health.SERVING, 6)
