@@ -32,19 +32,20 @@ STREAM = "stream"
 P50_MOST, P99_MOST, RATE_LEAST, GO_RATE_LEAST = 1.0, 1.1, 1.0, 1.1
 NOISE = 0.03
 _BALANCERS: Sequence[Callable[..., Balancer]] = (LuaNginx, StaticNginx, HAProxy, Envoy)
-_METHOD = f"""\
-Three servers of each kind with the default options of its library ([servers](../benchmarks/servers)), which answer with
-what they are sent, and all balancers in front of the same three. Calls come from h2load, as CONNECTIONSxSTREAMS with
-greetings of 16 bytes unless a size is named; the percentiles are those of every call's time in its log. In a round each
-balancer has its calls in several turns, and who follows whom changes. A call without a whole answer ends the run.
-
-The bars compare the Lua balancer with nginx's own static upstream, which has the same configuration without Lua: p50 at
-most {P50_MOST} times, p99 at most {P99_MOST} times, calls a second at least {RATE_LEAST} times ({GO_RATE_LEAST} with
-{GO.name}). "{report.MET}" is a median of the rounds that reaches the bar. "{report.NEAR}" is a median that misses it by
-no more than {NOISE:.0%}, where at least one round reaches it. All else is not met.
-
-Streams: a server sends its time every 10 ms, a client reads {measure.STREAMS} streams on one connection; the delay is
-from the server's clock to the client's, which are the same clock."""
+_METHOD = (
+    "Three servers of each kind with the default options of its library ([servers](../benchmarks/servers)), which "
+    "answer with what they are sent, and all balancers in front of the same three. Calls come from h2load, as "
+    "CONNECTIONSxSTREAMS with greetings of 16 bytes unless a size is named; percentiles are of the time of every call "
+    "in its log. In a round each balancer has its calls in several turns, and who follows whom changes. A call without "
+    "a whole answer ends the run.\n\n"
+    "The bars compare the Lua balancer with nginx's own static upstream, which has the same configuration without Lua: "
+    f"p50 at most {P50_MOST} times, p99 at most {P99_MOST} times, calls a second at least {RATE_LEAST} times "
+    f'({GO_RATE_LEAST} with {GO.name}). "{report.MET}" is a median of the rounds that reaches the bar. "{report.NEAR}" '
+    f"is a median that misses it by no more than {NOISE:.0%}, where at least one round reaches it: nginx beside a copy "
+    "of itself differs by as much. All else is not met.\n\n"
+    f"Streams: a server sends its time every 10 ms, a client reads {measure.STREAMS} streams on one connection; the "
+    "delay is from the server's reading of the clock to the client's, of the same clock."
+)
 
 
 @dataclass
