@@ -28,7 +28,7 @@ SERVING_SECONDS, HELD_SECONDS = 0.5, 0.2
 # One that does not serve is asked again after a part of the time for which it has not, within these bounds.
 AGAIN_SECONDS, AGAIN_MOST_SECONDS, AGAIN_PART = 0.1, 5.0, 0.03
 TIMEOUT_SECONDS = 0.5
-# A connection on which nothing is answered is given up: one that a partition has cut off would carry nothing again until
+# A connection on which nothing is answered is given up: one that a partition has cut off would carry nothing until
 # TCP sends once more, which it does later and later.
 _SILENT_SECONDS = 2.0
 # What all probes may cost in a second, in units of about 0.2 ms of processor time, and what each kind costs. So 40 ms.
