@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import http.client
 import http.server
 import json
@@ -93,15 +94,28 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def call(path: Path, method: str, url: str) -> dict[str, Any]:
+    """Asks the control plane at a Unix socket.
+
+    Raises:
+        BalancerError: it is out of reach, or refuses.
+    """
+    with contextlib.closing(_Connection(path)) as connection:
+        try:
+            connection.request(method, url)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise BalancerError(f"the control plane does not answer at {path}: {error}") from error
+    if response.status != http.HTTPStatus.OK:
+        raise BalancerError(f"{url}: {answer.get('error', response.status)}")
+    return dict(answer)
+
+
 def drop(path: Path, target: str) -> list[str]:
     """Has the control plane at a Unix socket drop the held replicas at ``address:port``; their keys.
 
     Raises:
         BalancerError: it is out of reach.
     """
-    with contextlib.closing(_Connection(path)) as connection:
-        try:
-            connection.request("POST", _DROP + quote(target))
-            return list(json.loads(connection.getresponse().read())["dropped"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            raise BalancerError(f"the control plane does not answer at {path}: {error}") from error
+    return list(call(path, "POST", _DROP + quote(target))["dropped"])

@@ -245,12 +245,12 @@ class Controller:
             self._dirty.clear()
             text = self._build()
             problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
-            if problem:
-                await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
-                self._dirty.set()
             failed = _tell_once(failed, problem, "nginx has not taken the document")
             problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
             saved = _tell_once(saved, problem, "a restart would not know the replicas")
+            if failed:
+                await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
+                self._dirty.set()
 
     async def _watch_nginx(self) -> None:
         """An nginx that was started anew has the snapshot, or nothing."""

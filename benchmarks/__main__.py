@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cpu, latency, machine, membership, memory, plot, report, startup, throughput, workers
+from benchmarks import cpu, kinds, latency, machine, membership, memory, plot, report, startup, throughput, workers
 from benchmarks.bench import Bench
 from benchmarks.errors import BenchmarkError
 from benchmarks.plan import FULL, QUICK
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "latency": latency.run,
     "membership": membership.run,
     "cpu": cpu.run,
+    "kinds": kinds.run,
     "workers": workers.run,
 }
 _CONFIGS = "../benchmarks/configs"
@@ -33,6 +34,7 @@ CONFIGS = [
     ("HAProxy", f"{_CONFIGS}/haproxy.cfg"),
     ("Envoy", f"{_CONFIGS}/envoy.yaml"),
     ("the backend that costs next to nothing", f"{_CONFIGS}/backend.conf"),
+    ("the servers of other kinds", "../benchmarks/servers"),
 ]
 
 

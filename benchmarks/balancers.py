@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import programs, render
 from benchmarks.calls import wait_for_answers
+from benchmarks.catalogue import catalogue
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import Processes, children, wait_until
 
@@ -80,7 +81,7 @@ class Balancer:
 
 
 class LuaNginx(Balancer):
-    """The stack's own nginx with the files of build/config/nginx, without Consul: the list of peers is written here."""
+    """The stack's own nginx with the files of build/config/nginx, without Consul and the control plane."""
 
     name = "nginx with the Lua balancer"
     # What is on in one of the variants below, and off in all others.
@@ -103,12 +104,19 @@ class LuaNginx(Balancer):
             "LB_STATUS_PORT": str(self.port + 1),
             "PEER_CIDR": "127.0.0.0/8",
             "NGINX_UPDATE": "dynamic",
-            # Nobody is there: no catalogue is asked for what is measured here.
-            "CONSUL_ADDRESS": "127.0.0.1",
-            "CONSUL_PORT": "1",
             "BIND_ADDRESS": "127.0.0.1",
             **self.variables,
         }
+        self._configure(env, peers)
+        self._spawn(["nginx-start"], env)
+
+    def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:
+        self._render(env)
+        # nginx starts with the control plane's snapshot.
+        (self.directory / "var/lib/load-balancer/snapshot.json").write_text(render.snapshot(peers))
+
+    def _render(self, env: Mapping[str, str]) -> None:
+        """Renders the configuration, with consul-template as in the stack."""
         template = programs.ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl"
         rendered = self.directory / "etc/nginx/conf.d/load-balancer.conf"
         command: list[str | Path] = [
@@ -119,12 +127,6 @@ class LuaNginx(Balancer):
             f"{template}:{rendered}",
         ]
         self.processes.run(command, cwd=self.directory, env=env)
-        (self.directory / "run/peers").write_text(render.peer_lines(peers))
-        self._adapt(rendered, peers)
-        self._spawn(["nginx-start"], env)
-
-    def _adapt(self, rendered: Path, peers: Sequence[str]) -> None:
-        """Changes what is started, for comparisons."""
 
 
 class CountingNginx(LuaNginx):
@@ -145,14 +147,14 @@ class LoggingNginx(LuaNginx):
 
 
 class StaticNginx(LuaNginx):
-    """The same configuration without Lua: nginx's own round robin over a static upstream."""
+    """The stack's own nginx with NGINX_UPDATE=reload: nginx's own round robin, and no Lua."""
 
     name = "nginx, the same with a static upstream and no Lua"
+    variables: Mapping[str, str] = {**LuaNginx.variables, "NGINX_UPDATE": "reload"}
 
-    def _adapt(self, rendered: Path, peers: Sequence[str]) -> None:
-        rendered.write_text(render.static_upstream(rendered.read_text(), peers))
-        main = self.directory / "etc/nginx/nginx.conf"
-        main.write_text(render.without_lua(main.read_text()))
+    def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:
+        with catalogue(self.processes, peers) as address:
+            self._render({**env, "CONSUL_HTTP_ADDR": address})
 
 
 class OriginalNginx(Balancer):

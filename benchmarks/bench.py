@@ -66,6 +66,8 @@ class Bench:
             (directory / "modules").symlink_to(programs.nginx_modules())
             command: list[str | Path] = [
                 programs.tool("nginx"),
+                "-e",
+                "stderr",
                 "-p",
                 directory,
                 "-c",

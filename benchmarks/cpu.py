@@ -73,9 +73,9 @@ def _section(micros: dict[tuple[int, str], Spread]) -> report.Section:
         method=(
             f"h2load, {CONNECTIONS * STREAMS} calls at a time, a fixed number of calls in {CHUNKS} turns, between "
             "which the other balancer has its own; processor time of nginx's workers. The backend is an nginx "
-            "that answers every call itself, the peers are loopback addresses of it. The static upstream has the same "
-            "rendered configuration with everything in Lua taken out, so what the balancer does besides its calls "
-            "(reading its list, probing, counting) is in the ratio."
+            "that answers every call itself, the peers are loopback addresses of it. The static upstream is what "
+            "consul-template renders of the same peers with NGINX_UPDATE=reload, without any Lua, so what the balancer "
+            "does besides its calls (reading its list, probing, counting) is in the ratio."
         ),
     )
     rows = []

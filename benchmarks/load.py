@@ -19,6 +19,20 @@ CONNECTIONS = 8
 STREAMS = 16
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How many connections a load has, and how many calls at a time on each."""
+
+    connections: int
+    streams: int
+
+    def __str__(self) -> str:
+        return f"{self.connections}x{self.streams}"
+
+
+USUAL = Shape(CONNECTIONS, STREAMS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What a load came to.
@@ -39,8 +53,8 @@ class Load:
         return self.answered / self.seconds
 
 
-def h2load(processes: Processes, target: str, calls: int, answer: str) -> Load:
-    """A fixed number of calls, 128 at a time on 8 connections.
+def h2load(processes: Processes, target: str, calls: int, answer: str, shape: Shape = USUAL) -> Load:
+    """A fixed number of calls with a short greeting.
 
     Args:
         processes: what starts it.
@@ -48,13 +62,42 @@ def h2load(processes: Processes, target: str, calls: int, answer: str) -> Load:
         calls: how many.
         answer: a greeting of the length that every answer has: h2load sees no gRPC status, so the bytes of the
             answers are counted.
+        shape: connections and calls at a time.
     """
+    return read_h2load(_h2load(processes, target, calls, shape, GREETING, []), calls, answer)
+
+
+def timed_h2load(
+    processes: Processes, target: str, calls: int, shape: Shape, greeting: str
+) -> tuple[Load, list[float]]:
+    """The same of servers that answer with the greeting itself, and how many seconds each call took."""
+    log = processes.directory / "h2load.tsv"
+    log.unlink(missing_ok=True)
+    output = _h2load(processes, target, calls, shape, greeting, ["--log-file", log])
+    return read_h2load(output, calls, greeting), read_times(log.read_text())
+
+
+def _h2load(
+    processes: Processes, target: str, calls: int, shape: Shape, greeting: str, more: Sequence[str | Path]
+) -> str:
     request = processes.directory / "request"
-    request.write_bytes(render.message(GREETING))
-    command: list[str | Path] = [programs.program("h2load"), "-n", str(calls), "-c", str(CONNECTIONS)]
-    command += ["-m", str(STREAMS), "-t", "1", "-d", request]
+    request.write_bytes(render.message(greeting))
+    command: list[str | Path] = [programs.program("h2load"), "-n", str(calls), "-c", str(shape.connections)]
+    command += ["-m", str(shape.streams), "-t", "1", "-d", request, *more]
     command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{target}{_METHOD}"]
-    return read_h2load(processes.run(command, cwd=processes.directory, timeout_seconds=300), calls, answer)
+    return processes.run(command, cwd=processes.directory, timeout_seconds=300)
+
+
+def read_times(log: str) -> list[float]:
+    """The seconds of each call in a log file of h2load: a line has its start, its HTTP status and its microseconds.
+
+    Raises:
+        BenchmarkError: a line is of another form.
+    """
+    lines = [line.split("\t") for line in log.splitlines()]
+    if not all(len(line) == 3 and line[2].isdecimal() for line in lines):
+        raise BenchmarkError(f"h2load's log file is not understood:\n{log[:500]}")
+    return [int(micros) / 1e6 for _, _, micros in lines]
 
 
 def read_h2load(output: str, calls: int, answer: str) -> Load:

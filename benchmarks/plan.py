@@ -16,6 +16,11 @@ class Plan:
         throughput_calls: a candidate's calls in a round of throughput.
         cpu_calls: a configuration's calls in a round of processor time.
         changes: membership changes in a round.
+        every_kind: all kinds of servers, or the first two.
+        kind_rounds: rounds of each kind.
+        kind_turns: turns of a balancer in such a round.
+        kind_calls: a balancer's calls one at a time in such a round; other loads have a share of it.
+        tick_seconds: how long the streams of such a round are read.
     """
 
     rounds: int
@@ -24,6 +29,11 @@ class Plan:
     throughput_calls: int
     cpu_calls: int
     changes: int
+    every_kind: bool
+    kind_rounds: int
+    kind_turns: int
+    kind_calls: int
+    tick_seconds: float
 
 
 FULL = Plan(
@@ -33,6 +43,11 @@ FULL = Plan(
     throughput_calls=20_000,
     cpu_calls=60_000,
     changes=40,
+    every_kind=True,
+    kind_rounds=5,
+    kind_turns=8,
+    kind_calls=2_000,
+    tick_seconds=1.0,
 )
 QUICK = Plan(
     rounds=2,
@@ -41,4 +56,9 @@ QUICK = Plan(
     throughput_calls=1_000,
     cpu_calls=2_000,
     changes=6,
+    every_kind=False,
+    kind_rounds=1,
+    kind_turns=2,
+    kind_calls=200,
+    tick_seconds=0.3,
 )

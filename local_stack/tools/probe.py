@@ -12,10 +12,10 @@ from local_stack.tools.places import Places
 
 _TIMEOUT_SECONDS = 20
 
-# Everything that nginx writes is in the directory, so that it runs for any user. Module files are the
-# distribution's: Alpine's directory, then Debian's; their paths are relative to nginx's compiled-in prefix,
-# which is why no -p is given. `nginx -t` does not run Lua and so passes without lua-resty-core: nginx is
-# started instead, and Lua ends it before it opens a socket.
+# Everything that nginx writes is in the directory, its prefix, so that it runs for any user. Module files are the
+# distribution's: Alpine's directory, then Debian's; they name modules below the prefix, where a link leads to them, as
+# nginx-start makes it. `nginx -t` does not run Lua and so passes without its libraries: nginx is started instead, and
+# Lua ends it before it opens a socket.
 _NGINX_CONFIGURATION = """\
 daemon off;
 master_process off;
@@ -30,7 +30,7 @@ http {{
     fastcgi_temp_path "{directory}/fastcgi";
     uwsgi_temp_path "{directory}/uwsgi";
     scgi_temp_path "{directory}/scgi";
-    init_by_lua_block {{ require "resty.core" require "ngx.balancer" os.exit(0) }}
+    init_by_lua_block {{ require "resty.core" require "ngx.balancer" require "cjson" os.exit(0) }}
     upstream replicas {{ server 127.0.0.1; balancer_by_lua_block {{ }} }}
     server {{
         listen "unix:{directory}/socket" http2;
@@ -38,6 +38,7 @@ http {{
     }}
 }}
 """
+_NGINX_MODULES = re.compile(r"--modules-path=(\S+)")
 # "2026/07/08 11:03:29 [emerg] 7#7: message" once the configuration is read, "nginx: [emerg] message" before.
 _NGINX_MESSAGE = re.compile(r"\[(?:emerg|alert|error)\] (?:\d+#\d+: )?(.*)")
 
@@ -102,14 +103,19 @@ def _check_nginx(candidate: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="local_stack-nginx-") as directory:
         configuration = Path(directory, "nginx.conf")
         configuration.write_text(_NGINX_CONFIGURATION.format(directory=directory), encoding="utf-8")
+        if modules := _NGINX_MODULES.search(_run(candidate, "-V")[1]):
+            Path(directory, "modules").symlink_to(modules[1])
         # -e: the compiled-in error log is not writable for everybody.
-        code, output = _run(candidate, "-e", "stderr", "-c", str(configuration))
+        code, output = _run(candidate, "-e", "stderr", "-p", directory, "-c", str(configuration))
     if code == 0:
         return
     # The last one is what ended it; the alerts before it may be advice.
     message = (_NGINX_MESSAGE.findall(output) or [f"exit {code}"])[-1].replace(f" in {configuration}", "")
     if "by_lua_block" in message:
         raise UnavailableError(f"{candidate} has no Lua module: {message}")
+    if "module 'cjson' not found" in message:
+        packages = f"{NGINX.apt_packages[-1]} on Debian and Ubuntu, {NGINX.apk_packages[-1]} on Alpine"
+        raise UnavailableError(f"{candidate} has no JSON library for its Lua: install {packages}")
     raise UnavailableError(f"{candidate} does not run the stack's Lua: {message}")
 
 

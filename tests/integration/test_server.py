@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -146,7 +147,7 @@ def test_port_in_use_is_told_in_one_line(workers: str) -> None:
         done = ended(environment(port, GRPC_WORKERS=workers))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.endswith(f"ERROR grpc_server can't listen on 127.0.0.1:{port}: Address already in use")
+    assert line.endswith(f"ERROR grpc_server can't listen on 127.0.0.1:{port}: {os.strerror(errno.EADDRINUSE)}")
 
 
 def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:

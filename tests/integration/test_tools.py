@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from local_stack.settings import ROOT
 from local_stack.tools import TOOLS, ToolError, find
 from local_stack.tools.places import Places
 
 NOBODY = 65534
+# A line of a shell script that changes the configuration it is given, if any.
+WITHOUT_CJSON = '[ ! -f "$conf" ] || sed -i "s,^http {,&lua_package_cpath /none/?.so;," "$conf"'
 
 
 def available(tool: str) -> Path:
@@ -68,7 +71,7 @@ def test_nginx_with_lua_is_found_by_who_is_not_root(nginx: Path) -> None:
 
 
 def test_nginx_without_the_lua_module_is_refused(nginx: Path, tmp_path: Path) -> None:
-    places = with_nginx(tmp_path, '[ "$1" = -v ] || sed -i "/^include /d" "$conf"', f'exec {nginx} "$@"')
+    places = with_nginx(tmp_path, '[ ! -f "$conf" ] || sed -i "/^include /d" "$conf"', f'exec {nginx} "$@"')
     with pytest.raises(ToolError, match=r'nginx has no Lua module: unknown directive "init_by_lua_block"'):
         find("nginx", install=False, places=places)
 
@@ -77,11 +80,27 @@ def test_nginx_without_lua_resty_core_is_refused(nginx: Path, tmp_path: Path) ->
     # `nginx -t` succeeds with it.
     places = with_nginx(
         tmp_path,
-        '[ "$1" = -v ] || sed -i "s,^http {,&lua_package_path /none/?.lua;," "$conf"',
+        '[ ! -f "$conf" ] || sed -i "s,^http {,&lua_package_path /none/?.lua;," "$conf"',
         f'exec {nginx} "$@"',
     )
     with pytest.raises(ToolError, match=r"not run the stack's Lua: failed to load the 'resty\.core' module"):
         find("nginx", install=False, places=places)
+
+
+def test_nginx_without_lua_cjson_is_refused(nginx: Path, tmp_path: Path) -> None:
+    places = with_nginx(tmp_path, WITHOUT_CJSON, f'exec {nginx} "$@"')
+    with pytest.raises(ToolError, match=r"no JSON library for its Lua: install lua-cjson on Debian"):
+        find("nginx", install=False, places=places)
+
+
+def test_an_image_is_not_built_with_an_nginx_whose_libraries_do_not_fit(nginx: Path, tmp_path: Path) -> None:
+    with_nginx(tmp_path, WITHOUT_CJSON, f'exec {nginx} "$@"')
+    codes = []
+    for directory in (nginx.parent, tmp_path):
+        env = {"PATH": f"{directory}:/usr/bin:/bin"}
+        done = subprocess.run([ROOT / "build/check-nginx"], env=env, capture_output=True, text=True, check=False)
+        codes.append((done.returncode == 0, "module 'cjson' not found" in done.stderr))
+    assert codes == [(True, False), (False, True)]
 
 
 def test_nginx_that_is_too_old_is_not_started(tmp_path: Path) -> None:

@@ -25,14 +25,16 @@ def _serves(address: str) -> bool:
 
 
 @contextmanager
-def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
-    """Runs it in the directory ``home``; gives the address that it listens on."""
+def twin(stack: LocalDriver, home: Path, *, modules: bool = True) -> Iterator[tuple[str, int]]:
+    """Runs it in the directory ``home``, with nginx's modules or without; gives the address that it listens on."""
     container = stack.home / "containers" / BALANCER
     shutil.copytree(container / "etc/nginx", home / "etc/nginx")
     shutil.copytree(container / "run/nginx", home / "run/nginx", symlinks=True, ignore=shutil.ignore_patterns("*.pid"))
     # It starts with the replicas that the first has, and no control plane changes them.
     (home / "var/lib/load-balancer").mkdir(parents=True)
-    shutil.copy(container / "var/lib/load-balancer/snapshot.json", home / "var/lib/load-balancer/snapshot.json")
+    snapshot = "var/lib/load-balancer/snapshot.json"
+    if (container / snapshot).exists():
+        shutil.copy(container / snapshot, home / snapshot)
     address = stack.own_address(202, 1)
     structure = home / "etc/nginx/conf.d/load-balancer.conf"
     # The first of its addresses becomes the new one, the others go.
@@ -42,7 +44,10 @@ def twin(stack: LocalDriver, home: Path) -> Iterator[tuple[str, int]]:
         text = text.replace(line, "")
     text = re.sub(r"listen \S+:(8080|9464);", rf"listen {address}:\1;", text)
     structure.write_text(text)
-    command = ["nginx", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
+    if not modules:
+        main = home / "etc/nginx/nginx.conf"
+        main.write_text(re.sub(r"^include /etc/nginx/modules.*\n", "", main.read_text(), flags=re.MULTILINE))
+    command = ["nginx", "-e", "stderr", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
     # As the balancer has them: it counts its calls too.
     variables = {"METRICS_PORT": "9464"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
-from benchmarks import membership, memory, plot, render, report
-from benchmarks.errors import BenchmarkError
-from benchmarks.load import read_h2load
-from benchmarks.programs import ROOT
+from benchmarks import kinds, membership, memory, plot, programs, render, report
+from benchmarks.balancers import LuaNginx, StaticNginx
+from benchmarks.errors import BenchmarkError, MissingError
+from benchmarks.load import read_h2load, read_times
+from benchmarks.servers.measure import Figures
 from benchmarks.stats import Spread, percentile, ratios
+from protos import api_pb2
 
 PEERS = ("127.0.0.5:7777", "127.0.0.6:7777")
 
@@ -32,6 +35,20 @@ def test_a_bar_is_met_by_the_median_alone() -> None:
     values = Spread.of([1, 2, 9])
     assert report.judge("a", values, "s", "under 3 s", lambda value: value < 3).verdict == report.MET
     assert report.judge("a", values, "s", "under 2 s", lambda value: value < 2).verdict == report.NOT_MET
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.9, 1.0, 2.0], report.MET),
+        ([0.9, 1.02, 1.1], report.NEAR),
+        ([1.01, 1.02, 1.1], report.NOT_MET),
+        ([0.9, 1.05, 1.1], report.NOT_MET),
+    ],
+)
+def test_a_median_near_a_bar_is_within_the_noise_only_if_a_round_meets_it(values: list[float], verdict: str) -> None:
+    judged = report.judge("a", Spread.of(values), "", "at most 1", lambda value: value <= 1, noise=0.03)
+    assert judged.verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -69,18 +86,9 @@ def test_every_configuration_is_filled(name: str) -> None:
         render.fill(name, {})
 
 
-def test_the_static_configuration_is_the_balancers_own_without_lua() -> None:
-    template = (ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl").read_text()
-    changed = render.static_upstream(template, PEERS)
-    assert "server 127.0.0.6:7777;" in changed
-    assert "grpc_connect_timeout" in changed
-    main = render.without_lua((ROOT / "build/config/nginx/etc/nginx/nginx.conf").read_text())
-    assert not [line for line in (changed + main).splitlines() if "lua" in line and not line.lstrip().startswith("#")]
-    assert main.count("{") == main.count("}")
-
-
 def test_peers_are_written_as_each_balancer_reads_them() -> None:
-    assert render.peer_lines(PEERS[:1]) == '"bench"\t"127.0.0.5"\t7777\t1\t"127.0.0.5"\tnull\tnull\n# end\n'
+    (replica,) = json.loads(render.snapshot(PEERS[:1]))["replicas"]
+    assert (replica["address"], replica["port"], replica["serves"]) == ("127.0.0.5", 7777, True)
     assert len(json.loads(render.endpoints(PEERS))["resources"][0]["endpoints"][0]["lb_endpoints"]) == 2
 
 
@@ -91,6 +99,48 @@ def test_a_call_that_is_answered_without_a_message_counts_as_failed() -> None:
     load = read_h2load(output, 3, "Hello from cheap.")
     assert (load.answered, load.failed) == (2, 1)
     assert load.seconds == pytest.approx(0.82803)
+
+
+def test_the_seconds_of_each_call_are_read_from_h2loads_log() -> None:
+    assert read_times("1795629137036513\t200\t412\n1795629137036926\t-1\t40412\n") == [0.000412, 0.040412]
+    with pytest.raises(BenchmarkError, match="not understood"):
+        read_times("1795629137036513\t200\n")
+
+
+@pytest.mark.parametrize("size", [5, 127, 128, 65536, 1024 * 1024])
+def test_a_message_of_any_length_is_as_the_generated_module_writes_it(size: int) -> None:
+    sent = render.message("x" * size)
+    assert sent[:5] == b"\0" + (len(sent) - 5).to_bytes(4, "big")
+    assert sent[5:] == api_pb2.PingMessage(greeting="x" * size).SerializeToString()
+
+
+def test_the_kinds_of_servers_are_compared_round_by_round_and_a_missing_one_says_why() -> None:
+    results = kinds.Results()
+    for ours, theirs in ((1.0, 1.0), (3.0, 2.0), (4.0, 2.0)):
+        for case in (*kinds.LOADS, *kinds.SIZES):
+            pair = {LuaNginx.name: ours, StaticNginx.name: theirs}
+            results.add(case.name, {name: Figures(p50=one, p99=one, rate=one) for name, one in pair.items()})
+    section = kinds.section(["grpc-go", "grpc-java"], {"grpc-go": results}, {"grpc-java": "mvn is not installed"})
+    verdicts = {bar.what.partition(",")[0]: (bar.measured, bar.verdict) for bar in section.bars}
+    assert len(verdicts) == 2 * 3 * 3
+    assert verdicts["grpc-go 4x4: p50"] == ("1.50 times", report.NOT_MET)
+    assert verdicts["grpc-go 4x4: calls a second"] == ("1.50 times", report.MET)
+    assert verdicts["grpc-java 8x16: p99"] == ("mvn is not installed", report.NOT_MEASURED)
+
+
+def test_what_is_built_is_in_its_place_only_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def fail(unfinished: Path) -> None:
+        (unfinished / "half").touch()
+        raise BenchmarkError("no space")
+
+    with pytest.raises(MissingError, match="thing does not build: no space"):
+        programs.kept("thing", "1", "file", fail)
+    assert not list(tmp_path.rglob("*half*"))
+    made = programs.kept("thing", "1", "file", lambda unfinished: (unfinished / "file").touch())
+    assert made.parent.name == "thing-1"
+    assert programs.kept("thing", "1", "file", fail) == made
 
 
 def test_ghz_statuses_are_counted() -> None:

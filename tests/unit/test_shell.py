@@ -16,7 +16,10 @@ import pytest
 from local_stack.settings import ROOT
 from tests.support.missing import missing
 
-SCRIPTS = [*sorted(ROOT.glob("build/config/*/usr/bin/*")), ROOT / "build/install", ROOT / "build/rollout"]
+SCRIPTS = [
+    *sorted(ROOT.glob("build/config/*/usr/bin/*")),
+    *(ROOT / "build" / name for name in ("check-nginx", "install", "rollout")),
+]
 CONSUL = ROOT / "build/config/consul/usr/bin"
 CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
 

@@ -64,7 +64,7 @@ def test_a_replica_in_which_the_views_differ_is_marked() -> None:
     assert shown.splitlines() == [
         "   APPLICATION  REPLICA  ADDRESS        WEIGHT  VERSION  CHECK    AGE   BALANCER",
         "   shop         box      10.0.0.2:7777  9       2        passing  60 s  serving",
-        "!  shop         other    10.0.0.2:7777  9       2        passing  60 s  -           it is missing",
+        "!  shop         other    10.0.0.2:7777  9       2        passing  60 s  -         it is missing",
     ]
 
 

@@ -20,6 +20,12 @@ libnginx-mod-http-lua:
   Version table:
      1:0.10.23-1 500
         500 http://deb.example/debian stable/main amd64 Packages
+lua-cjson:
+  Installed: (none)
+  Candidate: 2.1.0+dfsg-2.2
+  Version table:
+     2.1.0+dfsg-2.2 500
+        500 http://deb.example/debian stable/main amd64 Packages
 """
 APK_NGINX = """\
 nginx policy:
@@ -29,6 +35,9 @@ nginx policy:
     lib/apk/db/installed
 nginx-mod-http-lua policy:
   1.30.1-r0:
+    https://apk.example/alpine/v3.24/main
+lua5.1-cjson policy:
+  2.1.0-r11:
     https://apk.example/alpine/v3.24/main
 """
 
@@ -91,7 +100,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-APT_INSTALL = "install -y --no-install-recommends nginx libnginx-mod-http-lua"
+APT_INSTALL = "install -y --no-install-recommends nginx libnginx-mod-http-lua lua-cjson"
 
 
 def test_root_installs_nginx_with_apt(machine: Machine) -> None:
@@ -103,7 +112,7 @@ def test_root_installs_nginx_with_apt(machine: Machine) -> None:
 def test_root_installs_nginx_with_apk(machine: Machine) -> None:
     machine.has_apk(APK_NGINX)
     assert find("nginx", places=machine.places(root=True)) == machine.nginx
-    assert machine.calls() == ["add --no-cache nginx nginx-mod-http-lua"]
+    assert machine.calls() == ["add --no-cache nginx nginx-mod-http-lua lua5.1-cjson"]
 
 
 def test_who_is_not_root_installs_nothing_and_is_told_the_command(machine: Machine) -> None:

@@ -36,5 +36,4 @@ template {
   perms = 0644
   # What can't be written is tried again by the next consul-template, which supervisord starts.
   error_fatal = true
-  command = ["nginx-update", "membership"]
 }

@@ -1,11 +1,68 @@
 {{- /*
-The balancer's listener and how calls go on. Rendered when the balancer starts, from its environment. Nothing of it
-comes from Consul: which replicas there are is peers.tpl's, and Lua reads it without a reload.
+The balancer's listener and how calls go on, from the balancer's environment. NGINX_UPDATE says how replicas are found:
+dynamic          Lua knows them. Nothing in this file comes from Consul, and it is rendered without one.
+reload, restart  They are the servers of the upstream, and this file is rendered again at each change. There is no Lua.
 */ -}}
+{{ $static := or (eq (env "NGINX_UPDATE") "reload") (eq (env "NGINX_UPDATE") "restart") -}}
+{{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
+
+{{- /* An IPv4 address as a number. */ -}}
+{{ define "number" }}{{ $number := 0 -}}
+{{ range split "." . }}{{ $number = parseInt . | add (multiply 256 $number) }}{{ end }}{{ $number }}{{ end -}}
+
+{{ if $static -}}
+{{ $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" -}}
+{{ $ipv4 := printf "%s([.]%s){3}" $octet $octet -}}
+{{ $group := "[0-9A-Fa-f]{1,4}" -}}
+{{ $some := printf "(%s(:%s){0,5})?" $group $group -}}
+{{ $ipv6 := printf "^(%s(:%s){7}|%s::%s)$" $group $group $some $some -}}
+
+{{- /*
+PEER_CIDR, its IPv4 networks: two addresses are in one network when both have the same number, divided by the network's
+size and rounded down. A network without a prefix is one address.
+*/ -}}
+{{ $networks := envOrDefault "PEER_CIDR" "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16" | replaceAll "," " " | split " " -}}
+{{ range $networks }}{{ if regexMatch (printf "^%s(/(3[0-2]|[12]?[0-9]))?$" $ipv4) . -}}
+{{ $parts := printf "%s/32" . | split "/" }}{{ $number := index $parts 0 | executeTemplate "number" | parseInt -}}
+{{ $size := 1 }}{{ range loop (index $parts 1) 32 }}{{ $size = multiply 2 $size }}{{ end -}}
+{{ scratch.MapSet "networks" . (sprig_dict "size" $size "quotient" (divide $size $number)) -}}
+{{ end }}{{ end -}}
+
+{{- /*
+Anybody who reaches Consul can register anything, so only literal addresses and numbers in range go into the file. A
+replica's address is its node's own or in PEER_CIDR, its port is none of Consul's. Services as in peers.tpl.
+*/ -}}
+{{ range services }}{{ if and (contains "grpc_server" .Tags) (regexMatch "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$" .Name) -}}
+{{ range service (printf "%s|passing,warning" .Name) }}{{ if contains "grpc_server" .Tags -}}
+{{ $host := "" }}{{ $allowed := eq .Address .NodeAddress -}}
+{{ if regexMatch (printf "^%s$" $ipv4) .Address }}{{ $host = .Address -}}
+{{ $number := executeTemplate "number" .Address | parseInt -}}
+{{ range scratch.MapValues "networks" -}}
+{{ if eq (divide .size $number) .quotient }}{{ $allowed = true }}{{ end }}{{ end -}}
+{{ else if and (regexMatch $ipv6 .Address) (not (regexMatch "(:.*){8}" .Address)) -}}
+{{ $host = printf "[%s]" .Address }}{{ end -}}
+{{ $weight := .Weights.Warning }}{{ if eq .Status "passing" }}{{ $weight = .Weights.Passing }}{{ end -}}
+{{ $port := and (ge .Port 1) (le .Port 65535) (not (eq .Port 8300 8301 8302 8500 8501 8502 8503 8600)) -}}
+{{ if and $host $allowed $port (ge $weight 1) (le $weight 65535) -}}
+{{ scratch.MapSetX "servers" (printf "%s:%d" $host .Port) (printf "%s:%d weight=%d" $host .Port $weight) -}}
+{{ end }}{{ end }}{{ end }}{{ end }}{{ end -}}
+{{ else -}}
+include lua.conf;
+{{ end -}}
+
 upstream grpc_replicas {
+    {{- if not $static }}
     # Never used: balancer_by_lua names the peer of each try.
     server 0.0.0.1:1;
     balancer_by_lua_block { require("balancer").balance() }
+    {{- else }}
+    {{- range scratch.MapValues "servers" }}
+    server {{ . }} max_fails=1 fail_timeout=1s;
+    {{- else }}
+    # nginx refuses an upstream without a server. A call is answered with UNAVAILABLE at once.
+    server 0.0.0.1:1 down;
+    {{- end }}
+    {{- end }}
     # Idle connections to replicas that a worker keeps, some for each of 1,000 replicas, and how long. A replica's
     # connection is not ended for its count of calls: an end costs a new connection and brings nothing.
     keepalive 4096;
@@ -13,25 +70,10 @@ upstream grpc_replicas {
     keepalive_timeout 1h;
 }
 
-{{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
 {{ if $logs -}}
-# A call's ID is the caller's, if that is one, or made here.
-map $http_x_request_id $lb_request_id {
-    "~^[\x21-\x7e]{1,128}$" $http_x_request_id;
-    default $request_id;
-}
-# What callers may have made longer than a line, or of bytes that are no text, is not repeated.
-map $uri $lb_method {
-    "~^[\x21-\x7e]{1,200}$" $uri;
-    default other;
-}
-map $http_traceparent $lb_traceparent {
-    "~^[0-9a-f-]{1,128}$" $http_traceparent;
-    default "";
-}
-log_format calls escape=json 'nginx | {"time":"$time_iso8601","method":"$lb_method","grpc_status":"$lb_grpc_code",'
-    '"seconds":$request_time,"replica":"$upstream_addr","request_bytes":$request_length,"response_bytes":$bytes_sent,'
-    '"client":"$remote_addr","request_id":"$lb_request_id","traceparent":"$lb_traceparent"}';
+include access_log.conf;
+{{ if $static }}include grpc_code.conf;
+{{ end -}}
 {{ end -}}
 limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
@@ -57,31 +99,29 @@ server {
     limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
 
     {{- if $logs }}
+    {{- if not $static }}
+    # Lua finds it.
     set $lb_grpc_code "";
+    {{- end }}
     # nginx-start makes it the container's output. No more at once than a pipe takes in one piece (pipe(7), PIPE_BUF),
     # for others write to it too.
     access_log access.log calls buffer=4k flush=1s;
     {{- end }}
+    {{- if not $static }}
 
     # A call that its client resets while it waits (tcp.lua) goes nowhere.
     lua_check_client_abort on;
     # For the locations below as well, where a call that failed ends.
     header_filter_by_lua_block { require("balancer").answered() }
     log_by_lua_block { require("balancer").finish() }
+    {{- end }}
 
-    # A path is the name of a method, all printable ASCII. One that is not, and no UTF-8 either, ends a server of
-    # grpcio's asyncio API for good (seen with 1.85): one call a replica, and nobody serves any more.
-    if ($request_uri ~ "[^\x21-\x7e]") {
-        return 404;
-    }
-    error_page 404 = @unimplemented;
-
-    # What a call ends with that reaches no replica; the balancer knows better where no application has the service.
-    set $lb_grpc_status 14;
-    set $lb_grpc_message "no replica could be reached";
+    include grpc_answers.conf;
 
     location / {
+        {{- if not $static }}
         access_by_lua_block { require("balancer").accept() }
+        {{- end }}
         grpc_pass grpc://grpc_replicas;
         grpc_set_header Host $http_host;
         {{- if $logs }}
@@ -95,72 +135,50 @@ server {
         # Only tries that reached nobody are repeated; nginx never sends a call again that it has sent.
         grpc_next_upstream error timeout;
         grpc_next_upstream_timeout 900ms;
-
-        # 500 is what nginx makes of a balancer that names no peer.
-        error_page 500 502 503 504 = @unavailable;
-        error_page 429 = @exhausted;
-    }
-
-    # Trailers-only answers (gRPC over HTTP/2, "Responses"): HTTP status 200, gRPC's content type and one HEADERS frame
-    # that ends the stream, which nginx sends for an empty body of known length. A 204, which is often seen in this
-    # place, is UNKNOWN to clients that look at the HTTP status first.
-    location @unavailable {
-        internal;
-        default_type application/grpc;
-        add_header grpc-status $lb_grpc_status always;
-        add_header grpc-message $lb_grpc_message always;
-        return 200 "";
-    }
-
-    location @unimplemented {
-        internal;
-        default_type application/grpc;
-        add_header grpc-status 12 always;
-        add_header grpc-message "no such method" always;
-        return 200 "";
-    }
-
-    location @exhausted {
-        internal;
-        default_type application/grpc;
-        add_header grpc-status 8 always;
-        add_header grpc-message "too many calls at once from this address" always;
-        return 200 "";
     }
 }
 
-# The balancer's own health and view, for its checks and for people.
+{{ $status := envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" | trim "[]" -}}
+{{ $port := envOrDefault "LB_STATUS_PORT" "8080" -}}
+# The balancer's own health and view, for its checks, for people and for the control plane.
 server {
-    listen {{ envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" }}:{{ envOrDefault "LB_STATUS_PORT" "8080" }};
-    default_type text/plain;
+    listen {{ if contains ":" $status }}[{{ $status }}]{{ else }}{{ $status }}{{ end }}:{{ $port }};
+    include status.conf;
+    {{- if not $static }}
 
-    location = /health {
-        return 200 "serving\n";
-    }
-
+    # The replicas as this nginx has them.
     location = /state {
         default_type application/json;
         content_by_lua_block { require("balancer").state() }
     }
 
+    # What the control plane decides. Only programs of the same host are allowed: a connection to an address of its own
+    # host comes from that address. Browsers send requests of any website from there too, with the header Origin.
     location = /configuration {
+        allow 127.0.0.0/8;
+        allow ::1;
+        {{- if regexMatch "^[0-9A-Fa-f.:]+$" $status }}
+        allow {{ $status }};
+        {{- end }}
+        deny all;
+        if ($http_origin) {
+            return 403;
+        }
         default_type application/json;
-        client_max_body_size 32m;
-        client_body_buffer_size 32m;
+        # The body is never written to disk; its buffer is as large as Content-Length says.
+        client_max_body_size 64m;
+        client_body_buffer_size 64m;
         content_by_lua_block { require("configuration").serve() }
     }
-
-    location = /replicas {
-        proxy_pass http://unix:run/balancer.sock:/replicas;
-    }
+    {{- end }}
 }
 
-{{- $port := env "METRICS_PORT" }}
-{{- if and (ne $port "") (ne $port "0") }}
+{{- $metrics := env "METRICS_PORT" }}
+{{- if not (or $static (eq $metrics "") (eq $metrics "0")) }}
 
 # For Prometheus; within the stack's own network.
 server {
-    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $port }};
+    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $metrics }};
 
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }

@@ -17,9 +17,19 @@ local _M = {}
 
 -- A failed try is repeated at so many other replicas at the most.
 local MORE_TRIES = 4
--- So many calls a worker has at once. Each takes a connection to a replica and may have a client's connection of its own;
--- worker_connections (nginx.conf) is more than twice that, so that /configuration can be reached whatever callers do.
-local MAX_CALLS = 12000
+-- So many calls a worker has at once, of the connections that it may have (worker_connections in nginx.conf, and the
+-- limit of open files). Each call takes one to a replica and may have a client's of its own; the rest is for idle ones
+-- and for /configuration, which can be reached whatever callers do.
+ffi.cdef([[
+    typedef struct { unsigned long current; unsigned long maximum; } lb_limit_t;
+    int getrlimit(int resource, lb_limit_t *limit);
+]])
+local RLIMIT_NOFILE, WORKER_CONNECTIONS, CALLS_PART = 7, 32768, 0.36
+local limit = ffi.new("lb_limit_t")
+ffi.C.getrlimit(RLIMIT_NOFILE, limit)
+local MAX_CALLS = math.floor(math.min(WORKER_CONNECTIONS, tonumber(limit.current)) * CALLS_PART)
+-- That the limit is reached is logged so often at the most.
+local REFUSED_SECONDS, refused_at = 10, 0
 
 -- The calls that this worker has, by the address of nginx's request. ngx.ctx would do, but costs more and does not
 -- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
@@ -52,7 +62,12 @@ end
 -- For access_by_lua: a call has begun.
 function _M.accept()
     if open_calls >= MAX_CALLS then
-        ngx.var.lb_grpc_message = "too many calls at once at this balancer"
+        local now = clock.now()
+        if now > refused_at + REFUSED_SECONDS then
+            refused_at = now
+            ngx.log(ngx.WARN, "this worker has ", open_calls, " calls, new ones get RESOURCE_EXHAUSTED")
+        end
+        ngx.var.lb_exhausted_message = "too many calls at once at this balancer"
         return ngx.exit(429)
     end
     local call
@@ -112,7 +127,7 @@ function _M.balance()
     local now = clock.now()
     local replica = picker.pick(call.pool, call.tried, now)
     while replica do
-        local ok, err = ngx_balancer.set_current_peer(replica.address, replica.port)
+        local ok, err = ngx_balancer.set_current_peer(replica.host, replica.port)
         if ok then
             call.replica = replica
             call.period = inflight.enter(replica.calls)

@@ -15,7 +15,7 @@ local NOBODY = { name = "", replicas = {}, weight = 0, weighted = false, calls =
 -- applications: by name, the pool of all replicas. services: by gRPC service, the pool that gets its calls. default: the
 -- pool of all other calls, or nil. only: the pool of every call where there is no other.
 local view = {
-    document = { version = "", replicas = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
+    document = { version = "", routes = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
     applications = {}, services = {}, default = NOBODY, only = NOBODY,
 }
 
@@ -26,6 +26,8 @@ local function take_replica(entry)
         replica = {
             key = key, application = entry.application, address = entry.address, port = entry.port,
             calls = inflight.new(), labels = entry.application .. "\t" .. entry.address .. ":" .. entry.port,
+            -- As set_current_peer wants it.
+            host = entry.address:find(":", 1, true) and "[" .. entry.address .. "]" or entry.address,
             -- For tcp.response().
             connection = { address = tcp.parse_address(entry.address), port = entry.port },
         }

@@ -16,9 +16,11 @@
 --             while another small one is unacknowledged).
 --
 -- What it assumes of nginx: the first members of three of its structures (src/http/ngx_http_request.h,
--- src/core/ngx_connection.h, src/http/ngx_http_upstream.h, src/event/ngx_event_connect.h), the same from 1.22 to 1.30.
+-- src/core/ngx_connection.h, src/http/ngx_http_upstream.h, src/event/ngx_event_connect.h), the same in nginx 1.22.0 to 1.31.4.
 -- Both connections are checked with getpeername(2) against what nginx itself says of them. A connection that is
--- another one than expected turns off what depends on it in that worker, with one warning in the log.
+-- another one than expected turns off what depends on it in that worker, with one warning in the log. Without nginx's
+-- cache (--without-http-cache) the structures are others; calls are not gathered then, and nginx sets TCP_NODELAY itself.
+-- $remote_port must be the connection's: no realip module in front of gRPC.
 --
 -- To remove it: take its three calls out of load-balancer.tpl and balancer.lua. Nothing else depends on it.
 
@@ -57,6 +59,8 @@ local found, found_size = ffi.new("uint8_t[?]", ADDRESS_BYTES), ffi.new("uint32_
 -- By connection, whether nginx is built as assumed: nil until a request has shown it.
 local client_known
 local replica_known
+-- Clients in a row that had gone when they were looked at; so many can't be chance.
+local unseen, MAX_UNSEEN = 0, 100
 if ngx.config.nginx_configure():find("--without-http-cache", 1, true) then
     replica_known = false
 end
@@ -130,7 +134,11 @@ local function check_client(request)
     elseif get_peer(request.connection) then
         client_known = found_port() == tonumber(ngx.var.remote_port)
     else
-        return -- The client has gone; the next one will do.
+        unseen = unseen + 1
+        if unseen < MAX_UNSEEN then
+            return -- The client has gone; the next one will do.
+        end
+        client_known = false
     end
     if not client_known then
         replica_known = false

@@ -1,0 +1,78 @@
+"""A Consul that lives for a moment: the peers that consul-template renders are registered with it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from benchmarks import programs
+from benchmarks.errors import BenchmarkError
+from benchmarks.processes import Processes, wait_until
+
+_START_SECONDS = 30.0
+# What Consul's transaction endpoint takes at a time (API documentation, "Txn").
+_OPERATIONS = 64
+_NODE, _NODE_ADDRESS = "bench", "127.0.0.1"
+
+
+@contextmanager
+def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
+    """Runs an agent on 127.0.0.1 whose catalogue has these peers; gives the address of its HTTP API.
+
+    Raises:
+        BenchmarkError: it does not start, or refuses a peer.
+    """
+    http, server, serf = _free_ports(3)
+    command: list[str | Path] = [
+        programs.tool("consul"),
+        *("agent", "-dev", "-log-level=err", "-bind=127.0.0.1", f"-http-port={http}", f"-server-port={server}"),
+        *(f"-serf-lan-port={serf}", "-serf-wan-port=-1", "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"),
+    ]
+    agent = processes.start("catalogue", command, cwd=processes.directory)
+    try:
+        session = requests.Session()
+        session.trust_env = False
+        base = f"http://127.0.0.1:{http}/v1"
+        try:
+            wait_until(lambda: _has_leader(session, base), _START_SECONDS, "the catalogue's leader", 0.05)
+            _register(session, base, peers)
+        except (BenchmarkError, requests.RequestException) as error:
+            raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
+        yield f"127.0.0.1:{http}"
+    finally:
+        processes.stop(agent)
+
+
+def _has_leader(session: requests.Session, base: str) -> bool:
+    try:
+        return bool(session.get(f"{base}/status/leader", timeout=5).json())
+    except (requests.ConnectionError, requests.JSONDecodeError):
+        return False
+
+
+def _register(session: requests.Session, base: str, peers: Sequence[str]) -> None:
+    node = {"Node": _NODE, "Address": _NODE_ADDRESS}
+    session.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
+    for begin in range(0, len(peers), _OPERATIONS):
+        operations = [_operation(peer) for peer in peers[begin : begin + _OPERATIONS]]
+        session.put(f"{base}/txn", json=operations, timeout=10).raise_for_status()
+
+
+def _operation(peer: str) -> dict[str, object]:
+    address, _, port = peer.rpartition(":")
+    service = {"ID": peer, "Service": "bench", "Address": address, "Port": int(port), "Tags": ["grpc_server"]}
+    return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
+
+
+def _free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [int(taken.getsockname()[1]) for taken in sockets]
+    finally:
+        for taken in sockets:
+            taken.close()

@@ -1,0 +1,1 @@
+"""Servers that nobody here tuned: one of each kind, with default options."""

@@ -1,0 +1,127 @@
+"""Measures balancers in front of three servers of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from benchmarks.balancers import Balancer
+from benchmarks.bench import Bench
+from benchmarks.calls import wait_for_answers
+from benchmarks.errors import BenchmarkError
+from benchmarks.load import USUAL, Shape, timed_h2load
+from benchmarks.programs import ROOT
+from benchmarks.servers import ticks
+from benchmarks.servers.start import ServerKind
+from benchmarks.stats import percentile
+
+SERVERS = 3
+STREAMS = 4
+_PORT = 7777
+_START_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A load.
+
+    Attributes:
+        name: for the report.
+        size: bytes of the greeting, in both directions.
+        shape: connections and calls at a time.
+        share: how many calls are made, as a share of the plan's.
+    """
+
+    name: str
+    size: int
+    shape: Shape
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A balancer's in one round: percentiles of its calls' seconds, and calls a second."""
+
+    p50: float
+    p99: float
+    rate: float
+
+
+@contextmanager
+def running(bench: Bench, kind: ServerKind, first: int) -> Iterator[list[str]]:
+    """Three servers of a kind, at addresses of their own from the number ``first`` on.
+
+    Raises:
+        MissingError: the kind can't be had here.
+    """
+    command = kind.command()
+    peers = [f"{bench.address(first + number)}:{_PORT}" for number in range(SERVERS)]
+    servers = [bench.processes.start(f"server-{peer}", [*command, peer], cwd=ROOT) for peer in peers]
+    try:
+        for peer in peers:
+            _wait(bench, kind, peer)
+        yield peers
+    finally:
+        for server in servers:
+            bench.processes.stop(server)
+
+
+def _wait(bench: Bench, kind: ServerKind, peer: str) -> None:
+    try:
+        wait_for_answers(peer, 1, _START_SECONDS)
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{kind.name}: {error}\n{bench.processes.tail(f'server-{peer}')}") from error
+
+
+@contextmanager
+def started(balancers: Sequence[Balancer], peers: Sequence[str]) -> Iterator[None]:
+    """These balancers, in front of the peers."""
+    try:
+        for balancer in balancers:
+            balancer.start(peers)
+        yield
+    finally:
+        for balancer in balancers:
+            balancer.stop()
+
+
+def warm_up(bench: Bench, balancers: Sequence[Balancer], calls: int) -> None:
+    """Lets every worker make its connections to the servers, and the servers compile what they compile at run time."""
+    for balancer in balancers:
+        _load(bench, balancer, Case(name="", size=16, shape=USUAL, share=1), calls)
+
+
+def one_round(bench: Bench, balancers: Sequence[Balancer], case: Case, calls: int, turns: int) -> dict[str, Figures]:
+    """The calls of each balancer, in so many turns: a machine's speed changes within seconds."""
+    each = max(round(calls * case.share) // turns, case.shape.connections * case.shape.streams)
+    times: dict[str, list[float]] = {balancer.name: [] for balancer in balancers}
+    seconds = dict.fromkeys(times, 0.0)
+    for turn in range(turns):
+        # Who follows whom changes from turn to turn.
+        for balancer in balancers if turn % 2 == 0 else reversed(balancers):
+            found = _load(bench, balancer, case, each)
+            times[balancer.name] += found[1]
+            seconds[balancer.name] += found[0]
+    return {
+        name: Figures(p50=percentile(found, 50), p99=percentile(found, 99), rate=each * turns / seconds[name])
+        for name, found in times.items()
+    }
+
+
+def _load(bench: Bench, balancer: Balancer, case: Case, calls: int) -> tuple[float, list[float]]:
+    """How many seconds the calls took together, and each of them."""
+    load, times = timed_h2load(bench.processes, balancer.target, calls, case.shape, "x" * case.size)
+    if load.failed or len(times) != calls:
+        lost = f"{load.failed} of {calls} calls have no whole answer, {len(times)} are in the log"
+        raise BenchmarkError(f"{balancer.name}, {case.name}: {lost}\n{balancer.tail()}")
+    return load.seconds, times
+
+
+def stream_round(balancers: Sequence[Balancer], seconds: float) -> dict[str, Figures]:
+    """How late the messages of four streams are, through each balancer in turn."""
+    found = {}
+    for balancer in balancers:
+        late = ticks.delays(balancer.target, STREAMS, seconds)
+        found[balancer.name] = Figures(p50=percentile(late, 50), p99=percentile(late, 99), rate=len(late) / seconds)
+    return found
