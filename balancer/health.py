@@ -28,8 +28,7 @@ SERVING_SECONDS, HELD_SECONDS = 0.5, 0.2
 # One that does not serve is asked again after a part of the time for which it has not, within these bounds.
 AGAIN_SECONDS, AGAIN_MOST_SECONDS, AGAIN_PART = 0.1, 5.0, 0.03
 TIMEOUT_SECONDS = 0.5
-# A connection on which nothing is answered is given up: one that a partition has cut off would carry nothing until
-# TCP sends once more, which it does later and later.
+# A connection without answers is given up after this: a partition may have ended, and TCP sends again ever more seldom.
 _SILENT_SECONDS = 2.0
 # What all probes may cost in a second, in units of about 0.2 ms of processor time, and what each kind costs. So 40 ms.
 BUDGET, _CHECK_COST, _CONNECTION_COST = 200.0, 1.0, 4.0
@@ -73,11 +72,11 @@ class _Probe:
     watch_due: float = float("-inf")
     closed: bool = False
 
-    def interval(self, now: float, steady: float) -> float:
-        """Seconds between two questions."""
+    def interval(self, now: float, fair: float) -> float:
+        """Seconds between two questions; ``fair`` is what all of them can have."""
         if self.health is not Health.SERVING:
             return min(max((now - self.changed) * AGAIN_PART, AGAIN_SECONDS), AGAIN_MOST_SECONDS)
-        return min(HELD_SECONDS, steady) if self.held else steady
+        return max(HELD_SECONDS if self.held else SERVING_SECONDS, fair)
 
     @property
     def cost(self) -> float:
@@ -135,16 +134,19 @@ class Prober:
             await asyncio.wait(self._tasks)
 
     def _start_due(self, now: float, allowance: float) -> float:
-        """Starts the questions that are due, those first that have waited longest for their interval."""
-        steady = max(SERVING_SECONDS, sum(probe.cost for probe in self._probes.values()) / BUDGET)
+        """Starts the questions that are due: those of replicas that serve before all others, however many are gone.
+
+        Of those, all get their turn, and those more often that have ended lately: they are the likeliest to be back.
+        """
+        fair = sum(probe.cost for probe in self._probes.values()) / BUDGET
         due = []
         for probe in self._probes.values():
             if probe.turn is None:
-                overdue = (now - probe.asked) / probe.interval(now, steady)
-                if overdue >= 1:
-                    due.append((overdue, probe))
-        due.sort(key=lambda one: -one[0])
-        for _, probe in due:
+                waited, interval = now - probe.asked, probe.interval(now, fair)
+                if waited >= interval:
+                    due.append((probe.health is not Health.SERVING, -waited / interval**2, probe))
+        due.sort(key=lambda one: one[:2])
+        for _, _, probe in due:
             if allowance < probe.cost:
                 break
             allowance -= probe.cost
@@ -204,18 +206,15 @@ class Prober:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             probe.watch_due = self.clock() + _SATURATED_SECONDS
             self._end_watch(probe)
-        lost = health is Health.TIMEOUT and (
-            channel.get_state() is not grpc.ChannelConnectivity.READY or self._is_silent(probe)
-        )
+        silent = probe.health is Health.TIMEOUT and self.clock() > probe.changed + _SILENT_SECONDS
+        ready = channel.get_state() is grpc.ChannelConnectivity.READY
+        lost = health is Health.TIMEOUT and (silent or not ready)
         if lost or health is Health.REFUSED or (probe.watch is None and self._watches >= MAX_WATCHES):
             await self._drop_channel(probe)
-        if health is Health.REFUSED and not fresh and not probe.closed:
+        if health is Health.REFUSED and not fresh:
             # The connection has ended, as servers do with old ones: is there another?
             return await self._ask(probe)
         return health
-
-    def _is_silent(self, probe: _Probe) -> bool:
-        return probe.health is Health.TIMEOUT and self.clock() > probe.changed + _SILENT_SECONDS
 
     async def _drop_channel(self, probe: _Probe) -> None:
         self._end_watch(probe)
@@ -232,7 +231,6 @@ class Prober:
         if (
             probe.watch is None
             and probe.channel is not None
-            and not probe.closed
             and self.clock() >= probe.watch_due
             and self._watches < MAX_WATCHES
         ):
@@ -246,6 +244,8 @@ class Prober:
         try:
             async for response in call:
                 self._found(probe, _STATUS.get(response.status, Health.NOT_SERVING))
+                # One that never stops talking waits for its turn (HTTP/2's flow control).
+                await asyncio.sleep(_TICK_SECONDS)
             code = grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
             code = error.code()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -25,7 +27,7 @@ from balancer.fleet import Health
 from balancer.registration import Registration
 from tests.support import frames
 from tests.support.drivers import ROOT
-from tests.support.probing import Probing
+from tests.support.probing import Probing, as_json
 from tests.support.wait import wait_for
 
 NAME = "tests.Health"
@@ -38,7 +40,8 @@ LONG_SECONDS = 60.0
 
 def registered(name: str = NAME, address: str = "", port: int = PORT) -> Registration:
     """A replica at an address of its own."""
-    address = address or f"127.45.{os.getpid() % 250}.{next(_numbers)}"
+    number = next(_numbers)
+    address = address or f"127.45.{os.getpid() % 50 * 5 + number // 250}.{number % 250 + 1}"
     return Registration(application="tests", address=address, port=port, weight=1, health=name)
 
 
@@ -490,3 +493,168 @@ def test_a_connection_that_is_dead_is_given_up_for_a_new_one() -> None:
         accepted, dead = server.accepted, True
         probing.wait(replica, Health.TIMEOUT, 3)
         probing.wait(replica, Health.SERVING, 6)
+
+
+class Dripping:
+    """Servers at every loopback address and one port: they accept, and send a byte now and then."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("0.0.0.0", 0), backlog=1024)
+        self._listener.setblocking(False)
+        self._end = threading.Event()
+        self.port = int(self._listener.getsockname()[1])
+        self.open = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        connections: list[socket.socket] = []
+        with self._listener:
+            while not self._end.wait(0.4):
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        connections.append(self._listener.accept()[0])
+                connections = [one for one in connections if drip(one)]
+                self.open = len(connections)
+        for one in connections:
+            one.close()
+
+    def close(self) -> None:
+        """Ends them."""
+        self._end.set()
+        self._thread.join()
+
+
+def drip(connection: socket.socket) -> bool:
+    """Sends a byte; whether the other end is still there."""
+    try:
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            if not connection.recv(65536):
+                connection.close()
+                return False
+        connection.send(b"\0")
+    except OSError:
+        connection.close()
+        return False
+    return True
+
+
+class Program:
+    """The prober as a program of its own, and what it has said last of each replica."""
+
+    def __init__(self, registrations: list[Registration]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.probing"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin
+        self._process.stdin.write(as_json(registrations))
+        self._process.stdin.flush()
+        self.last: dict[str, tuple[float, Health]] = {}
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as lines:
+            for line in lines:
+                at, key, value = json.loads(line)
+                self.last[key] = (at, Health(value))
+
+    def processor_share(self) -> float:
+        """The part of a core that it takes, over some seconds."""
+        before, began = self._processor_seconds(), time.monotonic()
+        now = wait_for(time.monotonic, lambda now: now > began + 4, 5, "time passes")
+        return (self._processor_seconds() - before) / (now - began)
+
+    def _processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self) -> int:
+        """Its open file descriptors."""
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
+    def wait(self, registrations: list[Registration], wanted: Callable[[Health], bool], seconds: float) -> None:
+        """Waits until that is said of all."""
+
+        def others() -> list[object]:
+            known = [(one.key, self.last.get(one.key, (0, Health.SERVING))[1]) for one in registrations]
+            return [(key, health) for key, health in known if not wanted(health)]
+
+        wait_for(others, lambda left: not left, seconds, "it is said of all")
+
+    def end(self) -> None:
+        """Ends it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def program(registrations: list[Registration]) -> Iterator[Program]:
+    """The prober while the block runs."""
+    running = Program(registrations)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture
+def crowd() -> Iterator[list[Registration]]:
+    """150 replicas that are gone and 300 that hang, half of them with a health name."""
+    dripping = Dripping()
+    names = (NAME, "")
+    yield [registered(names[number % 2], port=dripping.port if number % 3 else PORT) for number in range(450)]
+    dripping.close()
+
+
+@contextlib.contextmanager
+def all_serving(registrations: list[Registration]) -> Iterator[None]:
+    """A server for each, which all end at once."""
+    with contextlib.ExitStack() as servers:
+        for one in registrations:
+            servers.enter_context(serving(one))
+        yield
+
+
+def test_replicas_that_are_gone_or_hang_disturb_neither_others_nor_the_machine(crowd: list[Registration]) -> None:
+    real, back = [registered() for _ in range(3)], []
+    with program([*crowd, *real]) as probing:
+        with all_serving(real):
+            # All are taken to serve, and all are asked in their turn.
+            probing.wait(crowd, lambda health: health is not Health.SERVING, 40)
+            probing.wait(real, lambda health: health is Health.SERVING, 10)
+            assert probing.processor_share() < 0.15
+            assert probing.descriptors() < 500
+        for _ in range(3):
+            probing.wait(real, lambda health: health is Health.REFUSED, 5)
+            with all_serving(real):
+                began = time.monotonic()
+                probing.wait(real, lambda health: health is Health.SERVING, 5)
+                back.append(max(probing.last[one.key][0] for one in real) - began)
+    assert min(back) < 2, back
+
+
+class Flooding(Answering):
+    """A health service whose watch never stops talking."""
+
+    def Watch(  # noqa: N802 - gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        while context.is_active():
+            yield self.Check(request, context)
+
+
+def test_a_replica_that_floods_its_watch_takes_little_of_the_processor() -> None:
+    replica = registered()
+    with serving(replica, service=Flooding()), program([replica]) as probing:
+        probing.wait([replica], lambda health: health is Health.SERVING, 10)
+        assert probing.processor_share() < 0.15
