@@ -20,6 +20,7 @@ import requests
 
 from balancer.errors import BalancerError
 from balancer.registration import Registration
+from registrar.config import BALANCED_TAG
 from registrar.environment import host_port
 
 LOG = logging.getLogger("balancer")
@@ -102,7 +103,9 @@ class Catalogue:
             self._cluster = cluster or self._cluster
 
     def explained(self, absent: Iterable[Registration]) -> set[str]:
-        """The keys of those that the catalogue does list, though not as passing: in maintenance, or failing a check.
+        """The keys of those that the catalogue lists, but not to be served: in maintenance, ill, or without weight.
+
+        One that it lists as passing has come back, and consul-template has not seen it yet.
 
         Raises:
             BalancerError: it can't be asked.
@@ -114,7 +117,7 @@ class Catalogue:
         for application, targets in wanted.items():
             path = f"/v1/health/service/{application}"
             try:
-                listed = {_target(instance) for instance in self._get(path).json()}
+                listed = {_target(instance) for instance in self._get(path).json() if not _serves(instance)}
             except (ValueError, KeyError, TypeError) as error:
                 raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
             found |= {f"{application} {target}" for target in targets & listed}
@@ -145,6 +148,14 @@ class Catalogue:
         if response.status_code != requests.codes.ok:
             raise BalancerError(f"{self._url}{path}: {response.status_code} {response.text.strip()[:200]}")
         return response
+
+
+def _serves(instance: Mapping[str, Any]) -> bool:
+    """Whether peers.tpl has an instance."""
+    service = instance["Service"]
+    statuses = {check["Status"] for check in instance["Checks"]}
+    weight = service["Weights"]["Warning" if "warning" in statuses else "Passing"]
+    return statuses <= {"passing", "warning"} and weight > 0 and BALANCED_TAG in (service["Tags"] or ())
 
 
 def _target(instance: Mapping[str, Any]) -> str:

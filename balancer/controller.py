@@ -33,7 +33,7 @@ _LOOK_SECONDS = 1.0
 _CATALOGUE_SECONDS, _ASK_AGAIN_SECONDS = 1.0, 0.2
 # How often nginx is asked what it has, and given again what it did not take. An nginx that was started anew has its
 # snapshot meanwhile.
-_NGINX_SECONDS, _PUBLISH_AGAIN_SECONDS = 1.0, 0.2
+_NGINX_SECONDS, _PUBLISH_AGAIN_SECONDS, _PAUSE_SECONDS = 1.0, 0.2, 0.005
 # A held replica that is loaded may miss a health probe.
 _MISSES = 3
 _NAMES = 20
@@ -251,6 +251,9 @@ class Controller:
             if failed:
                 await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
                 self._dirty.set()
+            else:
+                # What changes meanwhile is one document.
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _watch_nginx(self) -> None:
         """An nginx that was started anew has the snapshot, or nothing."""

@@ -244,6 +244,8 @@ class Prober:
         try:
             async for response in call:
                 self._found(probe, _STATUS.get(response.status, Health.NOT_SERVING))
+                # A server that changes its mind all the time is heard no more often.
+                await asyncio.sleep(_TICK_SECONDS)
                 # One that never stops talking waits for its turn (HTTP/2's flow control).
                 await asyncio.sleep(_TICK_SECONDS)
             code = grpc.StatusCode.OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import requests
@@ -260,8 +261,29 @@ def replica(application: str = "shop", address: str = "10.0.0.2", port: int = 80
     return Registration(application=application, address=address, port=port, weight=1)
 
 
-def instance(address: str, port: object, node: str = "10.9.9.9") -> dict[str, object]:
-    return {"Service": {"Address": address, "Port": port}, "Node": {"Address": node}, "Checks": []}
+def instance(
+    address: str, port: int, node: str = "10.0.0.9", status: str = "critical", weight: int = 1, tag: str = "grpc_server"
+) -> dict[str, object]:
+    service = {"Address": address, "Port": port, "Tags": [tag], "Weights": {"Passing": weight, "Warning": weight}}
+    return {"Service": service, "Node": {"Address": node}, "Checks": [{"Status": "passing"}, {"Status": status}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "explained"),
+    [
+        ({}, True),
+        ({"status": "passing"}, False),
+        ({"status": "warning"}, False),
+        ({"status": "maintenance"}, True),
+        ({"status": "passing", "weight": 0}, True),
+        ({"status": "warning", "weight": 0}, True),
+        ({"status": "passing", "tag": "other"}, True),
+    ],
+)
+def test_only_what_is_not_to_be_served_is_explained(consul: Consul, given: dict[str, Any], explained: bool) -> None:
+    """One that passes has come back after a loss, and the rendered list is older."""
+    consul.instances = {"shop": [instance("10.0.0.2", 80, **given)]}
+    assert consul.catalogue().explained([replica()]) == ({"shop 10.0.0.2:80"} if explained else set())
 
 
 def test_a_replica_that_the_catalogue_lists_is_explained(consul: Consul) -> None:
