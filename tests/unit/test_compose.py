@@ -93,3 +93,13 @@ def test_versions_are_the_catalogues_in_the_dockerfile(dockerfile: Path) -> None
     found = dict(re.findall(r"^ARG (\w+_VERSION)=(\S+)$", dockerfile.read_text(), re.MULTILINE))
     assert "CONSUL_VERSION" in found
     assert found.items() <= VERSIONS.items()
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_what_an_image_copies_is_sent_to_the_engine(dockerfile: Path) -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE)
+    sources = [source for line in copies for source in line.split()]
+    assert sources
+    for source in sources:
+        assert {source, *map(str, Path(source).parents)} & sent, source
