@@ -27,7 +27,7 @@ from tests.support.wait import wait_for, wait_for_death
 pytestmark = pytest.mark.timeout(1800 if FULL else 600)
 
 
-@pytest.mark.parametrize("program", ["consul-template", "consul", "registrar"])
+@pytest.mark.parametrize("program", ["balancer", "consul-template", "consul", "registrar"])
 def test_killing_the_programs_beside_nginx_costs_no_call(five_replicas: LocalDriver, program: str) -> None:
     times = rounds(5, 1)
     with two_clients(five_replicas) as load:
