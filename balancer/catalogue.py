@@ -30,6 +30,7 @@ _TIMEOUT_SECONDS = 1.0
 HOLD_SECONDS = 60.0
 _FILTERED = "X-Consul-Results-Filtered-By-ACLs"
 _INDEX = "X-Consul-Index"
+_SERVICES = "/v1/catalog/services"
 
 
 class Catalogue:
@@ -71,13 +72,15 @@ class Catalogue:
         """
         # Read before the question is sent: answers may overtake each other.
         before = self._index
-        services = self._get("/v1/catalog/services")
+        services = self._get(_SERVICES)
         cluster = self._cluster_id()
         try:
             index = int(services.headers[_INDEX])
+            # Consul does not tell callers without a token of their own that an answer is filtered. One that lists
+            # nothing at all, not even Consul itself, is.
+            filtered = services.headers.get(_FILTERED, "").lower() == "true" or not services.json()
         except (KeyError, ValueError) as error:
-            raise BalancerError(f"{self._url}: an answer without {_INDEX}") from error
-        filtered = services.headers.get(_FILTERED, "").lower() == "true"
+            raise BalancerError(f"{self._url}{_SERVICES}: not of the expected form: {error!r}") from error
         self._note(before, index, cluster)
         return not filtered and not self.lost
 

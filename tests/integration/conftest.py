@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import Processes
 from local_stack.tools import TOOLS, ToolError, find
 from tests.support import chaos
 from tests.support.drivers import LocalDriver
@@ -39,6 +41,14 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
     driver.up(1)
     yield driver
     driver.end()
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Ends what a test has started."""
+    # A short path: it has Unix sockets.
+    with tempfile.TemporaryDirectory(prefix="glb-") as directory, Processes(Path(directory)) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -80,14 +79,6 @@ def servers() -> Iterator[list[Server]]:
     yield found
     for one in found:
         one.kill()
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    """Ends what a test has started."""
-    # A short path: it has Unix sockets.
-    with tempfile.TemporaryDirectory(prefix="glb-") as directory, Processes(Path(directory)) as started:
-        yield started
 
 
 @pytest.fixture
