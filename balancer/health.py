@@ -136,7 +136,7 @@ class Prober:
     def _start_due(self, now: float, allowance: float) -> float:
         """Starts the questions that are due: those of replicas that serve before all others, however many are gone.
 
-        Of those, all get their turn, and those more often that have ended lately: they are the likeliest to be back.
+        Of the others, those come more often that have served till lately: they are the likeliest to be back.
         """
         fair = sum(probe.cost for probe in self._probes.values()) / BUDGET
         due = []
@@ -195,9 +195,7 @@ class Prober:
             health = await _connect(probe.registration)
             if health is not Health.SERVING:
                 return health
-            probe.channel = _channel(probe.registration)
-        assert probe.channel is not None  # noqa: S101 - for mypy
-        channel = probe.channel
+        channel = probe.channel = probe.channel or _channel(probe.registration)
         if not probe.registration.health:
             health = await _handshake(channel)
             await self._drop_channel(probe)

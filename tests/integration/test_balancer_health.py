@@ -351,7 +351,7 @@ def test_the_watch_leaves_a_server_all_the_calls_that_it_takes() -> None:
         assert set(probing.of(replica)) == {Health.SERVING}
 
 
-@pytest.mark.parametrize(("name", "settings"), [(NAME, b""), (NAME, frames.settings()), ("", b"")])
+@pytest.mark.parametrize(("name", "settings"), [(NAME, b""), (NAME, frames.settings()), ("", b"")], ids=str)
 def test_a_server_that_accepts_and_does_not_answer_is_found_out_in_time(name: str, settings: bytes) -> None:
     replica = registered(name)
     with raw(replica, lambda _, stream: b"" if stream else settings), Probing(replica, known=Health.SERVING) as probing:
@@ -418,7 +418,9 @@ def test_a_replica_without_a_health_name_serves_if_it_speaks_http_2() -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, ""])
-@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(100), None])
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(100), None], ids=str
+)
 def test_what_does_not_speak_http_2_does_not_serve(name: str, said: bytes | None) -> None:
     replica = registered(name)
     with raw(replica, lambda *_: said), Probing(replica, known=Health.SERVING) as probing:
@@ -459,7 +461,7 @@ def test_a_servers_graceful_stop_does_not_wait_for_the_prober() -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, ""])
-@pytest.mark.parametrize("said", [b"", frames.settings()])
+@pytest.mark.parametrize("said", [b"", frames.settings()], ids=["silent", "HTTP/2"])
 def test_a_replica_that_leaves_at_any_moment_leaves_no_connection(name: str, said: bytes) -> None:
     replica, others = registered(name), registered()
     with raw(replica, lambda _, stream: b"" if stream else said) as server, Probing(others) as probing:
