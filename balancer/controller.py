@@ -59,11 +59,9 @@ class Controller:
         self._run, self._number = secrets.token_hex(4), 0
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
-        known = self._load()
-        self._catalogue = Catalogue(config.consul_url, known.get("catalogue"))
-        # By the document of an earlier run, so that what was known of services is known.
-        earlier = {service: str(route["application"]) for service, route in known.get("routes", {}).items()}
-        self._memory = RouteMemory(earlier, time.monotonic())
+        self._catalogue = Catalogue(config.consul_url)
+        self._memory = RouteMemory({}, time.monotonic())
+        self._load()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until ``stop`` is set."""
@@ -267,18 +265,20 @@ class Controller:
                     LOG.info("nginx has another document version=%s", version or "none")
                     self._dirty.set()
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self) -> None:
+        """Takes the document of an earlier run: all of it, or nothing."""
         try:
             known = snapshot.load(self._config.snapshot)
             if known:
-                self._fleet.restore(document.replicas_of(known))
+                replicas = document.replicas_of(known)
+                earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
+                self._catalogue = Catalogue(self._config.consul_url, known["catalogue"])
+                self._memory = RouteMemory(earlier, time.monotonic())
+                self._fleet.restore(replicas)
         except BalancerError as error:
             LOG.warning("%s", error)
-            return {}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             LOG.warning("%s is not a document: %r", self._config.snapshot, error)
-            return {}
-        return known
 
 
 def _problem(work: Callable[..., None], *arguments: Any) -> str:
