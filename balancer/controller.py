@@ -271,6 +271,9 @@ class Controller:
             known = snapshot.load(self._config.snapshot)
             if known:
                 replicas = document.replicas_of(known)
+                for one in replicas:
+                    # A machine that was started anew has a clock that began anew.
+                    one.since = min(one.since, time.monotonic())
                 earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
                 self._catalogue = Catalogue(self._config.consul_url, known["catalogue"])
                 self._memory = RouteMemory(earlier, time.monotonic())

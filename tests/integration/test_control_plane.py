@@ -461,3 +461,31 @@ def test_two_control_planes_agree_on_routes_whatever_they_saw_first(tmp_path: Pa
     routes = {service: (route["application"], route["also"]) for service, route in found[0].items()}
     assert found[0] == found[1]
     assert routes == {"shop.Orders": ("old", "by-hand,new"), "shop.Carts": ("new", "by-hand")}
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "5", "catalogue", "since"])
+def test_a_control_plane_starts_with_any_snapshot(tmp_path: Path, damage: str) -> None:
+    one = ControlPlane(tmp_path, {})
+    kept = tmp_path / "var/lib/load-balancer/snapshot.json"
+    try:
+        one.render([line(f"{NETWORK}.4.1", 1, grpc_services="shop.Orders")])
+        wait_for(one.states, bool, 10, "it is taken")
+        wait_for(lambda: kept.exists() and len(json.loads(kept.read_text())["replicas"]), lambda n: n == 1, 10, "saved")
+        one.kill()
+        document = json.loads(kept.read_text())
+        if damage == "catalogue":
+            document["catalogue"] = {"index": "x"}
+        elif damage == "since":
+            # Of a machine that had run for long.
+            document["replicas"][0]["since"] = 1e9
+        kept.write_text(json.dumps(document) if damage in ("catalogue", "since") else damage)
+        one.start()
+        assert set(one.states()) == {f"{NETWORK}.4.1"}
+        wait_for(
+            lambda: json.loads(kept.read_text() or "[]"),
+            lambda document: bool(document) and document["replicas"][0]["since"] <= time.monotonic(),
+            10,
+            "it is saved again",
+        )
+    finally:
+        one.close()
