@@ -483,7 +483,7 @@ def test_a_control_plane_starts_with_any_snapshot(tmp_path: Path, damage: str) -
         assert set(one.states()) == {f"{NETWORK}.4.1"}
         wait_for(
             lambda: json.loads(kept.read_text() or "[]"),
-            lambda document: bool(document) and document["replicas"][0]["since"] <= time.monotonic(),
+            lambda found: isinstance(found, dict) and found["replicas"][0]["since"] <= time.monotonic(),
             10,
             "it is saved again",
         )
