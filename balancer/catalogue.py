@@ -41,14 +41,20 @@ class Catalogue:
         url: of the agent's HTTP API.
         known: what :meth:`knowledge` gave in an earlier run.
         clock: seconds of a monotonic clock.
+        token: of Consul's ACL system; empty for the agent's own.
     """
 
     def __init__(
-        self, url: str, known: Mapping[str, Any] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        known: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        token: str = "",
     ) -> None:
         known = known or {}
         self._url = url
         self._clock = clock
+        self._headers = {"X-Consul-Token": token} if token else {}
         self._lock = threading.Lock()
         self._local = threading.local()
         self._cluster = str(known.get("cluster", ""))
@@ -142,7 +148,7 @@ class Catalogue:
             # A proxy of the environment is not for the agent next door.
             session.trust_env = False
         try:
-            response = session.get(self._url + path, timeout=_TIMEOUT_SECONDS)
+            response = session.get(self._url + path, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         except requests.RequestException as error:
             raise BalancerError(f"Consul at {self._url} is out of reach: {type(error).__name__}") from error
         if response.status_code != requests.codes.ok:

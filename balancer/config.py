@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class BalancerConfig:
             from consul-template, and the control plane only answers ``status``.
         networks: a replica is in one of them, or has its own Consul node's address.
         consul_url: the HTTP API of the local agent.
+        consul_token: of Consul's ACL system; empty for the agent's own.
         nginx_url: nginx's status port.
         rendered: what consul-template renders.
         snapshot: the document on disk, from which nginx and the control plane start.
@@ -38,6 +39,7 @@ class BalancerConfig:
     rendered: Path = Path("run/peers")
     snapshot: Path = Path("var/lib/load-balancer/snapshot.json")
     socket: Path = Path("run/balancer.sock")
+    consul_token: str = field(default="", repr=False)
 
     @property
     def publishes(self) -> bool:
@@ -59,6 +61,7 @@ class BalancerConfig:
             + host_port(reader.host("CONSUL_ADDRESS", "127.0.0.1"), reader.port("CONSUL_PORT", 8500)),
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
+            consul_token=reader.text("CONSUL_HTTP_TOKEN", ""),
         )
         reader.raise_problems()
         return config

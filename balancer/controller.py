@@ -17,7 +17,7 @@ import inotify_simple
 from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.config import BalancerConfig
-from balancer.errors import BalancerError
+from balancer.errors import BalancerError, RefusedError
 from balancer.fleet import Fleet, Health, Replica
 from balancer.health import Prober
 from balancer.nginx import Nginx
@@ -34,8 +34,8 @@ _CATALOGUE_SECONDS, _ASK_AGAIN_SECONDS = 1.0, 0.2
 # How often nginx is asked what it has, and given again what it did not take. An nginx that was started anew has its
 # snapshot meanwhile.
 _NGINX_SECONDS, _PUBLISH_AGAIN_SECONDS, _PAUSE_SECONDS = 1.0, 0.2, 0.005
-# A held replica that is loaded may miss a health probe.
-_MISSES = 3
+# A held replica that is loaded may miss a health probe, and many, for some 20 s, while it has all the calls it takes.
+_MISSES, _HANGS = 3, 30
 _NAMES = 20
 
 
@@ -59,7 +59,8 @@ class Controller:
         self._run, self._number = secrets.token_hex(4), 0
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
-        self._catalogue = Catalogue(config.consul_url)
+        self._saved: dict[str, Any] = {}
+        self._catalogue = Catalogue(config.consul_url, token=config.consul_token)
         self._memory = RouteMemory({}, time.monotonic())
         self._load()
 
@@ -121,8 +122,9 @@ class Controller:
         if parsed is None:
             return
         rendered, refused = parsed
+        before = set(self.refused)
         for one in refused:
-            if one not in self.refused:
+            if one not in before:
                 LOG.warning(
                     "refused app=%r address=%r port=%d reason=%s", one.application, one.address, one.port, one.reason
                 )
@@ -181,7 +183,9 @@ class Controller:
                     explained = await asyncio.to_thread(self._catalogue.explained, held)
                     still = {one.registration.key for one in self._fleet if one.held}
                     self._forget(explained & still, "in the catalogue, and not to be served")
-            if self._memory.update(self._present(), time.monotonic()) != self._routes:
+            # What is known of the catalogue is no use in memory only: data may be lost while this program is restarted.
+            new = self._catalogue.knowledge() != self._saved
+            if self._memory.update(self._present(), time.monotonic()) != self._routes or new:
                 self._dirty.set()
 
     def _forget(self, keys: Iterable[str], why: str) -> None:
@@ -199,7 +203,7 @@ class Controller:
         if replica is None:
             return
         self._misses[key] = 0 if health is Health.SERVING else self._misses.get(key, 0) + 1
-        if replica.held and self._misses[key] >= _MISSES:
+        if replica.held and self._misses[key] >= (_HANGS if health is Health.TIMEOUT else _MISSES):
             self._forget([key], f"a held replica is {health.value}")
         elif self._fleet.set_health(key, health, time.monotonic()):
             level = logging.INFO if replica.serves else logging.WARNING
@@ -225,13 +229,14 @@ class Controller:
         for service, route in self._routes.items():
             _tell(service, before.get(service), route)
         self._number += 1
+        self._saved = self._catalogue.knowledge()
         built = document.build(
             list(self._fleet),
             self._routes,
             version=f"{self._run}-{self._number}",
             changed=self._changed,
             updated=self._updated,
-            catalogue=self._catalogue.knowledge(),
+            catalogue=self._saved,
         )
         return json.dumps(built, separators=(",", ":")).encode()
 
@@ -241,17 +246,20 @@ class Controller:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            began = time.monotonic()
             text = self._build()
-            problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
+            refused, problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
             failed = _tell_once(failed, problem, "nginx has not taken the document")
-            problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
-            saved = _tell_once(saved, problem, "a restart would not know the replicas")
+            if not refused:
+                # An nginx that starts would not take that either.
+                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
+                saved = _tell_once(saved, problem, "a restart would not know the replicas")
             if failed:
                 await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
                 self._dirty.set()
             else:
-                # What changes meanwhile is one document.
-                await asyncio.sleep(_PAUSE_SECONDS)
+                # What changes meanwhile is one document: longer where one costs this program and nginx's workers more.
+                await asyncio.sleep(min(max(_PAUSE_SECONDS, 2 * (time.monotonic() - began)), 1.0))
 
     async def _watch_nginx(self) -> None:
         """An nginx that was started anew has the snapshot, or nothing."""
@@ -275,21 +283,24 @@ class Controller:
                     # A machine that was started anew has a clock that began anew.
                     one.since = min(one.since, time.monotonic())
                 earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
-                self._catalogue = Catalogue(self._config.consul_url, known["catalogue"])
+                self._catalogue = Catalogue(
+                    self._config.consul_url, known["catalogue"], token=self._config.consul_token
+                )
                 self._memory = RouteMemory(earlier, time.monotonic())
                 self._fleet.restore(replicas)
         except BalancerError as error:
             LOG.warning("%s", error)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             LOG.warning("%s is not a document: %r", self._config.snapshot, error)
 
 
-def _problem(work: Callable[..., None], *arguments: Any) -> str:
+def _problem(work: Callable[..., None], *arguments: Any) -> tuple[bool, str]:
+    """Whether nginx refuses, and what went wrong."""
     try:
         work(*arguments)
     except BalancerError as error:
-        return str(error)
-    return ""
+        return isinstance(error, RefusedError), str(error)
+    return False, ""
 
 
 def _tell_once(before: str, problem: str, what: str) -> str:

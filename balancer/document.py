@@ -25,6 +25,10 @@ from balancer.fleet import Health, Replica
 from balancer.registration import Registration
 from balancer.routes import Route
 
+# So many sets of services an application's versions may have at once; with more, all its replicas get all its calls.
+# Each set may double the number of pools.
+_MAX_SETS = 6
+
 
 class _Pools:
     """Collects pools of numbers of replicas, each under one name once."""
@@ -61,7 +65,7 @@ def build(
         "updated": updated,
         **_replicas(replicas),
         "applications": applications,
-        "routes": {service: _route(service, route, members, pools) for service, route in routes.items()},
+        "routes": {service: _route(service, route, members, applications, pools) for service, route in routes.items()},
         "catalogue": dict(catalogue),
     }
     default = _default(members, applications, pools)
@@ -108,7 +112,11 @@ def _all(sets: Mapping[tuple[str, ...], list[int]]) -> list[int]:
 
 
 def _route(
-    service: str, route: Route, members: Mapping[str, Mapping[tuple[str, ...], list[int]]], pools: _Pools
+    service: str,
+    route: Route,
+    members: Mapping[str, Mapping[tuple[str, ...], list[int]]],
+    applications: Mapping[str, int],
+    pools: _Pools,
 ) -> dict[str, Any]:
     """The replicas of an application that have a service: all but while a version with other services is rolled out.
 
@@ -116,10 +124,11 @@ def _route(
     a service that no replica has any more is asked of all, which answer UNIMPLEMENTED.
     """
     sets = members.get(route.application, {})
-    having = {services: numbers for services, numbers in sets.items() if not services or service in services}
-    if not any(having):
-        having = dict(sets)
-    pool = pools.number(f"{route.application}/{service}", route.application, _all(having)) if having else 0
+    pool = applications.get(route.application, 0)
+    if 1 < len(sets) <= _MAX_SETS:
+        having = {services: numbers for services, numbers in sets.items() if not services or service in services}
+        if any(having) and len(having) < len(sets):
+            pool = pools.number(f"{route.application}/{service}", route.application, _all(having))
     return {"pool": pool, "application": route.application, "also": ",".join(route.also)}
 
 

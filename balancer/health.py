@@ -201,6 +201,9 @@ class Prober:
             await self._drop_channel(probe)
             return health
         health, code = await _check(channel, probe.registration.health)
+        if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
+            # Another server that has the address by now, such as one of web pages, is no replica that is back.
+            health = probe.health
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             probe.watch_due = self.clock() + _SATURATED_SECONDS
             self._end_watch(probe)
@@ -240,12 +243,16 @@ class Prober:
         request = health_pb2.HealthCheckRequest(service=probe.registration.health)
         call = health_pb2_grpc.HealthStub(channel).Watch(request)
         try:
+            pause, due = _TICK_SECONDS, float("-inf")
             async for response in call:
+                if response is None:
+                    break  # What grpcio gives for what is no such message.
                 self._found(probe, _STATUS.get(response.status, Health.NOT_SERVING))
-                # A server that changes its mind all the time is heard no more often.
-                await asyncio.sleep(_TICK_SECONDS)
-                # One that never stops talking waits for its turn (HTTP/2's flow control).
-                await asyncio.sleep(_TICK_SECONDS)
+                # One that never stops talking, or changes its mind all the time, waits for its turn (HTTP/2's flow
+                # control), each time longer.
+                pause = min(2 * pause, AGAIN_MOST_SECONDS) if self.clock() < due else _TICK_SECONDS
+                await asyncio.sleep(pause)
+                due = self.clock() + 2 * _TICK_SECONDS
             code = grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
             code = error.code()
@@ -327,4 +334,6 @@ async def _check(channel: grpc.aio.Channel, service: str) -> tuple[Health, grpc.
             return Health.WRONG_SERVICE, code
         # Whoever is there knows the name or does not say; one with too much to do is there too.
         return Health.SERVING, code
-    return _STATUS.get(response.status, Health.NOT_SERVING), grpc.StatusCode.OK
+    # grpcio gives None for what is no such message.
+    status = Health.WRONG_SERVICE if response is None else _STATUS.get(response.status, Health.NOT_SERVING)
+    return status, grpc.StatusCode.OK

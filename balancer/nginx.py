@@ -6,9 +6,10 @@ from typing import Any
 
 import requests
 
-from balancer.errors import BalancerError
+from balancer.errors import BalancerError, RefusedError
 
-_TIMEOUT_SECONDS = 5.0
+# A worker that hangs keeps its connections; another one takes the next.
+_TIMEOUT_SECONDS = 2.0
 
 
 class Nginx:
@@ -28,7 +29,8 @@ class Nginx:
         """Gives it a document.
 
         Raises:
-            BalancerError: it did not take it.
+            RefusedError: it does not take this one.
+            BalancerError: it is out of reach.
         """
         self._call("POST", "/configuration", text)
 
@@ -53,5 +55,5 @@ class Nginx:
             raise BalancerError(f"{self._url}{path}: {error}") from error
         if not response.ok or not isinstance(answer, dict):
             reason = answer.get("error", "") if isinstance(answer, dict) else ""
-            raise BalancerError(f"{self._url}{path}: {response.status_code} {reason}".rstrip())
+            raise RefusedError(f"{self._url}{path}: {response.status_code} {reason}".rstrip())
         return answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -24,6 +24,8 @@ _CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
 _MAX_WEIGHT = 65535
 _LARGEST = 10**9
 MAX_REPLICAS = 10_000
+# Characters in all the different lists of services: the document must fit into nginx's shared memory.
+_MAX_LISTS = 4_000_000
 # The registrar's metadata: grpc_services, grpc_services_2 to grpc_services_8.
 _SERVICES = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
@@ -39,6 +41,7 @@ class Registration:
         services: the gRPC services that it has, sorted; empty where it does not say.
         health: the name that its health service knows; empty where it does not say.
         since: since when its application has had its services, in ISO 8601; empty where it does not say.
+        own_node: whether its address is that of the Consul node which registered it.
     """
 
     application: str
@@ -48,6 +51,7 @@ class Registration:
     services: tuple[str, ...] = ()
     health: str = ""
     since: str = ""
+    own_node: bool = field(default=True, compare=False)
 
     @property
     def key(self) -> str:
@@ -106,12 +110,22 @@ class Parser:
             elif one is not None:
                 # Of two with the same key, one decides for every balancer: the greater.
                 other = found.get(one.key)
-                found[one.key] = one if other is None else max(one, other, key=repr)
+                found[one.key] = one if other is None else max(one, other, key=_precedence)
         if len(found) > MAX_REPLICAS:
             known = set(present)
             order = sorted(found, key=lambda key: (key not in known, key))
             reason = f"there are more than {MAX_REPLICAS} replicas"
             refused += [_refusal(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
+        if sum(map(_length, {one.services for one in found.values()})) > _MAX_LISTS:
+            known, room, lists = set(present), _MAX_LISTS, set[tuple[str, ...]]()
+            for key in sorted(found, key=lambda key: (key not in known, key)):
+                services = found[key].services
+                if services not in lists:
+                    room -= _length(services)
+                    if room < 0:
+                        refused.append(_refusal(found.pop(key), "there are too many lists of services"))
+                        continue
+                    lists.add(services)
         return [found[key] for key in sorted(found)], refused
 
     def _line(self, line: str) -> Registration | Refusal | None:
@@ -155,6 +169,7 @@ class Parser:
             services=_services(meta),
             health=_name(meta, "grpc_health"),
             since=_since(meta),
+            own_node=ip == _ip(node_address),
         )
         return registration if weight else None
 
@@ -167,6 +182,15 @@ class Parser:
         if ip != _ip(node_address) and not any(ip in network for network in self._networks):
             raise _RefusedError(f"{ip} is neither its node's address nor in PEER_CIDR")
         return ip
+
+
+def _precedence(registration: Registration) -> tuple[bool, str]:
+    """A replica's own node speaks for it, whatever another node says of its address."""
+    return registration.own_node, repr(registration)
+
+
+def _length(services: Sequence[str]) -> int:
+    return sum(map(len, services))
 
 
 def _refusal(registration: Registration, reason: str) -> Refusal:

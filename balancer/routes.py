@@ -1,9 +1,10 @@
 """Which application gets the calls of which gRPC service: a rule that every balancer computes alike.
 
-Of the applications that have a service, the one gets its calls that has had its services for longest (metadata
-``grpc_since``, which the registrar carries from one replica of an application to the next); those that do not say come
-last, and among equals the first by name. So nobody takes the calls of a service away by registering it, and what a
-balancer saw first does not matter.
+Of the applications that have a service, the one gets its calls that has had it for longest: by the earliest metadata
+``grpc_since`` of its replicas with that service, which the registrar carries from one replica to the next. Those that
+do not say come last, and among equals the first by name. So no application takes the calls of a service away by having
+it too, and what a balancer saw first does not matter. (Metadata can be forged, by whoever can register a replica under
+any name.)
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
 
     Of very many services those that have an application for longest: nobody takes calls away by registering others.
     """
-    since: dict[str, str] = {}
-    claims: dict[str, set[str]] = {}
-    for one in registrations:
-        since[one.application] = min(since.get(one.application, _UNKNOWN), one.since or _UNKNOWN)
-        for service in one.services:
-            claims.setdefault(service, set()).add(one.application)
+    # By service and application, since when: an application is not senior for a service that it has only just got.
+    claims: dict[str, dict[str, str]] = {}
+    for application, services, since in {(one.application, one.services, one.since) for one in registrations}:
+        for service in services:
+            claim = claims.setdefault(service, {})
+            claim[application] = min(claim.get(application, _UNKNOWN), since or _UNKNOWN)
     ranked = {
-        service: sorted(claimants, key=lambda application: (since[application], application))
-        for service, claimants in claims.items()
+        service: [name for _, name in sorted((since, name) for name, since in claim.items())]
+        for service, claim in claims.items()
     }
-    kept = sorted(ranked, key=lambda service: (since[ranked[service][0]], service))[:MAX_SERVICES]
+    kept = sorted(ranked, key=lambda service: (claims[service][ranked[service][0]], service))[:MAX_SERVICES]
     return {
         service: Route(application=ranked[service][0], also=tuple(sorted(ranked[service][1:])[:_MAX_OTHERS]))
         for service in sorted(kept)

@@ -57,7 +57,7 @@ class Agent:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         meta = {**config.metadata(grpc_services), "registered": now}
         if grpc_services:
-            meta["grpc_since"] = self._services_since(config.app_name, now)
+            meta["grpc_since"] = self._services_since(config.app_name, grpc_services, now)
         self._call("PUT", "/v1/agent/service/register", json={**body, "Meta": meta})
 
     def deregister(self, service_id: str) -> None:
@@ -118,7 +118,7 @@ class Agent:
         """
         return str(self._call("GET", "/v1/status/leader").json())
 
-    def _services_since(self, application: str, now: str) -> str:
+    def _services_since(self, application: str, grpc_services: Sequence[str], now: str) -> str:
         """Since when the application has had its services: as its other replicas say, or now.
 
         By it balancers decide whose a service is that two applications register (balancer/routes.py).
@@ -127,7 +127,9 @@ class Agent:
             # Any server's answer will do, without a leader too: nothing waits for it.
             path = f"/v1/catalog/service/{application}?stale"
             found = self._call("GET", path, timeout_seconds=_SINCE_SECONDS).json()
-            known = [str((one["ServiceMeta"] or {}).get("grpc_since") or "") for one in found]
+            metas = [one["ServiceMeta"] or {} for one in found]
+            # Only of replicas that have all of these services: a version with a new one is not senior for that.
+            known = [str(meta.get("grpc_since") or "") for meta in metas if set(grpc_services) <= _services(meta)]
         except (AgentError, ValueError) as error:
             LOG.debug("the catalogue was not asked since when reason=%s", error)
             known = []
@@ -160,6 +162,11 @@ class Agent:
         if not response.ok:
             raise AgentError(f"{self._base}{path}: {response.status_code} {response.text.strip()}")
         return response
+
+
+def _services(meta: Mapping[str, str]) -> set[str]:
+    lists = (value for key, value in meta.items() if re.fullmatch(r"grpc_services(_[2-8])?", key))
+    return {name.strip() for value in lists for name in value.split(",")}
 
 
 def registration(config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> dict[str, object]:

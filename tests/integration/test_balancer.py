@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import frames
-from tests.support.balancer import BALANCER
+from tests.support.balancer import BALANCER, Nginx
 from tests.support.calls import answers
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.probes import Registration
@@ -62,6 +64,19 @@ def test_a_configuration_that_nginx_refuses_leaves_the_last_good_one(restored: L
     finally:
         template.write_text(good)
         restored.execute(BALANCER, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "consul-template")
+
+
+def test_a_reload_costs_no_call_and_keeps_the_replicas(restored: LocalDriver) -> None:
+    names = wait_for_replicas(restored, 1)
+    nginx = Nginx(restored)
+    before = nginx.workers
+    with calls_going_on(restored) as seen:
+        os.kill(restored.pid(BALANCER, "nginx"), signal.SIGHUP)
+        wait_for(lambda: set(nginx.workers) & set(before), lambda left: len(left) < len(before), 20, "workers are new")
+        wait_for(lambda: len(set(nginx.workers) - set(before)), lambda count: count == len(before), 20, "all are")
+    assert set(seen) == {"OK"}, seen
+    assert wait_for_replicas(restored, 1) == names
+    assert not nginx.trouble()
 
 
 def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:

@@ -50,17 +50,12 @@ def test_among_equals_the_first_by_name_gets_the_calls(since: str) -> None:
     assert found == {"x.X": Route(application="a", also=("b", "c"))}
 
 
-def test_the_time_of_an_application_is_the_earliest_of_its_replicas() -> None:
-    """A new version with another service keeps the services that the application had."""
-    found = routes(
-        [
-            replica("shop", "x.X", since=NEW, number=1),
-            replica("shop", since=OLD, number=2),
-            replica("shop", "x.X", number=3),
-            replica("a", "x.X", since="2026-01-01T12:00:00+00:00", number=4),
-        ]
-    )
-    assert found == {"x.X": Route(application="shop", also=("a",))}
+def test_the_time_is_the_earliest_of_the_replicas_that_have_the_service() -> None:
+    """An old application is not senior for a service that only its new version has."""
+    other = replica("a", "x.X", since="2026-01-01T12:00:00+00:00", number=4)
+    new = [replica("shop", "x.X", "y.Y", since=NEW, number=1), replica("shop", "x.X", number=3)]
+    assert routes([*new, replica("shop", "x.X", since=OLD, number=2), other])["x.X"].application == "shop"
+    assert routes([*new, replica("shop", "y.Y", since=OLD, number=2), other])["x.X"].application == "a"
 
 
 def test_the_order_of_the_registrations_does_not_matter() -> None:

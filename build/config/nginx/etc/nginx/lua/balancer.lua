@@ -36,7 +36,7 @@ local REFUSED_SECONDS, refused_at = 10, 0
 local calls, spare, spare_count = {}, {}, 0
 local open_calls = 0
 
-local view = fleet.refresh()
+local view = fleet.current()
 local refreshed_at
 
 -- Looks for changes, once in each event-loop iteration at the most: nginx's time changes no more often.

@@ -8,7 +8,7 @@ local _M = {}
 local SNAPSHOT = ngx.config.prefix() .. "../../var/lib/load-balancer/snapshot.json"
 
 local shared = ngx.shared.configuration
-local DOCUMENT, GENERATION = "document", "generation"
+local DOCUMENT, VERSION, GENERATION = "document", "version", "generation"
 
 local function parse(text)
     local ok, document = pcall(cjson.decode, text)
@@ -23,13 +23,16 @@ local function parse(text)
     return document
 end
 
-local function store(text)
-    -- safe_set: set would evict other keys to make room.
-    local ok, err = shared:safe_set(DOCUMENT, text)
+local function store(text, version)
+    -- safe_set: set would evict other keys to make room. It frees the value that it replaces before it looks for room:
+    -- two places in turns, so that a document without room does not take the one before with it.
+    local generation = (shared:get(GENERATION) or 0) + 1
+    local ok, err = shared:safe_set(DOCUMENT .. generation % 2, text)
     if not ok then
         return nil, "no room in the shared memory: " .. err
     end
-    shared:incr(GENERATION, 1, 0)
+    shared:safe_set(VERSION, version)
+    shared:safe_set(GENERATION, generation)
     return true
 end
 
@@ -47,7 +50,7 @@ function _M.init()
     local document, err = parse(text)
     if document then
         local _
-        _, err = store(text)
+        _, err = store(text, document.version)
     end
     if err then
         ngx.log(ngx.WARN, "the snapshot is not used: ", err)
@@ -61,7 +64,7 @@ end
 
 -- The latest document.
 function _M.read()
-    return parse(shared:get(DOCUMENT))
+    return parse(shared:get(DOCUMENT .. shared:get(GENERATION) % 2))
 end
 
 local function answer(status, fields)
@@ -80,7 +83,7 @@ local function accept()
         return answer(400, { error = err })
     end
     local stored
-    stored, err = store(text)
+    stored, err = store(text, document.version)
     if not stored then
         return answer(507, { error = err })
     end
@@ -95,8 +98,7 @@ function _M.serve()
     elseif method ~= "GET" then
         return ngx.exit(405)
     end
-    local document = _M.generation() and _M.read()
-    answer(200, { version = document and document.version or "" })
+    answer(200, { version = shared:get(VERSION) or "" })
 end
 
 return _M

@@ -109,6 +109,11 @@ local function build(document)
     view = new
 end
 
+-- The view that there is, without a look for another: init_by_lua has no worker to build one for.
+function _M.current()
+    return view
+end
+
 -- The latest view, and whether it has changed.
 function _M.refresh()
     local latest = configuration.generation()
@@ -117,11 +122,14 @@ function _M.refresh()
     end
     generation = latest
     local document, err = configuration.read()
-    if not document then
-        ngx.log(ngx.ERR, "the document can't be read: ", err)
+    local ok
+    if document then
+        ok, err = pcall(build, document)
+    end
+    if not ok then
+        ngx.log(ngx.ERR, "the document can't be used: ", err)
         return view, false
     end
-    build(document)
     return view, true
 end
 
