@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -18,7 +19,7 @@ from benchmarks.bench import Bench
 from benchmarks.calls import channel, greeted
 from benchmarks.errors import BenchmarkError
 from benchmarks.memory import program_of
-from benchmarks.processes import all_threads_cpu_seconds, pss_bytes, wait_until
+from benchmarks.processes import cpu_seconds, pss_bytes, wait_until
 from benchmarks.stats import Spread, percentile
 from protos import api_pb2_grpc
 
@@ -201,7 +202,9 @@ def _used(bench: Bench, changes: int, newcomer: str | None) -> dict[str, float]:
 def _cpu(bench: Bench) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for pid in bench.stack.pids()[_CONTAINER]:
-        found[program_of(pid)] += all_threads_cpu_seconds(pid)
+        # One that has just ended was short-lived: of no account.
+        with suppress(OSError):
+            found[program_of(pid)] += cpu_seconds([pid])
     return dict(found)
 
 

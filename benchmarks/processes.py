@@ -150,12 +150,6 @@ def exact_cpu_seconds(pids: Iterable[int]) -> float:
     return sum(int((_PROC / str(pid) / "schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
-def all_threads_cpu_seconds(pid: int) -> float:
-    """The same of all threads that a process has: none of ours ends within a measurement."""
-    tasks = _PROC / str(pid) / "task"
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
-
-
 def pss_bytes(pid: int) -> int:
     """A process's share of memory, what is shared divided by its users (Pss of /proc/PID/smaps_rollup)."""
     for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
