@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -49,12 +50,13 @@ class Registration:
     health: str = ""
     since: str = ""
 
-    @property
+    # Both are asked for many times at each change of the fleet.
+    @cached_property
     def key(self) -> str:
         """What tells it from all others."""
         return f"{self.application} {self.target}"
 
-    @property
+    @cached_property
     def target(self) -> str:
         """``address:port``."""
         return host_port(self.address, self.port)

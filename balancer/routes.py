@@ -39,10 +39,11 @@ def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
     """
     since: dict[str, str] = {}
     claims: dict[str, set[str]] = {}
-    for one in registrations:
-        since[one.application] = min(since.get(one.application, _UNKNOWN), one.since or _UNKNOWN)
-        for service in one.services:
-            claims.setdefault(service, set()).add(one.application)
+    # The replicas of an application are alike, or nearly so: thousands of them are a few cases.
+    for application, services, known in {(one.application, one.services, one.since) for one in registrations}:
+        since[application] = min(since.get(application, _UNKNOWN), known or _UNKNOWN)
+        for service in services:
+            claims.setdefault(service, set()).add(application)
     ranked = {
         service: sorted(claimants, key=lambda application: (since[application], application))
         for service, claimants in claims.items()

@@ -126,7 +126,7 @@ def _metadata(service: str) -> dict[str, str]:
 
 
 def _register(bench: Bench, peers: Sequence[str], first: int) -> None:
-    """Each with a Consul node of its own, which has a check, and a check of its own, as in a real cluster."""
+    """As agents register them: each with a Consul node of its own, gossip's check of that, and a check of its own."""
     operations: list[dict[str, object]] = []
     for number, peer in enumerate(peers, first):
         address, _, port = peer.rpartition(":")
@@ -137,22 +137,35 @@ def _register(bench: Bench, peers: Sequence[str], first: int) -> None:
             "Address": address,
             "Port": int(port),
             "Tags": ["grpc_server"],
+            "TaggedAddresses": {name: {"Address": address, "Port": int(port)} for name in ("lan_ipv4", "wan_ipv4")},
             "Meta": _metadata(_FLEET_SERVICE),
         }
+        host = {
+            "Node": node,
+            "Address": address,
+            "TaggedAddresses": dict.fromkeys(("lan", "lan_ipv4", "wan", "wan_ipv4"), address),
+            "Meta": {"consul-network-segment": "", "consul-version": "1.22.7"},
+        }
         # Not called serfHealth: the leader removes a node with a check of that name that gossip does not know.
-        host = {"Node": node, "CheckID": "host", "Name": "Host status", "Status": "passing", "Output": "Alive"}
+        alive = {
+            "Node": node,
+            "CheckID": "bench",
+            "Name": "Serf Health Status",
+            "Status": "passing",
+            "Output": "Agent alive and reachable",
+        }
         check = {
             "Node": node,
             "CheckID": f"service:{identity}",
-            "Name": "gRPC health",
+            "Name": f"gRPC health of {peer}/{_FLEET_SERVICE}",
             "Status": "passing",
             "ServiceID": identity,
-            "Output": f"gRPC check {peer}/{_FLEET_SERVICE}: success",
+            "Type": "grpc",
         }
         operations += [
-            {"Node": {"Verb": "set", "Node": {"Node": node, "Address": address}}},
+            {"Node": {"Verb": "set", "Node": host}},
             {"Service": {"Verb": "set", "Node": node, "Service": service}},
-            {"Check": {"Verb": "set", "Check": host}},
+            {"Check": {"Verb": "set", "Check": alive}},
             {"Check": {"Verb": "set", "Check": check}},
         ]
     try:
@@ -214,8 +227,9 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
         title=f"Fleets of {min(figures):,} to {max(figures):,} replicas",
         method=(
             "So many replicas of one application, addresses of the nginx that answers every call itself, are in the "
-            "catalogue of the whole stack, each with a Consul node, two checks and metadata as the registrar's but for "
-            "`grpc_health`: that nginx has no health service, so the control plane only connects to them. One more "
+            "catalogue of the whole stack, each with all that agents and registrars register: a node, two checks, "
+            "addresses, metadata. Only `grpc_health` is not there: that nginx has no health service, so the control "
+            "plane only connects to them. One more "
             "replica, a server of this repository, is registered with an agent as passing and deregistered again, "
             f"{plan.fleet_registrations} times a round. It is of the same application, and the only one that has the "
             "gRPC service which is called without a pause meanwhile: every call is the newcomer's from the moment when "

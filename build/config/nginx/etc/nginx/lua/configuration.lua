@@ -8,7 +8,9 @@ local _M = {}
 local SNAPSHOT = ngx.config.prefix() .. "../../var/lib/load-balancer/snapshot.json"
 
 local shared = ngx.shared.configuration
-local DOCUMENT, GENERATION = "document", "generation"
+local DOCUMENT, VERSION, GENERATION = "document", "version", "generation"
+-- What this worker has accepted and not yet read: it need not parse it again.
+local accepted_text, accepted
 
 local function parse(text)
     local ok, document = pcall(cjson.decode, text)
@@ -23,9 +25,12 @@ local function parse(text)
     return document
 end
 
-local function store(text)
+local function store(text, version)
     -- safe_set: set would evict other keys to make room.
     local ok, err = shared:safe_set(DOCUMENT, text)
+    if ok then
+        ok, err = shared:safe_set(VERSION, version)
+    end
     if not ok then
         return nil, "no room in the shared memory: " .. err
     end
@@ -47,7 +52,7 @@ function _M.init()
     local document, err = parse(text)
     if document then
         local _
-        _, err = store(text)
+        _, err = store(text, document.version)
     end
     if err then
         ngx.log(ngx.WARN, "the snapshot is not used: ", err)
@@ -61,7 +66,13 @@ end
 
 -- The latest document.
 function _M.read()
-    return parse(shared:get(DOCUMENT))
+    local text = shared:get(DOCUMENT)
+    local document = text == accepted_text and accepted
+    accepted_text, accepted = nil, nil
+    if document then
+        return document
+    end
+    return parse(text)
 end
 
 local function answer(status, fields)
@@ -80,10 +91,11 @@ local function accept()
         return answer(400, { error = err })
     end
     local stored
-    stored, err = store(text)
+    stored, err = store(text, document.version)
     if not stored then
         return answer(507, { error = err })
     end
+    accepted_text, accepted = text, document
     answer(200, { version = document.version })
 end
 
@@ -95,8 +107,7 @@ function _M.serve()
     elseif method ~= "GET" then
         return ngx.exit(405)
     end
-    local document = _M.generation() and _M.read()
-    answer(200, { version = document and document.version or "" })
+    answer(200, { version = shared:get(VERSION) or "" })
 end
 
 return _M
