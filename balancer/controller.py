@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import itertools
 import logging
 import secrets
 import time
@@ -53,6 +53,7 @@ class Controller:
         self._rendered: list[Registration] | None = None
         self.refused: list[Refusal] = []
         self._misses: dict[str, int] = {}
+        self._encoder = document.Encoder()
         self._nginx = Nginx(config.nginx_url)
         self._prober = Prober(report=self._heard)
         self._dirty, self._left = asyncio.Event(), asyncio.Event()
@@ -216,8 +217,9 @@ class Controller:
         """The set of replicas has changed."""
         self._changed, self._updated = time.monotonic(), time.time()
         self._misses = {key: count for key, count in self._misses.items() if self._fleet.get(key)}
-        names = [one.registration.key + (" (held)" if one.held else "") for one in self._fleet]
-        LOG.info("%s, replicas=%d %s", why, len(names), ", ".join(names[:_NAMES]))
+        first = itertools.islice(self._fleet, _NAMES)
+        names = [one.registration.key + (" (held)" if one.held else "") for one in first]
+        LOG.info("%s, replicas=%d %s", why, len(self._fleet), ", ".join(names))
         self._dirty.set()
         self._probe_all()
 
@@ -230,7 +232,7 @@ class Controller:
             _tell(service, before.get(service), route)
         self._number += 1
         self._saved = self._catalogue.knowledge()
-        built = document.build(
+        return self._encoder.encode(
             list(self._fleet),
             self._routes,
             version=f"{self._run}-{self._number}",
@@ -238,7 +240,6 @@ class Controller:
             updated=self._updated,
             catalogue=self._saved,
         )
-        return json.dumps(built, separators=(",", ":")).encode()
 
     async def _publish(self) -> None:
         """Gives nginx each document, and the latest one again until it has it."""

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -53,12 +54,13 @@ class Registration:
     since: str = ""
     own_node: bool = field(default=True, compare=False)
 
-    @property
+    # Both are asked for many times at each change of the fleet.
+    @cached_property
     def key(self) -> str:
         """What tells it from all others."""
         return f"{self.application} {self.target}"
 
-    @property
+    @cached_property
     def target(self) -> str:
         """``address:port``."""
         return host_port(self.address, self.port)

@@ -10,7 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cpu, kinds, latency, machine, membership, memory, plot, report, startup, throughput, workers
+from benchmarks import (
+    cpu,
+    fleet,
+    kinds,
+    latency,
+    machine,
+    membership,
+    memory,
+    plot,
+    report,
+    startup,
+    throughput,
+    workers,
+)
 from benchmarks.bench import Bench
 from benchmarks.errors import BenchmarkError
 from benchmarks.plan import FULL, QUICK
@@ -23,6 +36,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "throughput": throughput.run,
     "latency": latency.run,
     "membership": membership.run,
+    "fleet": fleet.run,
     "cpu": cpu.run,
     "kinds": kinds.run,
     "workers": workers.run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,10 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
         base = f"http://127.0.0.1:{http}/v1"
         try:
             wait_until(lambda: _has_leader(session, base), _START_SECONDS, "the catalogue's leader", 0.05)
-            _register(session, base, peers)
+            session.put(
+                f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
+            ).raise_for_status()
+            transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
         except (BenchmarkError, requests.RequestException) as error:
             raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
         yield f"127.0.0.1:{http}"
@@ -54,12 +57,17 @@ def _has_leader(session: requests.Session, base: str) -> bool:
         return False
 
 
-def _register(session: requests.Session, base: str, peers: Sequence[str]) -> None:
-    node = {"Node": _NODE, "Address": _NODE_ADDRESS}
-    session.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
-    for begin in range(0, len(peers), _OPERATIONS):
-        operations = [_operation(peer) for peer in peers[begin : begin + _OPERATIONS]]
-        session.put(f"{base}/txn", json=operations, timeout=10).raise_for_status()
+def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
+    """Changes the catalogue behind an agent's HTTP API, so many operations at a time as Consul takes.
+
+    Raises:
+        requests.RequestException: the agent is out of reach or refuses.
+    """
+    with requests.Session() as session:
+        session.trust_env = False
+        for begin in range(0, len(operations), _OPERATIONS):
+            part = operations[begin : begin + _OPERATIONS]
+            session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
 
 
 def _operation(peer: str) -> dict[str, object]:

@@ -43,12 +43,14 @@ def _parts(bench: Bench) -> dict[tuple[str, str], int]:
     pids = {**bench.stack.pids(), "(all)": bench.stack.supervisors()}
     for container, ids in pids.items():
         for pid in ids:
-            found[container, program_name(_command_line(pid))] += pss_bytes(pid)
+            found[container, program_of(pid)] += pss_bytes(pid)
     return dict(found)
 
 
-def _command_line(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+def program_of(pid: int) -> str:
+    """The program that a process runs."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return program_name(command.rstrip("\0").split("\0"))
 
 
 def program_name(command: list[str]) -> str:

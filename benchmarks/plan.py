@@ -16,6 +16,10 @@ class Plan:
         throughput_calls: a candidate's calls in a round of throughput.
         cpu_calls: a configuration's calls in a round of processor time.
         changes: membership changes in a round.
+        fleets: sizes of fleets, ascending.
+        fleet_rounds: rounds of each size.
+        fleet_registrations: in such a round, for latencies.
+        fleet_changes: in such a round, for processor time.
         every_kind: all kinds of servers, or the first two.
         kind_rounds: rounds of each kind.
         kind_turns: turns of a balancer in such a round.
@@ -29,6 +33,10 @@ class Plan:
     throughput_calls: int
     cpu_calls: int
     changes: int
+    fleets: tuple[int, ...]
+    fleet_rounds: int
+    fleet_registrations: int
+    fleet_changes: int
     every_kind: bool
     kind_rounds: int
     kind_turns: int
@@ -43,6 +51,10 @@ FULL = Plan(
     throughput_calls=20_000,
     cpu_calls=60_000,
     changes=40,
+    fleets=(10, 100, 500, 1000, 2000),
+    fleet_rounds=3,
+    fleet_registrations=30,
+    fleet_changes=20,
     every_kind=True,
     kind_rounds=5,
     kind_turns=8,
@@ -56,6 +68,10 @@ QUICK = Plan(
     throughput_calls=1_000,
     cpu_calls=2_000,
     changes=6,
+    fleets=(10, 100),
+    fleet_rounds=1,
+    fleet_registrations=4,
+    fleet_changes=6,
     every_kind=False,
     kind_rounds=1,
     kind_turns=2,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,9 @@ class Stack:
         address_base: the first of its loopback addresses.
         port: the balancer's.
         consul_port: the Consul UI's.
+
+    Attributes:
+        consul: the HTTP API of the Consul UI's agent.
     """
 
     def __init__(self, processes: Processes, *, address_base: str, port: int, consul_port: int) -> None:
@@ -38,10 +42,11 @@ class Stack:
         self.home = processes.directory / "stack"
         self.port = port
         self._flags = ["--address-base", address_base, "--port", str(port), "--consul-port", str(consul_port)]
-        self._consul = f"http://127.0.0.1:{consul_port}"
+        self.consul = f"http://127.0.0.1:{consul_port}"
         self._http = requests.Session()
         self._http.trust_env = False
         self._state: tuple[int, str] | None = None
+        self._status = ""
 
     def __enter__(self) -> Stack:
         return self
@@ -126,7 +131,17 @@ class Stack:
         """The balancer's nginx, master and workers."""
         return [pid for pid in self.pids()["load-balancer"] if _command(pid) == "nginx"]
 
-    def register(self, peer: str) -> None:
+    def state(self) -> dict[str, Any]:
+        """What nginx balances over: the answer to /state."""
+        if not self._status:
+            balancer = next(row for row in self.rows() if row["name"] == "load-balancer")
+            self._status = f"http://{balancer['address']}:8080"
+        try:
+            return dict(self._http.get(self._status + "/state", timeout=10).json())
+        except requests.RequestException as error:
+            raise BenchmarkError(f"nginx: /state: {error}") from error
+
+    def register(self, peer: str, metadata: Mapping[str, str] | None = None) -> None:
         """Registers a replica as passing; returns when the agent has accepted it."""
         address, _, port = peer.rpartition(":")
         body = {
@@ -135,6 +150,7 @@ class Stack:
             "Address": address,
             "Port": int(port),
             "Tags": ["grpc_server"],
+            "Meta": metadata or {},
             # A TTL check that starts as passing, and so stays for longer than any run.
             "Check": {"TTL": "24h", "Status": "passing"},
         }
@@ -146,7 +162,7 @@ class Stack:
 
     def _put(self, path: str, body: Any = None) -> None:
         try:
-            self._http.put(self._consul + path, json=body, timeout=10).raise_for_status()
+            self._http.put(self.consul + path, json=body, timeout=10).raise_for_status()
         except requests.RequestException as error:
             raise BenchmarkError(f"Consul: PUT {path}: {error}") from error
 

@@ -13,17 +13,23 @@ from tests.integration.conftest import SLOT
 from tests.support.drivers import ROOT
 
 
+def _quick_run(directory: Path, *sections: str) -> str:
+    """The report of some sections."""
+    output = directory / "report.md"
+    where = ["--address-base", f"127.{100 + SLOT}.0.0", "--port", str(20000 + 30 * SLOT)]
+    where += ["--consul-port", str(19000 + SLOT)]
+    only = [word for name in sections for word in ("--only", name)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", *only, "--output", str(output), *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return output.read_text()
+
+
 @pytest.mark.usefixtures("tools")
 def test_a_quick_run_of_two_sections_has_their_rows_and_leaves_nothing(tmp_path: Path) -> None:
     if not shutil.which("h2load"):
         pytest.skip("h2load is not installed: apt-get install nghttp2-client")
-    output = tmp_path / "report.md"
-    where = ["--address-base", f"127.{100 + SLOT}.0.0", "--port", str(20000 + 30 * SLOT)]
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "cpu", "--only", "kinds"]
-    command += ["--output", str(output), *where]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    report = output.read_text()
+    report = _quick_run(tmp_path, "cpu", "kinds")
     for peers in ("3", "100", "1,000"):
         assert f"| {peers} | nginx with the Lua balancer |" in report
         assert f"Lua balancer over static upstream, {peers} peers | at most 1.05 times |" in report
@@ -34,3 +40,16 @@ def test_a_quick_run_of_two_sections_has_their_rows_and_leaves_nothing(tmp_path:
     for load in ("1x1", "4x4, 1 MiB"):
         assert f"| {load} | nginx with the Lua balancer |" in report
     assert str(tmp_path) not in report
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_quick_run_of_the_fleets_has_their_sizes_and_says_where_the_processor_time_goes(tmp_path: Path) -> None:
+    report = _quick_run(tmp_path, "fleet")
+    for size in ("10", "100"):
+        row = next(line for line in report.splitlines() if line.startswith(f"| {size} |"))
+        # Two percentiles each of the times to the first and to the last answer, processor time, memory.
+        first, _, last, _, cpu, _, megabytes = (cell.strip() for cell in row.split("|")[2:-1])
+        assert all(float(value) > 0 for value in (first, last, cpu, megabytes)), row
+    for program in ("consul", "consul-template", "balancer", "nginx"):
+        assert f"\n| {program} |" in report
+    assert "| The balancer's processor time a change with 1,000 replicas | at most 60 ms | a quick run" in report

@@ -74,6 +74,34 @@ def test_a_replica_has_everything_that_is_decided_about_it() -> None:
     assert built["service_sets"] == [["shop.A"]]
 
 
+def test_an_encoder_writes_what_is_built_whatever_has_changed_since_the_last_time() -> None:
+    encoder = document.Encoder()
+    fleet = [replica("shop", 1, "shop.A"), replica("shop", 2, "shop.A"), replica("bank", 3)]
+
+    def check() -> None:
+        found = routes(one.registration for one in fleet)
+        values: dict[str, Any] = {"version": "v-1", "changed": 1.0, "updated": 2.0, "catalogue": {"index": 7}}
+        text = encoder.encode(fleet, found, **values)
+        assert json.loads(text) == json.loads(json.dumps(document.build(fleet, found, **values)))
+
+    check()
+    fleet[0].health = Health.TIMEOUT
+    check()
+    fleet[0].health, fleet[0].since = Health.SERVING, 9.5
+    check()
+    fleet[1].held = True
+    check()
+    fleet[2].registration = replica("bank", 3, "bank.A").registration
+    check()
+    # Its set of services gets another number.
+    del fleet[0]
+    check()
+    fleet.insert(0, replica("another", 4, "another.A", "another.B"))
+    check()
+    fleet.clear()
+    check()
+
+
 def test_no_replicas_make_a_default_pool_of_nobody() -> None:
     built = build([])
     assert (built["replicas"], built["applications"], built["routes"]) == ([], {}, {})

@@ -400,6 +400,27 @@ def test_a_document_that_nginx_has_written_to_a_file_is_refused() -> None:
     assert balancer.members() == [1]
 
 
+def test_a_document_that_another_worker_has_accepted_meanwhile_counts() -> None:
+    shared = Shared()
+    mine, other = Worker(0, 2, shared), Worker(1, 2, shared)
+    assert mine.post(build([replica(1)])) == 200
+    assert other.post(build([replica(1), replica(2)])) == 200
+    for worker in (mine, other):
+        view, changed = worker.module("fleet").refresh()
+        assert changed
+        assert len(view.replicas) == 2
+
+
+def test_a_document_that_is_accepted_again_is_another_view() -> None:
+    worker = Worker()
+    first, second = build([replica(1)]), build([replica(1), replica(2)])
+    for text, count in ((first, 1), (second, 2), (first, 1)):
+        assert worker.post(text) == 200
+        view, changed = worker.module("fleet").refresh()
+        assert changed
+        assert len(view.replicas) == count
+
+
 def test_nginx_tells_the_version_that_it_has() -> None:
     worker = Worker()
     for version in ("", "x-1", "x-2"):

@@ -7,6 +7,8 @@ reload_signal = "SIGHUP"
 # Only the leader's answers: a stale one could bring a replica back that has gone. The agent has use_streaming_backend
 # off for the same reason: a stream comes from any server, and one that is not the leader learns of a change 50 to
 # 100 ms later (Raft's CommitTimeout).
+# The agent compresses nothing: consul-template's HTTP client asks for gzip and can't be told not to, and Consul gzips no
+# answer that has a Content-Encoding already. Over loopback it only costs processor time, 8 ms a change of 1,000 replicas.
 max_stale = "0s"
 # Servers that come back without their data answer a waiting query only when it ends.
 block_query_wait = "10s"

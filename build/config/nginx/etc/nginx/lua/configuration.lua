@@ -9,6 +9,8 @@ local SNAPSHOT = ngx.config.prefix() .. "../../var/lib/load-balancer/snapshot.js
 
 local shared = ngx.shared.configuration
 local DOCUMENT, VERSION, GENERATION = "document", "version", "generation"
+-- What this worker has accepted and not yet read: it need not parse it again.
+local accepted_text, accepted
 
 local function parse(text)
     local ok, document = pcall(cjson.decode, text)
@@ -64,7 +66,13 @@ end
 
 -- The latest document.
 function _M.read()
-    return parse(shared:get(DOCUMENT .. shared:get(GENERATION) % 2))
+    local text = shared:get(DOCUMENT .. shared:get(GENERATION) % 2)
+    local document = text == accepted_text and accepted
+    accepted_text, accepted = nil, nil
+    if document then
+        return document
+    end
+    return parse(text)
 end
 
 local function answer(status, fields)
@@ -87,6 +95,7 @@ local function accept()
     if not stored then
         return answer(507, { error = err })
     end
+    accepted_text, accepted = text, document
     answer(200, { version = document.version })
 end
 
