@@ -40,6 +40,8 @@ _SATURATED_SECONDS = 60.0
 # another program that has its address by now waits so long.
 _GOSSIP_SECONDS = 10.0
 _TICK_SECONDS, _TICK_SECONDS_A_REPLICA = 0.05, 0.00002
+# A watch may tell so much in quick succession before it is heard less and less often, each 3.2 s at last.
+_QUICK, _DOUBLINGS = 20, 6
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -201,8 +203,9 @@ class Prober:
             await self._drop_channel(probe)
             return health
         health, code = await _check(channel, probe.registration.health)
-        if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
-            # Another server that has the address by now, such as one of web pages, is no replica that is back.
+        if code is grpc.StatusCode.UNKNOWN:
+            # Another server that has the address by now, such as one of web pages, is no replica that is back. (INTERNAL
+            # is what gRPC's C core makes of frames that it does not know, such as padded ones, of a replica that is.)
             health = probe.health
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             probe.watch_due = self.clock() + _SATURATED_SECONDS
@@ -243,14 +246,15 @@ class Prober:
         request = health_pb2.HealthCheckRequest(service=probe.registration.health)
         call = health_pb2_grpc.HealthStub(channel).Watch(request)
         try:
-            pause, due = _TICK_SECONDS, float("-inf")
+            quick, due = 0, float("-inf")
             async for response in call:
                 if response is None:
                     break  # What grpcio gives for what is no such message.
                 self._found(probe, _STATUS.get(response.status, Health.NOT_SERVING))
                 # One that never stops talking, or changes its mind all the time, waits for its turn (HTTP/2's flow
                 # control), each time longer.
-                pause = min(2 * pause, AGAIN_MOST_SECONDS) if self.clock() < due else _TICK_SECONDS
+                quick = quick + 1 if self.clock() < due else 0
+                pause = _TICK_SECONDS * 2 ** min(max(quick - _QUICK, 0), _DOUBLINGS)
                 await asyncio.sleep(pause)
                 due = self.clock() + 2 * _TICK_SECONDS
             code = grpc.StatusCode.OK
