@@ -204,8 +204,8 @@ class Prober:
             return health
         health, code = await _check(channel, probe.registration.health)
         if code is grpc.StatusCode.UNKNOWN:
-            # Another server that has the address by now, such as one of web pages, is no replica that is back. (INTERNAL
-            # is what gRPC's C core makes of frames that it does not know, such as padded ones, of a replica that is.)
+            # Another server that has the address by now, such as one of web pages, is no replica that is back. (But
+            # INTERNAL is what gRPC's C core makes of a replica's frames that it does not know, such as padded ones.)
             health = probe.health
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             probe.watch_due = self.clock() + _SATURATED_SECONDS
