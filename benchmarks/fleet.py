@@ -6,7 +6,7 @@ import datetime
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,6 +31,8 @@ _REGISTERED_SECONDS = 60.0
 _INTERVAL_SECONDS = 0.3
 # Each worker of nginx builds its view of the fleet when it has a call: all have several between two changes.
 _CONNECTIONS, _PAUSE_SECONDS = 8, 0.1
+# Those that look for the newcomer's answers leave the processors to what is measured.
+_CALLERS_PAUSE_SECONDS = 0.002
 _MILLI, _MEGA = 1000, 1_000_000
 _JUDGED = 1000
 _SHOWN_MILLISECONDS = 0.5
@@ -183,33 +185,49 @@ def _wait_until_known(bench: Bench, size: int) -> None:
 
 def _measure(bench: Bench, newcomer: str, figures: Figures) -> None:
     metadata = _metadata(_SERVICE)
-    joined, left = latency.measure(bench, newcomer, bench.plan.fleet_registrations, metadata)
+    joined, left = latency.measure(
+        bench, newcomer, bench.plan.fleet_registrations, metadata=metadata, pause_seconds=_CALLERS_PAUSE_SECONDS
+    )
     figures.joined.append(Spread.of(joined))
     figures.left.append(Spread.of(left))
     changes = bench.plan.fleet_changes
     with _SlowCalls(bench.stack.target) as calls:
-        idle = _used(bench, changes, None)
-        used = _used(bench, changes, newcomer)
+        idle, idle_seconds = _used(bench, newcomer, _rest)
+        used, used_seconds = _used(bench, newcomer, _change)
     if calls.failures:
         raise BenchmarkError(f"{len(calls.failures)} calls failed while a replica came and went: {calls.failures[0]}")
-    figures.cpu.append({name: (used[name] - idle.get(name, 0.0)) / changes * _MILLI for name in used})
+    part = used_seconds / idle_seconds
+    figures.cpu.append({name: (used[name] - idle.get(name, 0.0) * part) / changes * _MILLI for name in used})
     figures.memory.append(sum(map(pss_bytes, bench.stack.pids()[_CONTAINER])) / _MEGA)
 
 
-def _used(bench: Bench, changes: int, newcomer: str | None) -> dict[str, float]:
-    """Seconds of processor time by program while a replica comes and goes so many times; None: while nothing does."""
+def _rest(bench: Bench, _newcomer: str, _number: int) -> None:
+    """No change, for as long as one takes."""
+
+
+def _change(bench: Bench, newcomer: str, number: int) -> None:
+    """The replica comes or goes; returns when nginx knows."""
+    before = bench.stack.version()
+    if number % 2 == 0:
+        bench.stack.register(newcomer, _metadata(_SERVICE))
+    else:
+        bench.stack.deregister(newcomer)
+    wait_until(lambda: bench.stack.version() != before, _REGISTERED_SECONDS, "a change in nginx", 0.02)
+
+
+def _used(bench: Bench, newcomer: str, change: Callable[[Bench, str, int], None]) -> tuple[dict[str, float], float]:
+    """Seconds of processor time by program while so many changes are made, and how many seconds that took."""
     # What went on before ends meanwhile.
     time.sleep(2 * _INTERVAL_SECONDS)
-    before = _cpu(bench)
-    begin = time.monotonic()
-    for number in range(changes):
-        if newcomer:
-            if number % 2 == 0:
-                bench.stack.register(newcomer, _metadata(_SERVICE))
-            else:
-                bench.stack.deregister(newcomer)
-        time.sleep(max(0.0, begin + (number + 1) * _INTERVAL_SECONDS - time.monotonic()))
-    return {name: seconds - before.get(name, 0.0) for name, seconds in _cpu(bench).items()}
+    before, begin = _cpu(bench), time.monotonic()
+    due = begin
+    for number in range(bench.plan.fleet_changes):
+        change(bench, newcomer, number)
+        # No sooner than after the last one is known: two changes at once cost less than one after the other.
+        due = max(due + _INTERVAL_SECONDS, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+    used = {name: seconds - before.get(name, 0.0) for name, seconds in _cpu(bench).items()}
+    return used, time.monotonic() - begin
 
 
 def _cpu(bench: Bench) -> dict[str, float]:
@@ -229,13 +247,14 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
             "So many replicas of one application, addresses of the nginx that answers every call itself, are in the "
             "catalogue of the whole stack, each with all that agents and registrars register: a node, two checks, "
             "addresses, metadata. Only `grpc_health` is not there: that nginx has no health service, so the control "
-            "plane only connects to them. One more "
-            "replica, a server of this repository, is registered with an agent as passing and deregistered again, "
-            f"{plan.fleet_registrations} times a round. It is of the same application, and the only one that has the "
-            "gRPC service which is called without a pause meanwhile: every call is the newcomer's from the moment when "
-            'nginx knows it, and the fleet\'s without it. The times are taken as in "From registered to served". Then '
+            "plane only connects to them. One more replica, a server of this repository, is registered with an agent "
+            f"as passing and deregistered again, {plan.fleet_registrations} times a round. It is of the same "
+            "application, and the only one that has the gRPC service which is called meanwhile: every call is the "
+            "newcomer's from the moment when nginx knows it, and the fleet's without it. The times are taken as in "
+            f'"From registered to served", but with {_CALLERS_PAUSE_SECONDS * _MILLI:.0f} ms between two calls of a '
+            "caller. Then "
             f"the processor time of all processes of the balancer's container in {plan.fleet_changes} changes, "
-            f"{_INTERVAL_SECONDS} s apart, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of as many "
+            f"{_INTERVAL_SECONDS} s apart or more where nginx knows one later, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of as many "
             "seconds without a change just before. At last the container's Pss."
         ),
     )

@@ -35,9 +35,10 @@ _PERCENTS = (50, 90, 99, 100)
 
 
 class Callers:
-    """Threads that call without a pause and note when the newcomer answered."""
+    """Threads that call, with a pause or without, and note when the newcomer answered."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, pause_seconds: float = 0.0) -> None:
+        self._pause_seconds = pause_seconds
         self.failures: list[str] = []
         self.first: float | None = None
         self.last = 0.0
@@ -61,6 +62,8 @@ class Callers:
         with channel(self._target) as one:
             ping = api_pb2_grpc.PingStub(one)
             while not self._ended.is_set():
+                if self._pause_seconds:
+                    time.sleep(self._pause_seconds)
                 try:
                     name = greeted(ping)
                 except grpc.RpcError as error:
@@ -99,15 +102,27 @@ def newcomer(bench: Bench, address: str) -> Iterator[str]:
 
 
 def measure(
-    bench: Bench, peer: str, registrations: int, metadata: Mapping[str, str] | None = None
+    bench: Bench,
+    peer: str,
+    registrations: int,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    pause_seconds: float = 0.0,
 ) -> tuple[list[float], list[float]]:
     """Milliseconds to the first answer and to the last one, of each registration of the newcomer.
+
+    Args:
+        bench: the run.
+        peer: the newcomer.
+        registrations: how many.
+        metadata: to register it with.
+        pause_seconds: of each caller, between two calls.
 
     Raises:
         BenchmarkError: a call failed meanwhile.
     """
     joined, left = [], []
-    with Callers(bench.stack.target) as callers:
+    with Callers(bench.stack.target, pause_seconds) as callers:
         for _ in range(registrations):
             callers.first = None
             bench.stack.register(peer, metadata)

@@ -133,13 +133,20 @@ class Stack:
 
     def state(self) -> dict[str, Any]:
         """What nginx balances over: the answer to /state."""
+        return self._ask_nginx("/state")
+
+    def version(self) -> str:
+        """The version of the document that nginx has."""
+        return str(self._ask_nginx("/configuration")["version"])
+
+    def _ask_nginx(self, path: str) -> dict[str, Any]:
         if not self._status:
             balancer = next(row for row in self.rows() if row["name"] == "load-balancer")
             self._status = f"http://{balancer['address']}:8080"
         try:
-            return dict(self._http.get(self._status + "/state", timeout=10).json())
+            return dict(self._http.get(self._status + path, timeout=10).json())
         except requests.RequestException as error:
-            raise BenchmarkError(f"nginx: /state: {error}") from error
+            raise BenchmarkError(f"nginx: {path}: {error}") from error
 
     def register(self, peer: str, metadata: Mapping[str, str] | None = None) -> None:
         """Registers a replica as passing; returns when the agent has accepted it."""

@@ -6,6 +6,7 @@ out here; all else is checked by balancer/registration.py.
 */ -}}
 {{ range services }}{{ if and (contains "grpc_server" .Tags) (regexMatch "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$" .Name) -}}
 {{ range service (printf "%s|passing,warning" .Name) }}{{ if contains "grpc_server" .Tags -}}
-{{ if eq .Status "passing" }}{{ sprig_list .Name .Address .Port .Weights.Passing .NodeAddress .ServiceMeta | toJSON }}{{ else }}{{ sprig_list .Name .Address .Port .Weights.Warning .NodeAddress .ServiceMeta | toJSON }}{{ end }}
+{{ $weight := .Weights.Warning }}{{ if eq .Status "passing" }}{{ $weight = .Weights.Passing }}{{ end -}}
+{{ sprig_list .Name .Address .Port $weight .NodeAddress .ServiceMeta | toJSON }}
 {{ end }}{{ end }}{{ end }}{{ end -}}
 # end
