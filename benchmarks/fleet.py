@@ -254,8 +254,8 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
             f'"From registered to served", but with {_CALLERS_PAUSE_SECONDS * _MILLI:.0f} ms between two calls of a '
             "caller. Then "
             f"the processor time of all processes of the balancer's container in {plan.fleet_changes} changes, "
-            f"{_INTERVAL_SECONDS} s apart or more where nginx knows one later, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of as many "
-            "seconds without a change just before. At last the container's Pss."
+            f"{_INTERVAL_SECONDS} s apart or more where nginx knows one later, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} "
+            "calls a second, less that of as many seconds without a change just before. At last the container's Pss."
         ),
     )
     section.bars += _bars(figures)
