@@ -21,7 +21,7 @@ import grpc
 from grpc_server.calls import KINDS, rewrap
 
 # New calls are answered until none has come for so long, which is two probes of a balancer with up to 100 replicas
-# (membership.lua); callers that never stop are refused in the end.
+# (balancer/health.py); callers that never stop are refused in the end.
 QUIET_SECONDS, ANSWER_SECONDS = 1.0, 5.0
 # Questions about health say nothing about calls, and Watch goes on for as long as its caller likes.
 HEALTH = "/grpc.health.v1.Health/"
