@@ -35,7 +35,7 @@ _CONNECTIONS, _PAUSE_SECONDS = 8, 0.1
 _CALLERS_PAUSE_SECONDS = 0.002
 _MILLI, _MEGA = 1000, 1_000_000
 _JUDGED = 1000
-_SHOWN_MILLISECONDS = 0.5
+_SHOWN_MILLISECONDS = 1.0
 _MOST_MILLISECONDS, _MOST_CPU_MILLISECONDS = 100.0, 60.0
 
 
@@ -252,10 +252,10 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
             "application, and the only one that has the gRPC service which is called meanwhile: every call is the "
             "newcomer's from the moment when nginx knows it, and the fleet's without it. The times are taken as in "
             f'"From registered to served", but with {_CALLERS_PAUSE_SECONDS * _MILLI:.0f} ms between two calls of a '
-            "caller. Then "
-            f"the processor time of all processes of the balancer's container in {plan.fleet_changes} changes, "
-            f"{_INTERVAL_SECONDS} s apart or more where nginx knows one later, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of as many "
-            "seconds without a change just before. At last the container's Pss."
+            "caller. Then the processor time of all processes of the balancer's container in "
+            f"{plan.fleet_changes} changes, {_INTERVAL_SECONDS} s apart, or more where nginx knows one later, at "
+            f"{_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of as many seconds without a change just "
+            "before. At last the container's Pss."
         ),
     )
     section.bars += _bars(figures)
