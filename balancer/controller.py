@@ -21,7 +21,7 @@ from balancer.errors import BalancerError, RefusedError
 from balancer.fleet import Fleet, Health, Replica
 from balancer.health import Prober
 from balancer.nginx import Nginx
-from balancer.registration import Parser, Refusal, Registration
+from balancer.registration import Parser, Refusal
 from balancer.routes import Route, RouteMemory, routes
 
 LOG = logging.getLogger("balancer")
@@ -50,7 +50,6 @@ class Controller:
         self._config = config
         self._fleet = Fleet()
         self._parser = Parser(config.networks)
-        self._rendered: list[Registration] | None = None
         self.refused: list[Refusal] = []
         self._misses: dict[str, int] = {}
         self._encoder = document.Encoder()
@@ -129,7 +128,7 @@ class Controller:
                 LOG.warning(
                     "refused app=%r address=%r port=%d reason=%s", one.application, one.address, one.port, one.reason
                 )
-        self._rendered, self.refused = rendered, refused
+        self.refused = refused
         if self._fleet.apply(rendered, time.monotonic()):
             self._note_change("rendered")
         if not self._config.publishes:

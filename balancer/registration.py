@@ -6,7 +6,6 @@ Anybody who reaches Consul can put something into it, so nothing is taken that i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from balancer.config import Network
-from registrar.config import GRPC_SERVICE, NAME
+from registrar.config import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
 from registrar.environment import host_port
 
 # The last line of a whole file.
@@ -27,9 +26,6 @@ _LARGEST = 10**9
 MAX_REPLICAS = 10_000
 # Characters in all the different lists of services: the document must fit into nginx's shared memory.
 _MAX_LISTS = 4_000_000
-# The registrar's metadata: grpc_services, grpc_services_2 to grpc_services_8.
-_SERVICES = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
-_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 _SHOWN = 80
 
 
@@ -232,7 +228,7 @@ def _name(meta: Mapping[str, object], key: str) -> str:
 
 def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
     found: set[str] = set()
-    for key in _SERVICES:
+    for key in SERVICES_KEYS:
         value = meta.get(key)
         if value:
             names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
@@ -246,4 +242,4 @@ def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
 def _since(meta: Mapping[str, object]) -> str:
     """Of another form than the registrar's, which is text that sorts by time, it is as if there were none."""
     value = meta.get("grpc_since")
-    return value if isinstance(value, str) and _SINCE.fullmatch(value) else ""
+    return value if isinstance(value, str) and SINCE.fullmatch(value) else ""

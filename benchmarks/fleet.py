@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 
-import grpc
 import requests
 
 from benchmarks import catalogue, latency, report
 from benchmarks.bench import Bench
-from benchmarks.calls import channel, greeted
 from benchmarks.errors import BenchmarkError
 from benchmarks.memory import program_of
 from benchmarks.processes import cpu_seconds, pss_bytes, wait_until
 from benchmarks.stats import Spread, percentile
-from protos import api_pb2_grpc
 
 _APPLICATION = "hello_server"
 _CONTAINER = "load-balancer"
@@ -63,37 +58,6 @@ class Figures:
     def of_programs(self, names: Collection[str]) -> float:
         """The median of some programs."""
         return Spread.of([sum(used.get(name, 0.0) for name in names) for used in self.cpu]).median
-
-
-class _SlowCalls:
-    """Calls through the balancer at a low rate on some connections, while the block runs."""
-
-    def __init__(self, target: str) -> None:
-        self.failures: list[str] = []
-        self._target = target
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(_CONNECTIONS)]
-
-    def __enter__(self) -> _SlowCalls:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _call(self) -> None:
-        with channel(self._target) as one:
-            ping = api_pb2_grpc.PingStub(one)
-            while not self._ended.wait(_PAUSE_SECONDS):
-                try:
-                    greeted(ping)
-                except grpc.RpcError as error:
-                    self.failures.append(f"{error.code().name} {error.details()}")
 
 
 def run(bench: Bench) -> report.Section:
@@ -191,7 +155,7 @@ def _measure(bench: Bench, newcomer: str, figures: Figures) -> None:
     figures.joined.append(Spread.of(joined))
     figures.left.append(Spread.of(left))
     changes = bench.plan.fleet_changes
-    with _SlowCalls(bench.stack.target) as calls:
+    with latency.Callers(bench.stack.target, _PAUSE_SECONDS, _CONNECTIONS) as calls:
         idle, idle_seconds = _used(bench, newcomer, _rest)
         used, used_seconds = _used(bench, newcomer, _change)
     if calls.failures:

@@ -37,14 +37,14 @@ _PERCENTS = (50, 90, 99, 100)
 class Callers:
     """Threads that call, with a pause or without, and note when the newcomer answered."""
 
-    def __init__(self, target: str, pause_seconds: float = 0.0) -> None:
+    def __init__(self, target: str, pause_seconds: float = 0.0, callers: int = _CALLERS) -> None:
         self._pause_seconds = pause_seconds
         self.failures: list[str] = []
         self.first: float | None = None
         self.last = 0.0
         self._target = target
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(_CALLERS)]
+        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
 
     def __enter__(self) -> Callers:
         for thread in self._threads:
@@ -61,9 +61,7 @@ class Callers:
     def _call(self) -> None:
         with channel(self._target) as one:
             ping = api_pb2_grpc.PingStub(one)
-            while not self._ended.is_set():
-                if self._pause_seconds:
-                    time.sleep(self._pause_seconds)
+            while not self._ended.wait(self._pause_seconds):
                 try:
                     name = greeted(ping)
                 except grpc.RpcError as error:

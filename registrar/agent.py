@@ -5,21 +5,18 @@ from __future__ import annotations
 import datetime
 import logging
 import random
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import consul
 import requests
 
-from registrar.config import RegistrarConfig
+from registrar.config import SERVICES_KEYS, SINCE, RegistrarConfig
 from registrar.environment import host_port
 
 LOG = logging.getLogger("registrar")
 _TIMEOUT_SECONDS = 5.0
 _SINCE_SECONDS = 1.0
-# As this registrar writes it: text that sorts by time.
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 # Serf's number for a member that is there.
 _ALIVE = 1
 # All but a few of the agents know who left; so do most of any three.
@@ -133,7 +130,7 @@ class Agent:
         except (AgentError, ValueError) as error:
             LOG.debug("the catalogue was not asked since when reason=%s", error)
             known = []
-        self._since = min(filter(None, [self._since, now, *(one for one in known if _TIME.fullmatch(one))]))
+        self._since = min(filter(None, [self._since, now, *(one for one in known if SINCE.fullmatch(one))]))
         return self._since
 
     def _node(self) -> str:
@@ -165,8 +162,7 @@ class Agent:
 
 
 def _services(meta: Mapping[str, str]) -> set[str]:
-    lists = (value for key, value in meta.items() if re.fullmatch(r"grpc_services(_[2-8])?", key))
-    return {name.strip() for value in lists for name in value.split(",")}
+    return {name.strip() for key in SERVICES_KEYS if key in meta for name in meta[key].split(",")}
 
 
 def registration(config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> dict[str, object]:

@@ -15,8 +15,11 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 _TAG = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
 # A gRPC service name: a proto package and a name, as in https://protobuf.dev/reference/protobuf/proto3-spec.
 GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-# Consul's limit for a value of a service's metadata; and how many values a list of services may take.
+# Consul's limit for a value of a service's metadata; and how many values a list of services may take, by their keys.
 _MAX_VALUE, _MAX_VALUES = 512, 8
+SERVICES_KEYS = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, _MAX_VALUES + 1)))
+# The metadata grpc_since as the registrar writes it: text that sorts by time.
+SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,127})")
 # Services with this tag are balanced.
 BALANCED_TAG = "grpc_server"
@@ -66,10 +69,7 @@ class RegistrarConfig:
         none. ``version`` is for people. The agent adds ``registered`` and
         ``grpc_since``, which are times. ``metrics_port``: where Prometheus finds metrics.
         """
-        found = {
-            "grpc_services" if number == 1 else f"grpc_services_{number}": value
-            for number, value in enumerate(split_services(grpc_services), 1)
-        }
+        found = dict(zip(SERVICES_KEYS, split_services(grpc_services), strict=False))
         if isinstance(self.check, GrpcCheck) and self.check.target == self.target and self.check.service:
             found["grpc_health"] = self.check.service
         if self.version:

@@ -134,12 +134,18 @@ def served(one: ControlPlane, server: Server) -> None:
     wait_for(lambda: one.view()["catalogue"]["index"], bool, 5, "the catalogue is known")
 
 
-def test_what_the_catalogue_does_not_list_is_gone(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
-) -> None:
+def serving(consul: Consul, start: Callable[[], ControlPlane], server: Server) -> ControlPlane:
+    """A control plane whose replica is registered and serves."""
     one = start()
     consul.register(server)
     served(one, server)
+    return one
+
+
+def test_what_the_catalogue_does_not_list_is_gone(
+    consul: Consul, start: Callable[[], ControlPlane], server: Server
+) -> None:
+    one = serving(consul, start, server)
     consul.put(f"/v1/agent/service/deregister/{server.name}")
     one.render([])
     wait_for(one.states, lambda found: not found, 2, "it is gone")
@@ -154,9 +160,7 @@ def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
         # The agent asks with it for who has none.
         consul.put("/v1/agent/token/default", Token=OWN)
         consul.allow()
-    one = start()
-    consul.register(server)
-    served(one, server)
+    one = serving(consul, start, server)
     # Of a token Consul says that it has filtered, of the anonymous one it does not.
     consul.allow(*left, token=token)
     # What consul-template makes of an answer without services.
@@ -172,9 +176,7 @@ def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
 def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operator_does(
     consul: Consul, start: Callable[[], ControlPlane], server: Server
 ) -> None:
-    one = start()
-    consul.register(server)
-    served(one, server)
+    one = serving(consul, start, server)
     # More has happened in the old cluster than in the new one.
     for number in range(20):
         consul.put("/v1/agent/service/register", Name=f"other-{number}")
@@ -201,9 +203,7 @@ def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operat
 def test_a_replica_in_maintenance_is_never_held(
     consul: Consul, start: Callable[[], ControlPlane], server: Server
 ) -> None:
-    one = start()
-    consul.register(server)
-    served(one, server)
+    one = serving(consul, start, server)
     consul.lose()
     wait_for(lambda: one.view()["catalogue"]["lost"], bool, 10, "the loss is seen")
     consul.register(server)
@@ -216,9 +216,7 @@ def test_a_replica_in_maintenance_is_never_held(
 def test_a_held_replica_leaves_when_it_stops_answering(
     consul: Consul, start: Callable[[], ControlPlane], server: Server
 ) -> None:
-    one = start()
-    consul.register(server)
-    served(one, server)
+    one = serving(consul, start, server)
     consul.lose()
     wait_for(lambda: one.view()["catalogue"]["lost"], bool, 10, "the loss is seen")
     one.render([])
