@@ -17,11 +17,13 @@ _START_SECONDS = 30.0
 # What Consul's transaction endpoint takes at a time (API documentation, "Txn").
 _OPERATIONS = 64
 _NODE, _NODE_ADDRESS = "bench", "127.0.0.1"
+# No connection goes out from here, as from 127.0.0.1, where any that a load makes may take a port that was free.
+_ADDRESS = "127.0.0.3"
 
 
 @contextmanager
 def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
-    """Runs an agent on 127.0.0.1 whose catalogue has these peers; gives the address of its HTTP API.
+    """Runs an agent on loopback whose catalogue has these peers; gives the address of its HTTP API.
 
     Raises:
         BenchmarkError: it does not start, or refuses a peer.
@@ -29,14 +31,15 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     http, server, serf = _free_ports(3)
     command: list[str | Path] = [
         programs.tool("consul"),
-        *("agent", "-dev", "-log-level=err", "-bind=127.0.0.1", f"-http-port={http}", f"-server-port={server}"),
+        *("agent", "-dev", "-log-level=err", f"-bind={_ADDRESS}", f"-client={_ADDRESS}"),
+        *(f"-http-port={http}", f"-server-port={server}"),
         *(f"-serf-lan-port={serf}", "-serf-wan-port=-1", "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"),
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
         session = requests.Session()
         session.trust_env = False
-        base = f"http://127.0.0.1:{http}/v1"
+        base = f"http://{_ADDRESS}:{http}/v1"
         try:
             wait_until(lambda: _has_leader(session, base), _START_SECONDS, "the catalogue's leader", 0.05)
             session.put(
@@ -45,7 +48,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
             transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
         except (BenchmarkError, requests.RequestException) as error:
             raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
-        yield f"127.0.0.1:{http}"
+        yield f"{_ADDRESS}:{http}"
     finally:
         processes.stop(agent)
 
@@ -77,8 +80,8 @@ def _operation(peer: str) -> dict[str, object]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """TCP ports of that address that were free a moment ago."""
+    sockets = [socket.create_server((_ADDRESS, 0)) for _ in range(count)]
     try:
         return [int(taken.getsockname()[1]) for taken in sockets]
     finally:
