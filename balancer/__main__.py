@@ -1,18 +1,24 @@
-"""``python -m balancer``: the balancer's control plane; ``drop`` has it forget a replica that it holds."""
+"""``python -m balancer``: the balancer's control plane.
+
+``answers`` answers health and reflection for all applications; ``drop`` has the control plane forget a held replica.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 
-from balancer import api
+from balancer import answers, api
 from balancer.config import BalancerConfig
 from balancer.controller import Controller
 from balancer.errors import BalancerError
 from registrar import log
 from registrar.environment import ConfigError
+
+LOG = logging.getLogger("balancer")
 
 
 def main() -> int:
@@ -22,6 +28,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="the control plane, until SIGTERM (default)")
+    commands.add_parser("answers", help="gRPC's health and reflection for all applications, until SIGTERM")
     dropping = commands.add_parser("drop", help="forget a replica that is held; run it in the balancer's container")
     dropping.add_argument("target", metavar="ADDRESS:PORT", help="as status shows it")
     arguments = parser.parse_args()
@@ -33,18 +40,33 @@ def main() -> int:
         return 2
     if arguments.command == "drop":
         return drop(config, arguments.target)
-    asyncio.run(run(config))
+    asyncio.run(answer(config) if arguments.command == "answers" else run(config))
     return 0
+
+
+async def answer(config: BalancerConfig) -> None:
+    """Answers for all applications until SIGTERM or SIGINT."""
+    stop = _stopped()
+    if config.publishes:
+        await answers.serve(config.current, config.answers, stop)
+    else:
+        LOG.info("not needed with NGINX_UPDATE=%s", config.mode)
+        await stop.wait()
 
 
 async def run(config: BalancerConfig) -> None:
     """Runs the control plane until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _stopped()
     controller = Controller(config)
     with api.serving(config.socket, controller):
         await controller.run(stop)
+
+
+def _stopped() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 def drop(config: BalancerConfig, target: str) -> int:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from registrar.environment import EnvironmentReader, host_port
+from registrar.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
 
 _PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+# By nginx's ngx_http_limit_conn_module.
+_MAX_LIMIT_CONN = 65535
 MODES = ("dynamic", "reload", "restart")
 
 
@@ -29,7 +31,9 @@ class BalancerConfig:
         nginx_url: nginx's status port.
         rendered: what consul-template renders.
         snapshot: the document on disk, from which nginx and the control plane start.
+        current: the same, for the other programs of the container: its disk is never full.
         socket: where the control plane answers HTTP, a Unix socket.
+        answers: where health and reflection are answered for all applications, a Unix socket.
     """
 
     mode: str
@@ -38,7 +42,9 @@ class BalancerConfig:
     nginx_url: str
     rendered: Path = Path("run/peers")
     snapshot: Path = Path("var/lib/load-balancer/snapshot.json")
+    current: Path = Path("run/document.json")
     socket: Path = Path("run/balancer.sock")
+    answers: Path = Path("run/answers.sock")
     consul_token: str = field(default="", repr=False)
 
     @property
@@ -63,8 +69,26 @@ class BalancerConfig:
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
             consul_token=reader.text("CONSUL_HTTP_TOKEN", ""),
         )
+        # What nginx's own configuration is made of.
+        for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
+            _check_listen(reader, address)
+        reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
+        reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
+        reader.integer("METRICS_PORT", 0, low=0, high=65535)
+        reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
+        if reader.text("NGINX_WORKERS", "auto") != "auto":
+            reader.integer("NGINX_WORKERS", 1, low=1, high=1024)
         reader.raise_problems()
         return config
+
+
+def _check_listen(reader: EnvironmentReader, text: str) -> None:
+    """As nginx's listen: a port, or an address and a port; brackets around one of IPv6."""
+    try:
+        if not (text.isdecimal() and 1 <= int(text) <= 65535):
+            parse_host_port(text, "")
+    except ValueError:
+        reader.problem("LB_LISTEN", f"{text!r} is no ADDRESS:PORT, [ADDRESS]:PORT or PORT")
 
 
 def _networks(reader: EnvironmentReader) -> tuple[Network, ...]:

@@ -8,16 +8,15 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
-
-import inotify_simple
 
 from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.config import BalancerConfig
 from balancer.errors import BalancerError, RefusedError
+from balancer.files import contents
 from balancer.fleet import Fleet, Health, Replica
 from balancer.health import Prober
 from balancer.nginx import Nginx
@@ -26,8 +25,6 @@ from balancer.routes import Route, RouteMemory, routes
 
 LOG = logging.getLogger("balancer")
 
-# For a change that inotify has not told, which it does not owe on every file system.
-_LOOK_SECONDS = 1.0
 # How often the catalogue is asked who it is, besides each time that a replica leaves, and about one that it can't be
 # asked about now.
 _CATALOGUE_SECONDS, _ASK_AGAIN_SECONDS = 1.0, 0.2
@@ -114,7 +111,7 @@ class Controller:
     # What is rendered.
 
     async def _read_rendered(self) -> None:
-        async for text in _contents(self._config):
+        async for text in contents(self._config.rendered):
             self._apply(text)
 
     def _apply(self, text: str) -> None:
@@ -242,7 +239,7 @@ class Controller:
 
     async def _publish(self) -> None:
         """Gives nginx each document, and the latest one again until it has it."""
-        failed = saved = ""
+        failed = saved = shown = ""
         while True:
             await self._dirty.wait()
             self._dirty.clear()
@@ -251,6 +248,8 @@ class Controller:
             refused, problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
             failed = _tell_once(failed, problem, "nginx has not taken the document")
             if not refused:
+                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.current, text)
+                shown = _tell_once(shown, problem, "health and reflection for all applications stay as they are")
                 # An nginx that starts would not take that either.
                 _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
                 saved = _tell_once(saved, problem, "a restart would not know the replicas")
@@ -317,35 +316,3 @@ def _tell(service: str, before: Route | None, now: Route) -> None:
         LOG.warning(
             "service=%s is also registered by %s; its calls go to app=%s", service, ",".join(now.also), now.application
         )
-
-
-async def _contents(config: BalancerConfig) -> AsyncIterator[str]:
-    """The text of the rendered file, now and whenever it has changed."""
-    changed = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    before = None
-    with contextlib.ExitStack() as leave:
-        try:
-            watcher = leave.enter_context(inotify_simple.INotify(nonblocking=True))
-            # consul-template writes another file and renames it.
-            watcher.add_watch(config.rendered.parent, inotify_simple.flags.MOVED_TO | inotify_simple.flags.CLOSE_WRITE)
-        except OSError as error:
-            LOG.warning("no notice of changes, looking every %g s reason=%s", _LOOK_SECONDS, error)
-        else:
-
-            def notice() -> None:
-                if any(event.name == config.rendered.name for event in watcher.read(timeout=0)):
-                    changed.set()
-
-            loop.add_reader(watcher.fileno(), notice)
-            leave.callback(loop.remove_reader, watcher.fileno())
-        while True:
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                # Whatever was registered, it is JSON in ASCII or UTF-8.
-                text = config.rendered.read_text("utf-8")
-                if text != before:
-                    before = text
-                    yield text
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), _LOOK_SECONDS)
-            changed.clear()

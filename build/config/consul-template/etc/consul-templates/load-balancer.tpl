@@ -70,6 +70,14 @@ upstream grpc_replicas {
     keepalive_timeout 1h;
 }
 
+{{ if not $static -}}
+# Health and reflection for all applications at once.
+upstream answers {
+    server unix:run/answers.sock;
+    keepalive 64;
+}
+{{ end -}}
+include maps.conf;
 {{ if $logs -}}
 include access_log.conf;
 {{ if $static }}include grpc_code.conf;
@@ -79,24 +87,17 @@ limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
 
 server {
+    {{- $calls := envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" | parseInt }}
     {{- range envOrDefault "LB_LISTEN" "0.0.0.0:5000" | split " " }}
     listen {{ . }} http2 backlog=4096 so_keepalive=60s:10s:6;
     {{- end }}
 
-    # Connections live until the client or an operator ends them: nginx's default ends one after 1,000 calls, and
-    # calls that cross the GOAWAY are lost.
-    keepalive_requests 1000000000;
-    keepalive_timeout 24h;
-    http2_max_concurrent_streams 128;
-    client_header_timeout 10s;
-    client_body_timeout 24h;
-    # Cuts only clients that stop reading.
-    send_timeout 5m;
-    client_max_body_size 0;
-    client_body_buffer_size 64k;
-    # Metadata: one field of up to 32 KiB, gRPC's usual bound for all of it together is 8 to 16 KiB.
-    large_client_header_buffers 4 32k;
-    limit_conn address {{ envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" }};
+    # More calls at once on a connection than an address may have: those beyond that are refused with a status, while
+    # a client makes calls beyond what its connection takes wait without a word.
+    http2_max_concurrent_streams {{ $calls | add 128 }};
+    limit_conn address {{ $calls }};
+    include calls.conf;
+    include grpc_answers.conf;
 
     {{- if $logs }}
     {{- if not $static }}
@@ -111,30 +112,36 @@ server {
 
     # A call that its client resets while it waits (tcp.lua) goes nowhere.
     lua_check_client_abort on;
-    # For the locations below as well, where a call that failed ends.
+    # For the locations below and in grpc_answers.conf as well.
     header_filter_by_lua_block { require("balancer").answered() }
     log_by_lua_block { require("balancer").finish() }
-    {{- end }}
 
-    include grpc_answers.conf;
+    # Services that every application has. Lua names the upstream.
+    set $lb_upstream grpc_replicas;
+    {{- range sprig_list "health.v1.Health" "reflection.v1.ServerReflection" "reflection.v1alpha.ServerReflection" }}
+    location /grpc.{{ . }}/ {
+        access_by_lua_block { require("balancer").accept_shared() }
+        grpc_pass grpc://$lb_upstream;
+    }
+    {{- end }}
+    {{- end }}
 
     location / {
         {{- if not $static }}
         access_by_lua_block { require("balancer").accept() }
         {{- end }}
         grpc_pass grpc://grpc_replicas;
-        grpc_set_header Host $http_host;
-        {{- if $logs }}
-        grpc_set_header x-request-id $lb_request_id;
+    }
+
+    location @unavailable {
+        internal;
+        {{- if not $static }}
+        header_filter_by_lua_block { require("balancer").failed() }
         {{- end }}
-        grpc_buffer_size 64k;
-        grpc_connect_timeout 500ms;
-        grpc_read_timeout 24h;
-        grpc_send_timeout 24h;
-        grpc_socket_keepalive on;
-        # Only tries that reached nobody are repeated; nginx never sends a call again that it has sent.
-        grpc_next_upstream error timeout;
-        grpc_next_upstream_timeout 900ms;
+        default_type application/grpc;
+        add_header grpc-status $lb_answer_status always;
+        add_header grpc-message $lb_answer_message always;
+        return 200 "";
     }
 }
 
@@ -178,7 +185,8 @@ server {
 
 # For Prometheus; within the stack's own network.
 server {
-    listen {{ envOrDefault "BIND_ADDRESS" "0.0.0.0" }}:{{ $metrics }};
+    {{- $bind := envOrDefault "BIND_ADDRESS" "0.0.0.0" }}
+    listen {{ if contains ":" $bind }}[{{ $bind }}]{{ else }}{{ $bind }}{{ end }}:{{ $metrics }};
 
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }

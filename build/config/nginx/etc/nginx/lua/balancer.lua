@@ -9,6 +9,7 @@ local get_request = require("resty.core.base").get_request
 local inflight = require("inflight")
 local metrics = require("metrics")
 local ngx_balancer = require("ngx.balancer")
+local outcome = require("outcome")
 local picker = require("picker")
 local router = require("router")
 local tcp = require("tcp")
@@ -77,10 +78,24 @@ function _M.accept()
     else
         call = {}
     end
-    call.began, call.pool, call.replica, call.tried = clock.now(), nil, nil, nil
+    call.began, call.pool, call.replica, call.tried, call.context = clock.now(), nil, nil, nil, nil
     calls[this_request()] = call
     open_calls = open_calls + 1
+    local timeout = ngx.var.http_grpc_timeout
+    if timeout then
+        ngx.var.lb_grpc_timeout = outcome.timeout(timeout)
+    end
     tcp.gather()
+end
+
+-- For access_by_lua: a call of health or of reflection has begun, which every application has. With several, it is
+-- answered for all of them (balancer/answers.py), unless the caller names one.
+function _M.accept_shared()
+    refresh()
+    if view.several and not ngx.var.http_x_application then
+        ngx.var.lb_upstream = "answers"
+    end
+    return _M.accept()
 end
 
 -- The answer that error_page makes of ngx.ERROR, where it is not that no replica could be reached.
@@ -98,6 +113,7 @@ local function begin(call)
     end
     call.pool = pool
     call.entered = inflight.enter(pool.calls)
+    call.context = outcome.context()
     if #pool.replicas > 1 then
         ngx_balancer.set_more_tries(math.min(#pool.replicas - 1, MORE_TRIES))
     end
@@ -143,7 +159,26 @@ end
 function _M.answered()
     local call = calls[this_request()]
     local replica = call and call.replica
+    -- nginx adds these where a response has none.
+    local header = ngx.header
+    if not header.server then
+        header.server = nil
+    end
+    if not header.date then
+        header.date = nil
+    end
     tcp.response(replica and replica.connection)
+end
+
+-- For header_filter_by_lua of the answer to a call that no replica has answered.
+function _M.failed()
+    local call = calls[this_request()]
+    local sent = (ngx.var.upstream_bytes_sent or ""):match("(%d+)$")
+    if call and call.replica and sent and sent ~= "0" then
+        local status, message = outcome.of(call.context, clock.now() - call.began)
+        ngx.var.lb_grpc_status, ngx.var.lb_grpc_message = status, message
+    end
+    tcp.response(nil)
 end
 
 -- For log_by_lua: the call has ended, in whatever way. One that was refused before accept() is not in `calls`.

@@ -13,10 +13,11 @@ local NOBODY = { name = "", replicas = {}, weight = 0, weighted = false, calls =
 
 -- document: what it was made of. replicas: all, in the document's order; by_key: by their keys. pools: by name.
 -- applications: by name, the pool of all replicas. services: by gRPC service, the pool that gets its calls. default: the
--- pool of all other calls, or nil. only: the pool of every call where there is no other.
+-- pool of all other calls, or nil. only: the pool of every call where there is no other. several: whether there are several
+-- applications.
 local view = {
     document = { version = "", routes = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
-    applications = {}, services = {}, default = NOBODY, only = NOBODY,
+    applications = {}, services = {}, default = NOBODY, only = NOBODY, several = false,
 }
 
 local function take_replica(entry)
@@ -79,7 +80,7 @@ end
 local function build(document)
     local new = {
         document = document, replicas = {}, by_key = {}, pools = {}, applications = {}, services = {}, default = nil,
-        only = nil,
+        only = nil, several = false,
     }
     for index, entry in ipairs(document.replicas) do
         local replica = take_replica(entry)
@@ -98,6 +99,7 @@ local function build(document)
         elsewhere = elsewhere or route.pool ~= document.default
     end
     for application, number in pairs(document.applications) do
+        new.several = next(new.applications) ~= nil
         new.applications[application] = pools[number]
     end
     if document.default then

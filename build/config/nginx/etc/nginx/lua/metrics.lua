@@ -2,6 +2,8 @@
 --
 -- Each worker counts by itself and adds what it has to the shared dictionary once a second: a call then costs no lock.
 
+local outcome = require("outcome")
+
 local port = os.getenv("METRICS_PORT") or ""
 local _M = {
     -- METRICS_PORT and LB_ACCESS_LOG as load-balancer.tpl reads them.
@@ -24,10 +26,7 @@ local NAMES = {
     "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal",
     "Unavailable", "DataLoss", "Unauthenticated",
 }
--- A client whose deadline has passed cancels its call, and its deadline began when the call left it.
-local EARLY_SECONDS = 0.05
 local CANCELED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL = NAMES[1], NAMES[2], NAMES[4], NAMES[13]
-local UNITS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
 
 local dict = ngx.shared.metrics
 -- By path, the service and the method, with a tab between. By that, the histogram and, by replica and status, the
@@ -43,11 +42,7 @@ local function without_status(seconds)
         -- What is no call, or no gRPC answer, has no status ("HTTP to gRPC Status Code Mapping").
         return ngx.status == 400 and INTERNAL or UNKNOWN
     end
-    local amount, unit = (ngx.var.http_grpc_timeout or ""):match("^(%d+)([HMSmun])$")
-    if amount and seconds >= amount * UNITS[unit] - EARLY_SECONDS then
-        return DEADLINE_EXCEEDED
-    end
-    return CANCELED
+    return outcome.deadline_passed(seconds) and DEADLINE_EXCEEDED or CANCELED
 end
 
 -- The trailers' status, that of an answer that has nothing but a header, which the balancer's own are as well, or none.

@@ -1,0 +1,110 @@
+"""gRPC's health and reflection services for all applications behind the balancer at once.
+
+nginx sends their calls here where there are several applications and the caller names none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+from balancer.directory import Directory
+from balancer.reflection import SERVICES, Session
+
+LOG = logging.getLogger("balancer.directory")
+
+# So many calls at once, of which watches are the many; those beyond get RESOURCE_EXHAUSTED.
+MAX_CALLS = 4096
+_OPTIONS = [("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it ships no types
+    """grpc.health.v1.Health: a service's health is that of the replicas that get its calls.
+
+    grpcio's own servicer writes to its watchers in turn, so that one of them that reads nothing keeps the others, and
+    whoever sets a status, waiting.
+
+    Args:
+        directory: what is known.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def _status(self, service: str) -> Any:
+        serving = self._directory.serving.get(service)
+        if serving is None:
+            return _Status.SERVICE_UNKNOWN
+        return _Status.SERVING if serving else _Status.NOT_SERVING
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - named as in the .proto
+        """Answers once; NOT_FOUND for a service that no application has."""
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no application has this service")
+        return _Status(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802, ARG002
+        """Answers now and at each change; SERVICE_UNKNOWN for a service that no application has."""
+        told = None
+        while True:
+            status = self._status(request.service)
+            if status != told:
+                told = status
+                yield _Status(status=status)
+            else:
+                await self._directory.changed()
+
+
+def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:
+    """The server, at a Unix socket; not started."""
+
+    async def reflect(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        session = Session(directory, context.invocation_metadata() or ())
+        try:
+            async for request in requests:
+                yield await session.answer(request)
+        finally:
+            session.close()
+
+    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(directory), server)
+    # v1 and v1alpha have the same messages on the wire (gRFC A15); grpcio-reflection has only v1alpha.
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflect,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        tuple(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}) for name in SERVICES)
+    )
+    # A killed program leaves its socket.
+    socket.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{socket}")
+    return server
+
+
+async def serve(document: Path, socket: Path, stop: asyncio.Event) -> None:
+    """Answers until ``stop`` is set, by the document in that file."""
+    directory = Directory()
+    server = make_server(directory, socket)
+    await server.start()
+    LOG.info("serving health and reflection of all applications")
+    following = asyncio.create_task(directory.follow(document))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([following, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+    finally:
+        following.cancel()
+        stopping.cancel()
+        await server.stop(0)

@@ -1,0 +1,76 @@
+"""What all applications together have: their gRPC services, who serves them, and what is known of their health.
+
+It follows the document that the control plane writes, in a program of its own: whoever asks much keeps no health probe
+waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from balancer import document
+from balancer.files import contents
+
+LOG = logging.getLogger("balancer.directory")
+
+# The name of health checks for all services together (grpc.health.v1, "health.proto").
+OVERALL = ""
+
+
+class Directory:
+    """The latest document, as questions need it.
+
+    Attributes:
+        serving: by gRPC service, and by each name of a replica's own health service, whether a replica serves it.
+        owners: by gRPC service, the application that gets its calls.
+        targets: by application, ``address:port`` of its replicas that serve.
+    """
+
+    def __init__(self) -> None:
+        self.serving: dict[str, bool] = {OVERALL: False}
+        self.owners: dict[str, str] = {}
+        self.targets: dict[str, list[str]] = {}
+        self._changed = asyncio.Event()
+
+    async def follow(self, path: Path) -> None:
+        """Takes each new document for ever; one that can't be read is left out."""
+        async for text in contents(path):
+            try:
+                self.take(json.loads(text))
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                LOG.warning("%s is not a document: %r", path, error)
+
+    def take(self, found: Mapping[str, Any]) -> None:
+        """Takes a document (see document.py).
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError, AttributeError: it is none.
+        """
+        replicas = document.replicas_of(found)
+        pools = [[replicas[number - 1] for number in pool["replicas"]] for pool in found["pools"]]
+        serving = {OVERALL: any(one.serves for one in replicas)}
+        targets: dict[str, list[str]] = {}
+        for one in replicas:
+            for name in {one.registration.health} - {""}:
+                serving[name] = serving.get(name, False) or one.serves
+            listed = targets.setdefault(one.registration.application, [])
+            if one.serves:
+                listed.append(one.registration.target)
+        owners = {}
+        for service, route in found["routes"].items():
+            owners[service] = str(route["application"])
+            # 0 is the pool of nobody.
+            members = pools[route["pool"] - 1] if route["pool"] else []
+            serving[service] = any(one.serves for one in members)
+        self.serving, self.owners, self.targets = serving, owners, targets
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Waits for the next document."""
+        await self._changed.wait()

@@ -1,0 +1,168 @@
+"""gRPC server reflection over all applications: each question goes to the application that has the answer.
+
+Nothing is kept of the answers, so they are always those of the version that serves now. The list of services is the
+balancer's own; so are the descriptors of the two services that it answers for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from balancer.directory import Directory
+
+_NAME = "grpc.reflection.{version}.ServerReflection"
+# Those that the balancer answers.
+SERVICES = tuple(_NAME.format(version=version) for version in ("v1", "v1alpha"))
+# In this order: what a server lacks grpcio counts among its failed calls, and few have v1 alone.
+_METHODS = tuple(f"/{name}/ServerReflectionInfo" for name in reversed(SERVICES))
+_TIMEOUT_SECONDS = 5.0
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    # Descriptors of a large service, which grpcio's 4 MiB may not hold.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+]
+# Metadata that belongs to one connection, or that gRPC sets itself.
+_NOT_FORWARDED = ("user-agent", "content-type", "te", "host", "connection")
+# Of a replica that does not have what was asked for, or no reflection.
+_HAS_NOTHING = (grpc.StatusCode.NOT_FOUND.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0])
+_own = reflection.ReflectionServicer((health.SERVICE_NAME, *SERVICES))
+
+
+class Session:
+    """The questions of one caller, who may ask on: an answer names files that are asked for next.
+
+    Args:
+        directory: who has which service.
+        metadata: the caller's, for the replicas that are asked.
+    """
+
+    def __init__(self, directory: Directory, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        self._directory = directory
+        self._metadata = tuple(
+            (name, value)
+            for name, value in metadata
+            if name not in _NOT_FORWARDED and not name.startswith((":", "grpc-"))
+        )
+        self._peers: dict[str, _Peer] = {}
+        # Who has answered last: a file's name says nothing of its application.
+        self._last = ""
+
+    async def answer(self, request: Any) -> Any:
+        """The answer to a request, as a response; what nobody has is NOT_FOUND."""
+        kind = request.WhichOneof("message_request")
+        if kind == "list_services":
+            return self._list(request)
+        own = next(_own.ServerReflectionInfo(iter([request]), None))
+        if not own.HasField("error_response"):
+            return own
+        problem = own
+        for application in self._candidates(request, kind):
+            found = await self._ask(application, request)
+            if not found.HasField("error_response"):
+                self._last = application
+                return found
+            if found.error_response.error_code not in _HAS_NOTHING:
+                problem = found
+        return problem
+
+    def close(self) -> None:
+        """Ends the connections to replicas."""
+        for peer in self._peers.values():
+            peer.close()
+        self._peers = {}
+
+    def _list(self, request: Any) -> Any:
+        names = sorted({health.SERVICE_NAME, *SERVICES, *self._directory.owners})
+        services = [reflection_pb2.ServiceResponse(name=name) for name in names]
+        return reflection_pb2.ServerReflectionResponse(
+            valid_host=request.host,
+            original_request=request,
+            list_services_response=reflection_pb2.ListServiceResponse(service=services),
+        )
+
+    def _candidates(self, request: Any, kind: str | None) -> list[str]:
+        """The applications that may have the answer, the likeliest first."""
+        if kind == "file_containing_symbol":
+            # A service, or one of its methods.
+            symbol = request.file_containing_symbol
+            for name in (symbol, symbol.rpartition(".")[0]):
+                if name in self._directory.owners:
+                    return [self._directory.owners[name]]
+        others = sorted(set(self._directory.targets) - {self._last})
+        return [self._last, *others] if self._last in self._directory.targets else others
+
+    async def _ask(self, application: str, request: Any) -> Any:
+        targets = self._directory.targets.get(application, [])
+        peer = self._peers.get(application)
+        if peer is None or peer.target not in targets:
+            if peer is not None:
+                peer.close()
+            if not targets:
+                return _error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
+            peer = self._peers[application] = _Peer(random.choice(targets), self._metadata)  # noqa: S311 - no secret
+        try:
+            return await peer.ask(request)
+        except grpc.aio.AioRpcError as error:
+            return _error(request, error.code(), f"{application}: {error.details()}")
+
+
+class _Peer:
+    """A replica whose reflection is asked."""
+
+    def __init__(self, target: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        self.target = target
+        self._metadata = metadata
+        scheme = "ipv6" if target.startswith("[") else "ipv4"
+        self._channel = grpc.aio.insecure_channel(f"{scheme}:{target}", options=_OPTIONS)
+        self._methods = list(_METHODS)
+
+    async def ask(self, request: Any) -> Any:
+        """Asks once.
+
+        Raises:
+            grpc.aio.AioRpcError: there is no answer; UNIMPLEMENTED where the replica has no reflection.
+        """
+        while True:
+            try:
+                return await self._ask(self._methods[0], request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED or len(self._methods) == 1:
+                    raise
+                self._methods.pop(0)
+
+    async def _ask(self, method: str, request: Any) -> Any:
+        call = self._channel.stream_stream(
+            method,
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )(iter([request]), metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
+        answer = await call.read()
+        if answer is grpc.aio.EOF or answer is None:
+            return _error(request, grpc.StatusCode.INTERNAL, f"{self.target} gave no answer")
+        return answer
+
+    def close(self) -> None:
+        """Ends the connection."""
+        task = asyncio.ensure_future(self._channel.close())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
+
+# asyncio keeps no task that nobody has.
+_closing: set[asyncio.Future[None]] = set()
+
+
+def _error(request: Any, code: grpc.StatusCode, message: str) -> Any:
+    return reflection_pb2.ServerReflectionResponse(
+        valid_host=request.host,
+        original_request=request,
+        error_response=reflection_pb2.ErrorResponse(error_code=code.value[0], error_message=message),
+    )
