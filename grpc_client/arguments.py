@@ -130,5 +130,5 @@ def _add_reflection_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--application",
         metavar="NAME",
-        help="ask the reflection of this application, where the balancer has several (default: the only one)",
+        help="ask the reflection of this application (default: whatever answers for all of them)",
     )

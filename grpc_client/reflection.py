@@ -114,8 +114,6 @@ class ReflectionClient:
                 self._versions.pop(0)
                 if not self._versions:
                     message = "the server has no reflection, which --list and --call need"
-                    if not self._options.application:
-                        message += "; where the balancer has several applications, --application names one"
                     raise CallFailedError(self._address, "UNIMPLEMENTED", message) from None
             else:
                 return self._checked(response)

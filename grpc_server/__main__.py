@@ -21,7 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m grpc_server",
         description="A gRPC server that answers protos.Ping/SayHello with its host name. "
-        "Settings not given here come from BIND_ADDRESS, APP_PORT, GRPC_WORKERS and GRPC_GRACE_SECONDS.",
+        "Settings not given here come from BIND_ADDRESS, APP_PORT, GRPC_WORKERS, GRPC_GRACE_SECONDS and "
+        "GRPC_MAX_MESSAGE_BYTES.",
     )
     parser.add_argument("--host", help="address to listen on (default: BIND_ADDRESS, else 0.0.0.0)")
     parser.add_argument("--port", help="port to listen on (default: APP_PORT, else 7777)")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from registrar.environment import EnvironmentReader, hostname
 
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -14,6 +16,7 @@ class ServerConfig:
 
     Attributes:
         metrics_port: 0 for no metrics.
+        max_message_bytes: of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
     address: str
@@ -22,6 +25,7 @@ class ServerConfig:
     grace_seconds: float
     hostname: str
     metrics_port: int = 0
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -38,6 +42,7 @@ class ServerConfig:
             grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
             hostname=hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
+            max_message_bytes=reader.integer("GRPC_MAX_MESSAGE_BYTES", MAX_MESSAGE_BYTES, low=1, high=2**31 - 1),
         )
         reader.raise_problems()
         return config

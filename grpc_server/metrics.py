@@ -19,9 +19,9 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     multiprocess,
-    start_http_server,
 )
 
+from grpc_server import exposition
 from grpc_server.calls import KINDS, rewrap
 
 # By go-grpc-prometheus: the values of grpc_type.
@@ -202,7 +202,7 @@ def serve(address: str, port: int) -> None:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    start_http_server(port, addr=address, registry=registry)
+    exposition.start(address, port, registry)
 
 
 def share() -> tempfile.TemporaryDirectory[str]:

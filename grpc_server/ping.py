@@ -11,6 +11,9 @@ from protos import api_pb2, api_pb2_grpc
 
 LOG = logging.getLogger("grpc_server")
 
+# Callers choose it.
+_LOGGED = 200
+
 
 class Ping(api_pb2_grpc.PingServicer):
     """Answers with the name of the host it runs on."""
@@ -24,5 +27,7 @@ class Ping(api_pb2_grpc.PingServicer):
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the signature is gRPC's
     ) -> api_pb2.PingMessage:
         """Answers ``Hello from <hostname>.`` and logs the message received."""
-        LOG.info("received greeting=%r", request.greeting)
+        greeting = request.greeting
+        cut = f" (the first of {len(greeting)} characters)" if len(greeting) > _LOGGED else ""
+        LOG.info("received greeting=%r%s", greeting[:_LOGGED], cut)
         return self._answer

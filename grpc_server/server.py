@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import socket
 
@@ -24,6 +25,7 @@ LOG = logging.getLogger("grpc_server")
 PING = api_pb2.DESCRIPTOR.services_by_name["Ping"].full_name
 # The health service's name for the server as a whole, by the gRPC health checking protocol.
 OVERALL = ""
+_TELL_SECONDS = 1.0
 
 
 class ServerError(Exception):
@@ -78,7 +80,7 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
         interceptors=[Metrics(), calls] if config.metrics_port else [calls],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
-            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
             # gRPC measures each connection's bandwidth with PINGs. The balancer has a connection for each call in
@@ -104,6 +106,8 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
 async def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, then no new calls; those in flight get the grace.
 
+    A worker whose parent has been killed leaves its port at once, which the next parent needs; its calls get the grace.
+
     Raises:
         ServerError: the port can't be had, or gRPC has stopped serving by itself.
     """
@@ -111,18 +115,40 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    orphaned = _watch_parent(stop)
     calls = CallsInFlight()
     server, servicer = await build(config, calls)
     await server.start()
     LOG.info("serving address=%s", host_port(config.address, config.port))
     await _serve_until(stop, server)
-    LOG.info("stopping grace_seconds=%g", config.grace_seconds)
-    await servicer.enter_graceful_shutdown()
-    await calls.leave(config.grace_seconds)
-    await server.stop(0)
+    LOG.info("stopping grace_seconds=%g%s", config.grace_seconds, " reason=orphaned" if orphaned.is_set() else "")
+    if orphaned.is_set():
+        await server.stop(config.grace_seconds)
+    else:
+        # A watcher that reads nothing would hold it up for ever.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(servicer.enter_graceful_shutdown(), _TELL_SECONDS)
+        await calls.leave(config.grace_seconds)
+        await server.stop(0)
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
     LOG.info("stopped")
+
+
+def _watch_parent(stop: asyncio.Event) -> asyncio.Event:
+    """The event that this process's parent has ended, which sets ``stop`` too; never, where nobody spawned it."""
+    orphaned = asyncio.Event()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+        def end() -> None:
+            loop.remove_reader(sentinel)
+            orphaned.set()
+            stop.set()
+
+        loop.add_reader(sentinel, end)
+    return orphaned
 
 
 async def _serve_until(stop: asyncio.Event, server: grpc.aio.Server) -> None:

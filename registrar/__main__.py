@@ -1,4 +1,7 @@
-"""``python -m registrar``: registers a service and keeps it registered; ``health`` probes it, ``status`` shows all."""
+"""``python -m registrar``: registers a service and keeps it registered.
+
+``health`` probes it, ``status`` shows all services, ``environment`` checks a container's variables.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from registrar import log
 from registrar.agent import Agent, AgentError
 from registrar.config import RegistrarConfig
 from registrar.environment import ConfigError
 from registrar.registration import Registration, RegistrationFailedError
+from registrar.same_name import problem
 from registrar.status_command import add_status_options, show_status, status_source
+from registrar.variables import checked, exports
 
 LOG = logging.getLogger("registrar")
 
@@ -26,7 +32,9 @@ def main() -> int:
         description="Registers a service with the local Consul agent. Reads APP_NAME, APP_PORT, CONSUL_PORT, TAGS and "
         "the optional variables of README.md's table.",
     )
-    parser.add_argument("command", nargs="?", choices=("run", "health", "status"), default="run", help="default: run")
+    parser.add_argument(
+        "command", nargs="?", choices=("run", "health", "status", "environment"), default="run", help="default: run"
+    )
     parser.add_argument("--once", action="store_true", help="register and exit; default: stay, deregister on SIGTERM")
     options = parser.add_argument_group("status: all replicas, in the catalogue and at the balancer")
     add_status_options(options)
@@ -36,6 +44,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     log.configure()
+    if arguments.command == "environment":
+        return environment()
     if arguments.command == "status":
         try:
             source = status_source(arguments.consul, arguments.balancer, os.environ)
@@ -51,6 +61,16 @@ def main() -> int:
     return health(config) if arguments.command == "health" else run(config, once=arguments.once)
 
 
+def environment() -> int:
+    """Checks the variables of all programs of this container, and prints those that are to be set otherwise."""
+    try:
+        print(exports(checked(os.environ, Path("etc/supervisor/conf.d"))))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 def run(config: RegistrarConfig, *, once: bool) -> int:
     """Registers and, unless ``once``, stays until SIGTERM or SIGINT; then deregisters and drains."""
     stop = threading.Event()
@@ -63,6 +83,7 @@ def run(config: RegistrarConfig, *, once: bool) -> int:
             return 0 if registered else 1
         if registered:
             registration.stay()
+        if registration.attempted:
             registration.leave()
     except RegistrationFailedError as error:
         LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
@@ -79,6 +100,12 @@ def health(config: RegistrarConfig) -> int:
         agent = Agent(config)
         if not agent.leader():
             print("the Consul cluster has no leader", file=sys.stderr)
+            return 1
+        if other := agent.other_of_its_name():
+            print(problem(agent, other), file=sys.stderr)
+            return 1
+        if not agent.in_gossip():
+            print("the agent has left the cluster's gossip", file=sys.stderr)
             return 1
         if not agent.knows(config.service_id):
             print(f"{config.service_id} is not registered", file=sys.stderr)

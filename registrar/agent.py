@@ -6,17 +6,20 @@ import datetime
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import consul
 import requests
 
 from registrar.config import SERVICES_KEYS, SINCE, RegistrarConfig
+from registrar.consul_client import connect
 from registrar.environment import host_port
 
 LOG = logging.getLogger("registrar")
 _TIMEOUT_SECONDS = 5.0
 _SINCE_SECONDS = 1.0
+_NODE_CHECK = "serfHealth"
 # Serf's number for a member that is there.
 _ALIVE = 1
 # All but a few of the agents know who left; so do most of any three.
@@ -25,6 +28,18 @@ _MET = 3
 
 class AgentError(Exception):
     """The agent did not do what was asked; the message says why. Asking again may help."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the catalogue.
+
+    Attributes:
+        alive: whether the cluster holds it for alive, by its serfHealth.
+    """
+
+    address: str
+    alive: bool
 
 
 class Agent:
@@ -39,9 +54,9 @@ class Agent:
         self._session = requests.Session()
         # A proxy of the environment is not for the agent next door.
         self._session.trust_env = False
-        self._catalogue = consul.Consul(host=config.consul_address, port=config.consul_port)
-        self._catalogue.http.session.trust_env = False
-        self._node_name = ""
+        self._catalogue = connect(config.consul_address, config.consul_port)
+        self._self: dict[str, Any] = {}
+        self._session_id = ""
         self._since = ""
 
     def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
@@ -80,11 +95,21 @@ class Agent:
         Raises:
             AgentError: the agent or the catalogue is out of reach.
         """
-        try:
-            _, found = self._catalogue.catalog.node(self._node())
-        except (consul.ConsulException, requests.RequestException) as error:
-            raise AgentError(f"the catalogue can't be read: {error}") from error
-        return found is not None and service_id in found["Services"]
+        found = self._own_entry()
+        return found is not None and found["Node"]["ID"] == self._own()["NodeID"] and service_id in found["Services"]
+
+    def other_of_its_name(self) -> Node | None:
+        """The node that the catalogue has under this agent's name and that is another; None where there is none.
+
+        Raises:
+            AgentError: the agent or the catalogue is out of reach.
+        """
+        found = self._own_entry()
+        if found is None or found["Node"]["ID"] == self._own()["NodeID"]:
+            return None
+        checks = self._call("GET", f"/v1/health/node/{self.name()}").json()
+        alive = any(check["CheckID"] == _NODE_CHECK and check["Status"] == "passing" for check in checks)
+        return Node(address=found["Node"]["Address"], alive=alive)
 
     def meet(self) -> None:
         """Exchanges states with some other agents, so that none holds this one for gone.
@@ -97,7 +122,7 @@ class Agent:
         Raises:
             AgentError: the agent is out of reach.
         """
-        own = self._node()
+        own = self.name()
         members = self._call("GET", "/v1/agent/members").json()
         others = [one for one in members if one["Name"] != own and one["Status"] == _ALIVE]
         clients = [one["Addr"] for one in others if one["Tags"].get("role") != "consul"]
@@ -133,11 +158,87 @@ class Agent:
         self._since = min(filter(None, [self._since, now, *(one for one in known if SINCE.fullmatch(one))]))
         return self._since
 
-    def _node(self) -> str:
-        """The agent's name, asked for once: a leave needs it 20 times a second, and the answer is all its settings."""
-        if not self._node_name:
-            self._node_name = str(self._call("GET", "/v1/agent/self").json()["Member"]["Name"])
-        return self._node_name
+    def name(self) -> str:
+        """The agent's name in the cluster.
+
+        Raises:
+            AgentError: the agent is out of reach.
+        """
+        return str(self._own()["NodeName"])
+
+    def in_gossip(self) -> bool:
+        """Whether the agent takes part in the cluster's gossip, which one stops for good that has lost its name.
+
+        Raises:
+            AgentError: the agent is out of reach.
+        """
+        try:
+            self._call("PUT", f"/v1/agent/join/{self.address()}")
+        except AgentError as error:
+            # Serf's Join.
+            if "after Leave or Shutdown" in str(error):
+                return False
+            raise
+        return True
+
+    def remove_node(self) -> None:
+        """Removes what the catalogue has under this agent's name; the agent puts itself there again.
+
+        Raises:
+            AgentError: the agent or the catalogue is out of reach.
+        """
+        self._call("PUT", "/v1/catalog/deregister", json={"Node": self.name()})
+
+    def address(self) -> str:
+        """Where the cluster reaches the agent.
+
+        Raises:
+            AgentError: the agent is out of reach.
+        """
+        return str(self._own()["Address"])
+
+    def keep(self, key: str, value: str, seconds: int) -> None:
+        """Keeps a value in Consul's key-value store; it is gone twice so many seconds after the last call of this.
+
+        Raises:
+            AgentError: the agent is out of reach or refuses.
+        """
+        if self._session_id:
+            renewed = self._call("PUT", f"/v1/session/renew/{self._session_id}", unknown_is_fine=True)
+            if renewed.status_code != requests.codes.not_found:
+                return
+        session = {"TTL": f"{seconds}s", "Behavior": "delete", "LockDelay": "0s"}
+        new = str(self._call("PUT", "/v1/session/create", json=session).json()["ID"])
+        # The session of a registrar that was killed may have the key for a while.
+        if self._call("PUT", f"/v1/kv/{key}?acquire={new}", data=value).json() is True:
+            self._session_id = new
+        else:
+            self._call("PUT", f"/v1/session/destroy/{new}")
+
+    def forget(self) -> None:
+        """Ends what :meth:`keep` does; the store forgets it at once.
+
+        Raises:
+            AgentError: the agent is out of reach or refuses.
+        """
+        if self._session_id:
+            self._call("PUT", f"/v1/session/destroy/{self._session_id}")
+            self._session_id = ""
+
+    def _own_entry(self) -> dict[str, Any] | None:
+        """What the catalogue has under this agent's name: ``Node`` and ``Services``."""
+        try:
+            _, found = self._catalogue.catalog.node(self.name())
+        except (consul.ConsulException, requests.RequestException) as error:
+            raise AgentError(f"the catalogue can't be read: {error}") from error
+        return found  # type: ignore[no-any-return]
+
+    def _own(self) -> dict[str, Any]:
+        """What the agent is, asked for once: a leave needs it 20 times a second, and the answer is all its settings."""
+        if not self._self:
+            answer = self._call("GET", "/v1/agent/self").json()
+            self._self = {**answer["Config"], "Address": answer["Member"]["Addr"]}
+        return self._self
 
     def _call(
         self,
@@ -145,11 +246,12 @@ class Agent:
         path: str,
         *,
         json: Mapping[str, Any] | None = None,
+        data: str | None = None,
         unknown_is_fine: bool = False,
         timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> requests.Response:
         try:
-            response = self._session.request(method, self._base + path, json=json, timeout=timeout_seconds)
+            response = self._session.request(method, self._base + path, json=json, data=data, timeout=timeout_seconds)
         except requests.ConnectionError as error:
             raise AgentError(f"no agent at {self._base}") from error
         except requests.RequestException as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from registrar.checks import Check, GrpcCheck, HttpCheck
-from registrar.environment import EnvironmentReader, host_port, hostname, is_host, parse_host_port
+from registrar.environment import EnvironmentReader, host_port, hostname, is_address, is_host, parse_host_port
 
 # What both a DNS label (RFC 1123, plus the underscore of Compose's names) and an nginx or Lua string can carry.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
@@ -91,11 +91,14 @@ class RegistrarConfig:
             reader.problem("APP_NAME", f"{app_name!r} is no name of 1 to 63 letters, digits, - and _")
         app_port = reader.port("APP_PORT")
         app_address = reader.host("APP_ADDRESS", "")
+        tags = _tags(reader)
+        if is_host(app_address) and BALANCED_TAG in tags and not is_address(app_address):
+            reader.problem("APP_ADDRESS", f"{app_address!r} is a name, and a balancer takes IP addresses only")
         config = cls(
             app_name=app_name,
             app_port=app_port,
             app_address=app_address,
-            tags=_tags(reader),
+            tags=tags,
             version=_version(reader),
             grpc_services=_grpc_services(reader),
             weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),

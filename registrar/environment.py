@@ -50,7 +50,7 @@ class EnvironmentReader:
     def integer(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
         """A whole number from ``low`` to ``high``."""
         text = self.text(name, None if default is None else str(default))
-        if text and (not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high):
+        if text and (not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high):
             self.problem(name, f"{text[:40]!r} is no whole number from {low} to {high}")
             return low
         return int(text or low)
@@ -78,6 +78,14 @@ class EnvironmentReader:
             return default
         return text
 
+    def pattern(self, name: str, form: re.Pattern[str], default: str, what: str) -> str:
+        """A text of a form, which ``what`` names."""
+        text = self.text(name, default)
+        if text and not form.fullmatch(text):
+            self.problem(name, f"{text!r} is not {what}")
+            return default
+        return text
+
     def host(self, name: str, default: str | None = None) -> str:
         """A host name or an IP address (IPv6 without brackets)."""
         text = self.text(name, default)
@@ -91,14 +99,19 @@ class EnvironmentReader:
             raise ConfigError(self.problems)
 
 
-def is_host(text: str) -> bool:
-    """Whether ``text`` is an IP address or a host name."""
+def is_address(text: str) -> bool:
+    """Whether ``text`` is an IP address."""
     try:
         ip_address(text)
     except ValueError:
-        # All digits and dots is a mistyped IPv4 address, not a name.
-        return _HOST.match(text) is not None and not re.fullmatch(r"[\d.]+", text)
+        return False
     return True
+
+
+def is_host(text: str) -> bool:
+    """Whether ``text`` is an IP address or a host name."""
+    # All digits and dots is a mistyped IPv4 address, not a name.
+    return is_address(text) or (_HOST.match(text) is not None and not re.fullmatch(r"[\d.]+", text))
 
 
 def host_port(host: str, port: int) -> str:

@@ -6,11 +6,24 @@ import logging
 import sys
 import time
 
+# What comes from elsewhere may have any length: a name in the catalogue, another program's answer.
+_MOST = 4000
+
+
+class _Formatter(logging.Formatter):
+    """Bounds what follows the name; a stack trace keeps its own lines."""
+
+    converter = staticmethod(time.gmtime)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        if len(record.message) > _MOST:
+            record.message = f"{record.message[:_MOST]}... ({len(record.message)} characters)"
+        return super().formatMessage(record)
+
 
 def configure(level: int = logging.INFO) -> None:
     """Sends log lines to stderr, one an event."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
+    formatter = _Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from registrar import reflection
 from registrar.agent import Agent, AgentError
 from registrar.config import RegistrarConfig, services_fit
+from registrar.same_name import SameName
 
 LOG = logging.getLogger("registrar")
 
@@ -40,12 +41,18 @@ class Registration:
     Args:
         config: what to register.
         stop: set by a signal; every wait ends when it is set.
+
+    Attributes:
+        attempted: whether the agent was asked. One that did not answer may have the service all the same: it takes a
+            registration before it tells the catalogue, which it can't while the cluster has no leader.
     """
 
     def __init__(self, config: RegistrarConfig, stop: threading.Event) -> None:
         self._config = config
         self._agent = Agent(config)
+        self._same_name = SameName(self._agent, config)
         self._stop = stop
+        self.attempted = False
         # None until the server has said which it has.
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
         self._waited_for_services = False
@@ -63,6 +70,7 @@ class Registration:
         for attempt in range(1, ATTEMPTS + 1):
             if self._stop.is_set():
                 return False
+            self.attempted = True
             try:
                 self._agent.register(self._config, self._services or (), passing=passing)
             except AgentError as error:
@@ -98,11 +106,14 @@ class Registration:
             reachable = True
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
+                # It was started anew.
+                self._same_name.begin()
+                self._meet()
                 self.register()
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
             elif time.monotonic() >= catalogue_at:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
-                if not self._in_catalogue():
+                if not self._same_name.look() and not self._in_catalogue():
                     LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
                     self._meet()
                     self.register()
@@ -118,6 +129,11 @@ class Registration:
 
         An agent out of reach is logged and does not shorten the drain: the balancer may still send calls.
         """
+        if self._same_name.look():
+            # By its name it would deregister the other.
+            self._same_name.end()
+            LOG.info("not deregistered, for another container has the name")
+            return
         try:
             self._agent.deregister(self._config.service_id)
             LOG.info("deregistered id=%s", self._config.service_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,10 @@ _NODE_CHECK = "serfHealth"
 _ORDER = ("passing", "warning", "critical")
 # The balancer's states of a replica that gets calls (balancer/fleet.py); all others begin with "ejected: ".
 SERVING, HELD = "serving", "held"
+
+
+# Below this key of Consul's key-value store are the notes of replicas without a name.
+KEYS = "grpc-load-balancing/same-name"
 
 
 class StatusError(Exception):
@@ -55,6 +61,38 @@ class Replica:
     difference: str
     last_call: float = 0.0
     last_status: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a container that has lost its name says of itself, as JSON below :data:`KEYS`.
+
+    Attributes:
+        holder: the address of the container that has the name.
+    """
+
+    application: str
+    id: str
+    node: str
+    address: str
+    port: int
+    holder: str
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Note:
+        """Reads it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            found = cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        for name, value in asdict(found).items():
+            if type(value) is not (int if name == "port" else str):
+                raise ValueError(f"{name} is of another type")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +152,20 @@ class Source:
         import consul
         import requests
 
+        from registrar.consul_client import connect
+
         view, problem = self._view()
-        client = consul.Consul(host=self.consul_address, port=self.consul_port, timeout=_TIMEOUT_SECONDS)
-        client.http.session.trust_env = False
+        client = connect(self.consul_address, self.consul_port, _TIMEOUT_SECONDS)
         try:
             instances = list(_instances(client))
+            lost = list(_without_name(client))
         except (consul.ConsulException, requests.RequestException) as error:
             raise StatusError(
                 f"Consul at {host_port(self.consul_address, self.consul_port)} can't be read: {error}"
             ) from error
         replicas = [_replica(instance, view) for instance in instances]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
+        replicas += lost
         replicas += [_stranger(one) for key, one in view.replicas.items() if key not in in_catalogue]
         return Status(
             replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
@@ -194,6 +235,27 @@ def _instances(client: consul.Consul) -> Iterator[dict[str, Any]]:
             for instance in client.health.service(name)[1]:
                 if BALANCED_TAG in instance["Service"]["Tags"]:
                     yield instance
+
+
+def _without_name(client: consul.Consul) -> Iterator[Replica]:
+    """The replicas that the catalogue doesn't have because another container has their name."""
+    for entry in client.kv.get(f"{KEYS}/", recurse=True)[1] or []:
+        with suppress(ValueError):
+            note = Note.from_json(entry["Value"] or b"")
+            yield replace(
+                _stranger(
+                    {
+                        "application": note.application,
+                        "address": note.address,
+                        "port": note.port,
+                        "weight": 0,
+                        "state": "",
+                    }
+                ),
+                id=note.id,
+                node=note.node,
+                difference=f"another container, at {note.holder}, has its name",
+            )
 
 
 def _key(one: dict[str, Any]) -> tuple[str, str, int]:

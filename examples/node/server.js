@@ -11,8 +11,10 @@ const { HealthImplementation } = require('grpc-health-check');
 const SERVICE = 'examples.words.v1.Words';
 // Longer than a balancer takes to learn from the health service that no more calls are wanted.
 const QUIET_MS = 1000;
+// A call with a larger message ends as RESOURCE_EXHAUSTED.
+const MAX_MESSAGE_BYTES = 16 * 1024 * 1024;
 // What calls in flight get; supervisord's stopwaitsecs is longer.
-const GRACE_MS = 20000;
+const GRACE_MS = 1000 * parseFloat(process.env.GRPC_GRACE_SECONDS || '20');
 
 const answer = (text) => ({ text, replica: os.hostname() });
 
@@ -29,7 +31,9 @@ const words = {
 };
 
 const definition = protoLoader.loadSync(path.join(__dirname, 'words.proto'));
-const server = new grpc.Server();
+const server = new grpc.Server({
+  'grpc.max_receive_message_length': Number(process.env.GRPC_MAX_MESSAGE_BYTES || MAX_MESSAGE_BYTES),
+});
 server.addService(definition[SERVICE], words);
 const health = new HealthImplementation({ '': 'SERVING', [SERVICE]: 'SERVING' });
 health.addToServer(server);

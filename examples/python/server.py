@@ -22,8 +22,10 @@ LOG = logging.getLogger("numbers")
 SERVICE = numbers_pb2.DESCRIPTOR.services_by_name["Numbers"].full_name
 # Longer than a balancer takes to learn from the health service that no more calls are wanted.
 QUIET_SECONDS = 1
+# A call with a larger message ends as RESOURCE_EXHAUSTED.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # What calls in flight get; supervisord's stopwaitsecs is longer.
-GRACE_SECONDS = 20
+GRACE_SECONDS = float((os.environ.get("GRPC_GRACE_SECONDS") or "20").rstrip("s"))
 
 
 def answer(value: float) -> Answer:
@@ -57,7 +59,8 @@ class Numbers(numbers_pb2_grpc.NumbersServicer):
 
 async def serve(port: str) -> None:
     """Serves until SIGTERM or SIGINT; then health says NOT_SERVING first, and calls in flight end."""
-    server = grpc.aio.server()
+    limit = int(os.environ.get("GRPC_MAX_MESSAGE_BYTES") or MAX_MESSAGE_BYTES)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit)])
     numbers_pb2_grpc.add_NumbersServicer_to_server(Numbers(), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

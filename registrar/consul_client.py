@@ -1,0 +1,35 @@
+"""python-consul2's client for an agent whose address is given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import consul
+
+from registrar.environment import host_port
+
+# The library prefers these to what it is called with; a token is not among them, which nobody gives it otherwise.
+_OVERRIDING = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY")
+
+
+def connect(host: str, port: int, timeout_seconds: float | None = None) -> consul.Consul:
+    """A client of the agent at this address, whatever the environment says of agents and of proxies.
+
+    Not to be called by several threads at once: the variables are away while the client is made.
+    """
+    bracketed = host_port(host, port).rpartition(":")[0]
+    with _without(_OVERRIDING):
+        client = consul.Consul(host=bracketed, port=port, timeout=timeout_seconds)
+    client.http.session.trust_env = False
+    return client
+
+
+@contextlib.contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
