@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import xmlrpc.client
 from dataclasses import replace
 from typing import NoReturn
 
@@ -33,6 +34,13 @@ def main() -> int:
         # The reader of `logs | head` is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Of the machine: a full disk, another user's file. What is meant to fail has a message of its own.
+        print(f"local_stack: {error}", file=sys.stderr)
+        return 1
+    except xmlrpc.client.Fault as fault:
+        print(f"local_stack: supervisord: {fault.faultString}", file=sys.stderr)
+        return 1
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,8 @@
-"""Reads docker-compose.yaml: the services, as far as running them without Docker needs it."""
+"""Reads docker-compose.yaml: the services, as far as running them without Docker needs it.
+
+What it says is understood as `docker compose` does, by the Compose Specification; what can't be carried out without
+Docker is refused by name and line, or has no effect there (``_WITHOUT_EFFECT``).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dotenv.parser import parse_stream
 
 from local_stack.errors import LocalStackError
+from local_stack.interpolation import InterpolationError, interpolate
+from local_stack.yaml_lines import Ambiguous, Lined, YamlError, load
 
-_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
 # A Dockerfile's line that lays parts of build/config over the root of the image.
 _OVERLAY = re.compile(r"^COPY ((?:build/config/\S+ )+)/$", re.MULTILINE)
 # Without Docker the machine's own resolver is asked, and a port 53 would take root.
 _ONLY_IN_CONTAINERS = "resolver"
-_BIND = re.compile(r"\./build/config/(\w[\w-]*):")
+_QUOTED = re.compile(r"^[^=]*=\s*'")
+_BIND = re.compile(r"\./build/config/(\w[\w-]*)")
+_DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?(?:(\d+)us)?")
+_UNITS = (3600, 60, 1, 1e-3, 1e-6)
+_PORT = re.compile(r"(?:(?P<address>\[[^\]]+\]|[^:]+):)?(?:(?P<host>\d+):)(?P<container>\d+)(?:/(?P<protocol>\w+))?")
+_TOP = {"configs", "name", "networks", "secrets", "services", "version", "volumes"}
+_CARRIED_OUT = {
+    "build", "container_name", "environment", "hostname", "ports", "profiles", "stop_grace_period", "tmpfs", "volumes",
+}  # fmt: skip
+# About the container and who may reach it; local_stack's programs run as processes of their own.
+_WITHOUT_EFFECT = {
+    "annotations", "cap_add", "cap_drop", "cpus", "depends_on", "entrypoint", "expose", "healthcheck", "image", "init",
+    "labels", "logging", "mem_limit", "mem_reservation", "memswap_limit", "networks", "pids_limit", "platform",
+    "pull_policy", "read_only", "restart", "security_opt", "stdin_open", "stop_signal", "sysctls", "tty", "ulimits",
+    "user",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +59,7 @@ class Service:
     tmpfs: tuple[str, ...]
     published: Mapping[int, int]
     scalable: bool
-    grace_seconds: int
+    grace_seconds: float
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
@@ -49,60 +69,186 @@ def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
         LocalStackError: the file can't be read or says something that this program can't carry out.
     """
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        document = load(path.read_text())
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise LocalStackError(f"{path.name} can't be read: {error}") from error
-    services = document.get("services") if isinstance(document, dict) else None
-    if not isinstance(services, dict):
+    if isinstance(document, Lined):
+        for key, line in document.lines.items():
+            if key not in _TOP and not str(key).startswith("x-"):
+                raise LocalStackError(f"{path.name}, line {line}: {key} is not known to local_stack")
+    services = document.get("services") if isinstance(document, Lined) else None
+    if not isinstance(services, Lined) or not services:
         raise LocalStackError(f"{path.name} has no services")
-    started = {name: spec for name, spec in services.items() if "profiles" not in spec}
-    return {name: _service(path.parent, name, _expand(spec, env)) for name, spec in started.items()}
+    return {
+        name: service
+        for name, spec in services.items()
+        if (service := _Reader(path, name, services.lines[name], env).read(spec)) is not None
+    }
 
 
-def _expand(value: Any, env: Mapping[str, str]) -> Any:
-    """Compose's variables: ``$NAME``, ``${NAME}``, ``${NAME:-default}``, ``$$`` for a dollar sign."""
-    if isinstance(value, dict):
-        return {key: _expand(item, env) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, env) for item in value]
-    if not isinstance(value, str):
-        return value
+def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
+    """What a compose file's variables are: those of ``.env`` beside it, and the shell's, which win.
 
-    def replace(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
-        return env.get(match["name"] or match["bare"]) or match["default"] or ""
-
-    return _VARIABLE.sub(replace, value)
-
-
-def _service(root: Path, name: str, spec: Mapping[str, Any]) -> Service:
-    volumes = [volume for volume in spec.get("volumes", []) if isinstance(volume, str)]
-    named = {part[0]: part[1] for part in (volume.split(":") for volume in volumes) if part[0][:1] not in "./"}
-    components = [match[1] for match in map(_BIND.match, volumes) if match]
-    if "build" in spec:
-        dockerfile = root / spec["build"].get("context", ".") / spec["build"]["dockerfile"]
+    Raises:
+        LocalStackError: ``.env`` can't be read; names the line.
+    """
+    file = directory / ".env"
+    if not file.exists():
+        return dict(shell)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalStackError(f".env can't be read: {error}") from error
+    found = dict(shell)
+    for one in bindings:
+        text, line = one.original.string.strip(), one.original.line
+        if one.error:
+            raise LocalStackError(f".env, line {line}: {text!r} is not of the form NAME=VALUE")
+        if one.key is None or one.value is None or one.key in shell:
+            continue
         try:
-            text = dockerfile.read_text()
-        except OSError as error:
-            raise LocalStackError(f"service {name}: {error}") from error
-        for match in _OVERLAY.finditer(text):
-            names = [Path(part).name for part in match[1].split()]
-            components += [name for name in names if name != _ONLY_IN_CONTAINERS]
-    if not components:
-        raise LocalStackError(f"service {name} has nothing of build/config, so it can't be run without Docker")
-    published = {}
-    for port in spec.get("ports", []):
-        host, container = str(port).split(":")[-2:]
-        published[int(container)] = int(host)
-    return Service(
-        name=name,
-        components=tuple(dict.fromkeys([*components, "supervisord"])),
-        environment={key: str(value) for key, value in (spec.get("environment") or {}).items()},
-        volumes=named,
-        tmpfs=tuple(str(entry).split(":")[0] for entry in spec.get("tmpfs", [])),
-        published=published,
-        # As in Compose: a fixed name or a published port can be had once.
-        scalable=not published and "hostname" not in spec,
-        grace_seconds=int(str(spec.get("stop_grace_period", "10s")).removesuffix("s")),
-    )
+            # Nothing is replaced in single quotes.
+            found[one.key] = one.value if _QUOTED.search(text) else interpolate(one.value, found)
+        except InterpolationError as error:
+            raise LocalStackError(f".env, line {line}: {error}") from error
+    return found
+
+
+class _Reader:
+    """Reads one service; knows where it is for what it refuses."""
+
+    def __init__(self, path: Path, name: str, line: int, env: Mapping[str, str]) -> None:
+        self._path = path
+        self._name = name
+        self._line = line
+        self._env = env
+
+    def _refuse(self, what: str, line: int | None = None) -> LocalStackError:
+        return LocalStackError(f"{self._path.name}, line {line or self._line}: service {self._name}: {what}")
+
+    def read(self, spec: Any) -> Service | None:
+        """The service; None for one of a profile."""
+        if not isinstance(spec, Lined):
+            raise self._refuse("is no mapping")
+        spec = self._expand(spec, self._line)
+        if spec.get("profiles"):
+            return None
+        for key in spec:
+            if key not in _CARRIED_OUT | _WITHOUT_EFFECT and not str(key).startswith("x-"):
+                raise self._refuse(f"{key} is not known to local_stack, which can't carry it out", spec.lines[key])
+        published = dict(self._port(port, line) for port, line in self._items(spec, "ports"))
+        volumes = [self._volume(volume, line) for volume, line in self._items(spec, "volumes")]
+        return Service(
+            name=self._name,
+            components=self._components(spec, [source for source, _ in volumes]),
+            environment=self._environment(spec),
+            volumes={source: target for source, target in volumes if source and source[0] not in "./~"},
+            tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
+            published=published,
+            # As in Compose: a fixed name or a published port can be had once.
+            scalable=not published and not {"hostname", "container_name"} & set(spec),
+            grace_seconds=self._duration(spec, "stop_grace_period", 10),
+        )
+
+    def _expand(self, value: Any, line: int) -> Any:
+        if isinstance(value, Lined):
+            items = {key: self._expand(item, value.lines[key]) for key, item in value.items()}
+            return Lined(items, value.lines)
+        if isinstance(value, list):
+            return [self._expand(item, line) for item in value]
+        if not isinstance(value, str) or isinstance(value, Ambiguous):
+            return value
+        try:
+            return interpolate(value, self._env)
+        except InterpolationError as error:
+            raise self._refuse(str(error), line) from error
+
+    def _items(self, spec: Lined, key: str) -> list[tuple[Any, int]]:
+        """The items of a list, each with its line; a single value is a list of one."""
+        value, line = spec.get(key), spec.lines.get(key, self._line)
+        if key not in spec:
+            return []
+        if value is None or isinstance(value, Lined):
+            raise self._refuse(f"{key} is no list", line)
+        items = value if isinstance(value, list) else [value]
+        return [(item, min(item.lines.values(), default=line) if isinstance(item, Lined) else line) for item in items]
+
+    def _environment(self, spec: Lined) -> dict[str, str]:
+        """A mapping or a list of NAME=VALUE. A name without a value is passed on from the shell, if it is set there."""
+        given = spec.get("environment")
+        line = spec.lines.get("environment", self._line)
+        if isinstance(given, Lined):
+            pairs = [(str(name), value) for name, value in given.items()]
+        elif isinstance(given, list) and all(isinstance(item, str) for item in given):
+            split = [item.partition("=") for item in given]
+            pairs = [(name, value if equals else None) for name, equals, value in split]
+        elif "environment" not in spec:
+            pairs = []
+        else:
+            raise self._refuse("environment is neither a mapping nor a list of NAME=VALUE", line)
+        result = {}
+        for name, value in pairs:
+            if isinstance(value, Lined | list):
+                raise self._refuse(f"environment: {name} is no text, number or boolean", line)
+            if isinstance(value, Ambiguous):
+                raise self._refuse(f"environment: {name}: {value} has to be in quotes, or Compose changes it", line)
+            if value is not None:
+                result[name] = str(value).lower() if isinstance(value, bool) else str(value)
+            elif name in self._env:
+                result[name] = self._env[name]
+        return result
+
+    def _port(self, given: Any, line: int) -> tuple[int, int]:
+        """The container's port and the host's."""
+        if isinstance(given, Lined):
+            container, host, protocol = given.get("target"), given.get("published"), given.get("protocol")
+        else:
+            match = _PORT.fullmatch(str(given))
+            container, host, protocol = match.group("container", "host", "protocol") if match else (None, None, None)
+        try:
+            ports = int(str(container)), int(str(host))
+        except ValueError:
+            shown = dict(given) if isinstance(given, Lined) else given
+            raise self._refuse(f"ports: {shown!r} does not name one host port and one container port", line) from None
+        if (protocol or "tcp") != "tcp":
+            raise self._refuse(f"ports: {protocol} can't be published without Docker", line)
+        if not all(1 <= port <= 65535 for port in ports):
+            raise self._refuse(f"ports: {ports[1]}:{ports[0]} is out of range", line)
+        return ports
+
+    def _volume(self, given: Any, line: int) -> tuple[str, str]:
+        """What is mounted, and where."""
+        if isinstance(given, Lined):
+            source, target = given.get("source"), given.get("target")
+        else:
+            source, _, rest = str(given).partition(":")
+            target = rest.split(":")[0]
+        if not source or not target:
+            raise self._refuse("volumes: an anonymous volume can't be made without Docker", line)
+        return str(source), str(target)
+
+    def _duration(self, spec: Lined, key: str, default: float) -> float:
+        """Seconds of a duration, such as 1m30s."""
+        if spec.get(key) is None:
+            return default
+        match = _DURATION.fullmatch(str(spec[key]))
+        if not match:
+            raise self._refuse(f"{key}: {spec[key]!r} is no duration such as 90s or 1m30s", spec.lines[key])
+        return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
+
+    def _components(self, spec: Lined, sources: list[str]) -> tuple[str, ...]:
+        components = [match[1] for match in map(_BIND.fullmatch, sources) if match]
+        if build := spec.get("build"):
+            described = build if isinstance(build, Lined) else {"context": str(build)}
+            context = self._path.parent / str(described.get("context", "."))
+            try:
+                text = (context / str(described.get("dockerfile", "Dockerfile"))).read_text()
+            except OSError as error:
+                raise self._refuse(str(error), spec.lines["build"]) from error
+            for match in _OVERLAY.finditer(text):
+                names = [Path(part).name for part in match[1].split()]
+                components += [name for name in names if name != _ONLY_IN_CONTAINERS]
+        if not components:
+            raise self._refuse("has nothing of build/config, so it can't be run without Docker")
+        return tuple(dict.fromkeys([*components, "supervisord"]))

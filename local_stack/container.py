@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -68,10 +69,10 @@ class Container:
             "# Written by local_stack: how the outer supervisord starts this container.",
             "set -eu",
             f"[ ! -e run/supervisord.pid ] || {leftovers}",
-            ". ./environment",
             f"rm -rf run {emptied}",
             f"mkdir -p run {emptied}",
-            "exec supervisord-start",
+            # Nothing of the shell that the stack was started from, as in a real container.
+            f"exec env -i /bin/sh -c {shlex.quote('. ./environment; exec supervisord-start')}",
         ]
         (self.path / "start").write_text("\n".join(lines) + "\n")
         self.program.parent.mkdir(parents=True, exist_ok=True)
@@ -84,19 +85,20 @@ class Container:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _program(self) -> str:
-        # The outer supervisord does what Compose's restart: unless-stopped does.
+        # The outer supervisord does what Compose's restart: unless-stopped does. Its paths are below its working
+        # directory: any character may be in the path of that, but not in a value here.
         return "\n".join(
             [
                 f"[program:{self.name}]",
                 "command=/bin/sh start",
-                f"directory={_escape(self.path)}",
+                f"directory={self.path.relative_to(self.directory.path)}",
                 "autostart=false",
                 "autorestart=true",
                 "startsecs=1",
                 "startretries=1000000",
-                f"stopwaitsecs={self.service.grace_seconds}",
+                f"stopwaitsecs={math.ceil(self.service.grace_seconds)}",
                 "redirect_stderr=true",
-                f"stdout_logfile={_escape(self.log)}",
+                f"stdout_logfile={self.log.relative_to(self.directory.path)}",
                 # Not the only one that writes there, so that it can't rename it (rotation.py).
                 "stdout_logfile_maxbytes=0",
                 "",
@@ -160,8 +162,3 @@ def _overlay(source: Path, target: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(path)
-
-
-def _escape(path: Path) -> str:
-    """For supervisord's configuration, where % introduces a variable."""
-    return str(path).replace("%", "%%")

@@ -14,6 +14,7 @@ from local_stack.container import Container
 from local_stack.errors import LocalStackError
 from local_stack.stack import Stack
 from protos import api_pb2, api_pb2_grpc
+from registrar.consul_client import connect
 
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 1.0
@@ -21,10 +22,7 @@ _LOG_LINES = 15
 
 
 def _consul(stack: Stack) -> consul.Consul:
-    client = consul.Consul(host="127.0.0.1", port=stack.settings.consul_port)
-    # A proxy of the environment is not for the stack's own Consul.
-    client.http.session.trust_env = False
-    return client
+    return connect("127.0.0.1", stack.settings.consul_port)
 
 
 def health_by_node(stack: Stack) -> dict[str, str]:

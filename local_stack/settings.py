@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -58,7 +58,15 @@ class Settings:
 class Directory:
     """The directory of a stack: .local_stack in the checkout, or LOCAL_STACK_HOME."""
 
-    path: Path = Path(os.environ.get("LOCAL_STACK_HOME") or ROOT / ".local_stack")
+    path: Path = field(
+        default_factory=lambda: Path(os.environ.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve()
+    )
+
+    def check(self) -> None:
+        """Raises LocalStackError for a path that search paths can't hold."""
+        for path in (self.path, ROOT):
+            if os.pathsep in str(path):
+                raise LocalStackError(f"{path}: PATH can't hold a path with {os.pathsep!r}; use a checkout without it")
 
     @property
     def containers(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import sys
@@ -21,6 +22,8 @@ from local_stack.tools import TOOLS, find
 # Consul's ports on every agent's address: RPC, gossip, HTTP, DNS (README.md has the table).
 _AGENT_PORTS = (8300, 8301, 8500, 8600)
 _MAX_REPLICAS = 100
+# supervisord's own least (minfds).
+_MIN_DESCRIPTORS = 1024
 _GONE = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 
 
@@ -34,12 +37,12 @@ class Stack:
 
     Args:
         directory: where it lives.
-        env: the environment that fills the variables of docker-compose.yaml.
+        env: the shell's, which fills the variables of docker-compose.yaml, beside what .env has.
     """
 
     def __init__(self, directory: Directory, env: Mapping[str, str]) -> None:
         self.directory = directory
-        self.services = compose.read(ROOT / "docker-compose.yaml", env)
+        self.services = compose.read(ROOT / "docker-compose.yaml", compose.variables(ROOT, env))
         self.settings = directory.load()
         self.supervisor = Supervisor(directory.socket)
 
@@ -196,6 +199,8 @@ class Stack:
             _remove_tree(path)
 
     def _begin(self, settings: Settings) -> None:
+        self.directory.check()
+        _check_descriptors()
         tools = self.tools
         self._sweep()
         for path in (self.directory.containers, self.directory.programs):
@@ -270,4 +275,17 @@ def wait_until(reached: Callable[[], bool], seconds: float, interval: float = 0.
 
 
 def _remove_tree(path: Path) -> None:
+    """Removes a directory, if it is there.
+
+    Raises:
+        LocalStackError: something of it can't be removed.
+    """
     shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        raise LocalStackError(f"{path} can't be removed: is it another user's, of a stack that sudo has started?")
+
+
+def _check_descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_DESCRIPTORS:
+        raise LocalStackError(f"ulimit -n: {hard} open files are allowed, {_MIN_DESCRIPTORS} are needed")

@@ -52,6 +52,10 @@ class Supervisor:
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport, allow_none=True)
         try:
             return getattr(proxy.supervisor, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != Faults.SHUTDOWN_STATE:
+                raise
+            raise SupervisorGoneError(f"the supervisord at {self._socket} is ending") from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise SupervisorGoneError(f"no supervisord answers at {self._socket}: {error}") from error
 
@@ -108,7 +112,8 @@ def start_outer(directory: Directory) -> Supervisor:
     supervisord = Path(sys.executable).parent / "supervisord"
     # In a session of its own, so that Ctrl-C in the terminal is not its end.
     process = subprocess.Popen(
-        [supervisord, "--nodaemon", "--configuration", configuration.name],
+        # By this name its directory has no character that means something in a pattern, which includes are.
+        [supervisord, "--nodaemon", "--configuration", f"/proc/self/cwd/{configuration.name}"],
         cwd=directory.path,
         # Where it finds rotation.py, and the containers' start scripts processes.py.
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -121,9 +126,16 @@ def start_outer(directory: Directory) -> Supervisor:
     deadline = time.monotonic() + _START_SECONDS
     while not supervisor.alive():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise LocalStackError(f"supervisord does not start; see {directory.path / 'supervisord.log'}")
+            raise LocalStackError(f"supervisord does not start:\n{_last_lines(directory.path / 'supervisord.log')}")
         time.sleep(0.05)
     return supervisor
+
+
+def _last_lines(path: Path) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
+    except OSError:
+        return f"it has not written {path}"
 
 
 def port_in_use(address: str, port: int) -> bool:
