@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_rollout.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
 
-.PHONY: up down test lint unit integration e2e chaos bench protos pictures clean
+.PHONY: up down test lint unit integration foreign e2e chaos bench protos pictures clean
 
 up: $(VENV)/installed
 	$(BIN)/python -m local_stack up -d --scale hello_server=3
@@ -20,7 +20,7 @@ up: $(VENV)/installed
 down: $(VENV)/installed
 	$(BIN)/python -m local_stack down -v
 
-test: lint unit integration e2e
+test: lint unit integration foreign e2e
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -32,6 +32,9 @@ unit: $(VENV)/installed-dev
 
 integration: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/integration
+
+foreign: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/foreign
 
 e2e: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/e2e

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import programs, render
@@ -17,6 +17,10 @@ from benchmarks.processes import Processes, children, wait_until
 
 _START_SECONDS = 15.0
 _SLOTS = 16
+
+
+def _answers(target: str) -> object:
+    return wait_for_answers(target, 1, _START_SECONDS)
 
 
 class Balancer:
@@ -44,14 +48,14 @@ class Balancer:
     def require(self) -> None:
         """Raises MissingError when its program is not installed."""
 
-    def start(self, peers: Sequence[str]) -> None:
-        """Starts it and waits until a call is answered."""
+    def start(self, peers: Sequence[str], *, ready: Callable[[str], object] = _answers) -> None:
+        """Starts it and waits until it is ready, which by default is that a call of Ping is answered at its address."""
         self.require()
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         try:
             self._launch(peers)
-            wait_for_answers(self.target, 1, _START_SECONDS)
+            ready(self.target)
         except BenchmarkError as error:
             raise BenchmarkError(f"{self.name}: {error}\n{self.tail()}") from error
 

@@ -68,7 +68,7 @@ def ghz() -> Path:
     return go_program("ghz", GHZ_VERSION, Path(__file__).parent / "ghz", "tool")
 
 
-def go_program(name: str, version: str, module: Path, package: str) -> Path:
+def go_program(name: str, version: str, module: Path, package: str, *, file: str = "") -> Path:
     """A program of a Go module in this repository, built with Go into the cache.
 
     Args:
@@ -76,6 +76,7 @@ def go_program(name: str, version: str, module: Path, package: str) -> Path:
         version: what it is kept under; another version is built anew.
         module: the directory with go.mod.
         package: which package of it, or ``tool``.
+        file: the program's name, where it is one of several.
 
     Raises:
         MissingError: there is no Go, or it does not build.
@@ -86,7 +87,7 @@ def go_program(name: str, version: str, module: Path, package: str) -> Path:
         env = {"CGO_ENABLED": "0", "GOBIN": str(unfinished), "GOWORK": "off"}
         build([program("go"), "-C", module, "install", *options, package], cwd=unfinished, env=env)
 
-    return kept(name, version, name, make)
+    return kept(name, version, file or name, make)
 
 
 def kept(name: str, version: str, file: str, make: Callable[[Path], None]) -> Path:

@@ -36,6 +36,13 @@ def compose_stack(
     assert driver.leftovers() == []
 
 
+def run_server(stack: ComposeDriver, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A container of the server's image with these variables, to its end."""
+    env = [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
+    command = ["docker", "run", "--rm", *env, "--network", f"{stack.project}_default", "server"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
 @pytest.fixture(scope="class")
 def stack_by_compose_1(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
     yield from compose_stack(engine, "1")
@@ -134,13 +141,23 @@ class TestCompose2:
             command = ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
             wait_for(partial(run, command), lambda status: status.strip() == "healthy", 60, service)
 
+    def test_a_container_with_wrong_variables_starts_nothing_and_names_them(
+        self, stack_by_compose_2: ComposeDriver
+    ) -> None:
+        done = run_server(stack_by_compose_2, APP_PORT="0", CONSUL_SERVER="server-1")
+        assert done.returncode == 2
+        assert {line.split(":")[0] for line in done.stderr.splitlines()} == {
+            "APP_NAME",
+            "APP_PORT",
+            "CONSUL_PORT",
+            "TAGS",
+        }
+
     def test_a_program_that_cannot_start_ends_its_container_with_the_reason(
         self, stack_by_compose_2: ComposeDriver
     ) -> None:
-        network = f"{stack_by_compose_2.project}_default"
-        bad = ["--env", "APP_PORT=0", "--env", "CONSUL_SERVER=server-1", "--network", network]
-        done = subprocess.run(
-            ["docker", "run", "--rm", *bad, "server"], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert "APP_NAME: is not set" in done.stdout + done.stderr
+        service = {"APP_NAME": "a", "APP_PORT": "7777", "TAGS": "b", "CONSUL_PORT": "8500", "CONSUL_SERVER": "server-1"}
+        # An address of nobody's.
+        done = run_server(stack_by_compose_2, **service, BIND_ADDRESS="192.0.2.1")
+        assert "192.0.2.1:7777" in done.stdout + done.stderr
         assert "exit-on-fatal | a program can't be started" in done.stdout + done.stderr

@@ -61,16 +61,22 @@ def test_each_call_is_a_line_of_json(stack: LocalDriver) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", entry["time"])
 
 
-@pytest.mark.parametrize("given", [None, "", "two words", "x" * 129])
-def test_a_request_without_an_id_of_use_gets_one(stack: LocalDriver, given: str | None) -> None:
-    with running_probe(stack, 2), grpc.insecure_channel(target(stack)) as plain:
+def new_id(stack: LocalDriver, given: str | None) -> str:
+    """The ID that a replica sees of a call with this one."""
+    with grpc.insecure_channel(target(stack)) as plain:
         channel: Any = plain
         metadata = (("x-request-id", given),) if given is not None else ()
         seen = json.loads(channel.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata))
         ids = [value for key, value in seen["metadata"] if key == "x-request-id"]
         assert len(ids) == 1
         assert re.fullmatch(r"[0-9a-f]{32}", ids[0])
-        wait_for_entries(stack, 1, request_id=ids[0])
+        return str(ids[0])
+
+
+@pytest.mark.parametrize("given", [None, "", "two words", "x" * 129])
+def test_a_request_without_an_id_of_use_gets_one(stack: LocalDriver, given: str | None) -> None:
+    with running_probe(stack, 2):
+        wait_for_entries(stack, 1, request_id=new_id(stack, given))
 
 
 # Last: it leaves the log off.
@@ -82,3 +88,6 @@ def test_the_access_log_can_be_turned_off(stack: LocalDriver) -> None:
     assert say_hello(target(stack))
     time.sleep(2.5)
     assert len(entries(stack)) == before
+    # What a replica sees is the same.
+    with running_probe(stack, 2):
+        assert new_id(stack, "two words") != new_id(stack, None)

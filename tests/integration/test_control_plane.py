@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 
 from balancer.registration import MAX_REPLICAS
 from benchmarks.processes import Processes
@@ -372,11 +373,13 @@ def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[.
     server = Server("six", "::1")
     try:
         port = 21000 + 4 * SLOT
-        one = start({"LB_LISTEN": f"127.0.0.1:{port} [::1]:{port}", "LB_STATUS_ADDRESS": "::1"})
+        listen = {"LB_LISTEN": f"127.0.0.1:{port} [::1]:{port}", "LB_STATUS_ADDRESS": "::1"}
+        one = start({**listen, "BIND_ADDRESS": "::1", "METRICS_PORT": str(port + 2)})
         one.control_plane.render([server.line()])
         wait_for(one.states, lambda found: found == {"::1": "serving"}, 10, "it is served")
         for target in (one.target, f"[::1]:{port}"):
             assert set(answers(target, 20, 4)) == {"six"}
+        assert "grpc_lb_handled_total" in requests.get(f"http://[::1]:{port + 2}/metrics", timeout=10).text
         server.kill()
         wait_for(one.states, lambda found: found == {"::1": "ejected: refused"}, 5, "its end is seen")
         server.start()

@@ -290,9 +290,6 @@ def test_a_server_without_reflection_is_one_line_and_exit_code_1(arguments: list
     code, output, errors = client(*arguments, version=None)
     assert (code, output) == (1, "")
     problem = "UNIMPLEMENTED: the server has no reflection, which --list and --call need"
-    hint = "; where the balancer has several applications, --application names one"
-    assert errors == f"grpc_client: 127.0.0.1:PORT: {problem}{hint}\n"
-    _, _, errors = client(*arguments, "--application", "echo", version=None)
     assert errors == f"grpc_client: 127.0.0.1:PORT: {problem}\n"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,113 @@ def test_up_refuses_one_port_for_both(idle: LocalDriver) -> None:
     done = call_up(idle, "--consul-port", str(idle.port))
     assert (done.returncode, idle.leftovers()) == (1, [])
     assert f"--port and --consul-port are both {idle.port}" in done.stderr
+
+
+def test_up_says_that_too_few_files_may_be_open(tools: None, idle: LocalDriver) -> None:  # noqa: ARG001
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh", sys.executable, "-m", "local_stack", "up", "-d"],
+        env={**os.environ, **idle.env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "local_stack: ulimit -n: 512 open files are allowed, 1024 are needed\n",
+    )
+    assert idle.leftovers() == []
+
+
+def test_down_says_what_it_can_not_remove(idle: LocalDriver) -> None:
+    """As after `sudo python -m local_stack up` and, as oneself, `down -v`."""
+    kept = idle.home / "containers" / "server-1"
+    kept.mkdir(parents=True)
+    (kept / "file").touch()
+    # Root may remove whatever it likes, but for what is mounted or marked.
+    held = (["chattr", "+i", str(kept)], ["chattr", "-i", str(kept)]) if os.geteuid() == 0 else None
+    subprocess.run(held[0] if held else ["chmod", "500", str(kept)], check=True)
+    try:
+        done = call(idle, "down", "-v")
+    finally:
+        subprocess.run(held[1] if held else ["chmod", "700", str(kept)], check=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"local_stack: {idle.home} can't be removed: ")
+    assert call(idle, "down", "-v").returncode == 0
+    assert idle.leftovers() == []
+
+
+@pytest.fixture
+def checkout(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A copy of this checkout in a directory of that name."""
+    path = short_home("odd") / str(request.param)
+    ignored = shutil.ignore_patterns(".git", ".venv", ".local_stack", "tests", "docs", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, path, ignore=ignored)
+    yield path
+    shutil.rmtree(path.parent)
+
+
+def in_checkout(path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the local_stack of a checkout, for a stack in the checkout."""
+    unset = {name: value for name, value in os.environ.items() if name not in ("LOCAL_STACK_HOME", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-m", "local_stack", *arguments],
+        env=unset | env,
+        cwd=path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("checkout", [r"f%2Fx a[1];b\c*$d"], indirect=True)
+def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None, checkout: Path) -> None:  # noqa: ARG001
+    shell = {
+        "LOCAL_STACK_HOME": "here",
+        "CONSUL_HTTP_ADDR": "127.0.0.1:1",
+        "CONSUL_HTTP_SSL": "true",
+        "CONSUL_HTTP_TOKEN": "none",
+        "http_proxy": "http://127.0.0.1:1",
+        "https_proxy": "http://127.0.0.1:1",
+        "grpc_proxy": "http://127.0.0.1:1",
+        "ENV": "/dev/null",
+    }
+    ports = ["--address-base", f"127.{60 + SLOT % 40}.0.0", "--port", str(15600 + SLOT)]
+    compose = checkout / "docker-compose.yaml"
+    longer = 'APP_NAME: hello_server\n      DRAIN_SECONDS: "90"\n      GRPC_GRACE_SECONDS: 70'
+    compose.write_text(compose.read_text().replace("APP_NAME: hello_server", longer))
+    up = ("up", "-d", *ports, "--consul-port", str(19000 + SLOT))
+    try:
+        done = in_checkout(checkout, *up, "--timeout", "5", **shell)
+        assert done.returncode == 1
+        assert "STOP_SECONDS: must be at least 215" in done.stderr
+        (checkout / ".env").write_text("STOP_SECONDS=220\r\n")
+        done = in_checkout(checkout, *up, **shell)
+        assert done.returncode == 0, done.stderr
+        supervisor = Supervisor(checkout / "here/containers" / REPLICA / "run/supervisor.sock")
+        waits = {one["name"]: one["stopwaitsecs"] for one in supervisor.call("getAllConfigInfo")}
+        assert (waits["registrar"], waits["grpc_server"]) == (110, 90)
+        assert (checkout / "here" / "settings.json").exists()
+        assert say_hello(f"127.0.0.1:{15600 + SLOT}") == REPLICA
+        done = in_checkout(checkout, "status", **shell)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "serving" in done.stdout
+    finally:
+        # Its drain would take as long as it says.
+        in_checkout(checkout, "kill", "hello_server", **shell)
+        done = in_checkout(checkout, "down", "-v", **shell)
+    assert done.returncode == 0, done.stderr
+    assert not (checkout / "here").exists()
+
+
+@pytest.mark.parametrize("checkout", ["a:b"], indirect=True)
+def test_a_checkout_whose_path_path_can_not_hold_is_refused(tools: None, checkout: Path) -> None:  # noqa: ARG001
+    done = in_checkout(checkout, "up", "-d")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "PATH can't hold a path with ':'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -312,6 +422,33 @@ def test_up_mends_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
     assert wait_for_replicas(up, 1) == {REPLICA}
 
 
+def test_nothing_of_the_shell_reaches_a_container(up: LocalDriver) -> None:
+    environ = Path(f"/proc/{up.pid(REPLICA, 'registrar')}/environ").read_bytes()
+    assert b"\0APP_NAME=hello_server\0" in environ
+    # pytest has this one.
+    assert b"PYTEST_CURRENT_TEST" not in environ
+
+
+def test_ps_knows_a_container_that_stops(up: LocalDriver) -> None:
+    stopping = up.begin("stop", REPLICA)
+    states = set()
+    while stopping.poll() is None:
+        done = call(up, "ps", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        states |= {one["state"] for one in json.loads(done.stdout) if one["name"] == REPLICA}
+    assert "stopping" in states
+    assert call(up, "start", REPLICA).returncode == 0
+
+
+def test_a_hang_up_loses_no_call(up: LocalDriver) -> None:
+    before = programs(up)
+    with two_clients(up) as load:
+        assert call(up, "kill", "-s", "HUP", "load-balancer", REPLICA).returncode == 0
+        time.sleep(2)
+    assert load.lost == 0, load
+    assert programs(up) == before
+
+
 def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> None:
     assert call(up, "down", "-v").returncode == 0
     assert up.leftovers() == []
@@ -342,7 +479,8 @@ def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
 
                 wait_for(lines, lambda text, program=program: f"{program} | " in text, 20, "it is written to")  # type: ignore[misc]
         finally:
-            misused.end()
-    logs.rmdir()
-    logs.parent.rmdir()
+            misused.local_stack("kill", *{row["service"] for row in misused.rows()})
+            # What is mounted stays.
+            assert "can't be removed" in call(misused, "down", "-v").stderr
+    misused.down()
     record("a disk full of logs, without Docker", load)

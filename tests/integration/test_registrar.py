@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -43,7 +44,7 @@ class Consul:
         """GET, decoded; None while there is no answer."""
         try:
             response = requests.get(self.url + path, timeout=5)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return None
         return response.json() if response.ok else None
 
@@ -53,25 +54,31 @@ class Consul:
 
     def services(self) -> set[str]:
         """The IDs of the agent's services."""
-        return set(self.get("/v1/agent/services"))
+        return set(self.get("/v1/agent/services") or ())
+
+
+@contextmanager
+def server(log: Path, *arguments: str) -> Iterator[Consul]:
+    """An agent of one's own, which is a server."""
+    http, rpc, serf = free_ports(3)
+    flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {rpc} -serf-lan-port {serf}"
+    unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
+    command = [str(find("consul")), "agent", *arguments, *flags.split(), *unused.split()]
+    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield Consul(http)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
 def agent(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consul]:  # noqa: ARG001
     """An agent that is a cluster of one, with a leader."""
     log = tmp_path_factory.mktemp("consul") / "log"
-    http, server, serf = free_ports(3)
-    flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {server} -serf-lan-port {serf}"
-    unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
-    command = [str(find("consul")), "agent", "-dev", *flags.split(), *unused.split()]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            consul = Consul(http)
-            wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
-            wait_for(lambda: consul.get("/v1/catalog/nodes"), bool, 60, f"the node in the catalogue, see {log}")
-            yield consul
-        finally:
-            process.kill()
+    with server(log, "-dev") as consul:
+        wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
+        wait_for(lambda: consul.get("/v1/catalog/nodes"), bool, 60, f"the node in the catalogue, see {log}")
+        yield consul
 
 
 @pytest.fixture
@@ -242,3 +249,20 @@ def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> Non
     env = environment(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
     done = registrar(env, "health")
     assert (done.returncode, done.stderr) == (1, f"{ID} does not pass HTTP GET {url}\n")
+
+
+def test_a_signal_without_a_leader_leaves_no_registration(tools: None, tmp_path: Path) -> None:  # noqa: ARG001
+    """The agent takes a registration before it tells the catalogue, which it would do once there is a leader."""
+    log, data = tmp_path / "log", ("-server", "-data-dir", str(tmp_path / "data"), "-node", "alone")
+    with server(tmp_path / "consul", *data, "-bootstrap-expect", "2") as consul:
+        wait_for(lambda: consul.get("/v1/agent/self"), bool, 60, "the agent answers")
+        with staying(environment(consul.port), log) as process:
+            wait_for(log.read_text, lambda text: "registered " in text, 30, "the agent was asked")
+            process.terminate()
+            assert process.wait(30) == 0
+        # The agent answers no question while it waits for a leader.
+        wait_for(lambda: consul.get("/v1/agent/services"), lambda found: found == {}, 30, "it has no service")
+    with server(tmp_path / "consul", *data, "-bootstrap-expect", "1") as consul:
+        wait_for(lambda: consul.get("/v1/catalog/service/consul"), bool, 60, "a leader")
+        time.sleep(2)
+        assert consul.get("/v1/catalog/service/hello_server") == []

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+from benchmarks.errors import MissingError
+from tests.foreign.programs import tool
 from tests.support.balancer import BALANCER, peers, services
 from tests.support.calls import answers, say_hello
-from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.drivers import ConsulApi, LocalDriver, run
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
+from tests.support.missing import missing
 from tests.support.probe import SERVICE
 from tests.support.probes import OPTIONS, ProbeServer, running_probe
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.wait import wait_for
 
 PING = "protos.Ping"
+HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 LIST_SERVICES = b"\x3a\x01*"
 
@@ -68,9 +77,74 @@ def test_a_service_that_no_application_has_is_unimplemented_by_name(stack: Local
         assert call(stack, "/sh'op/x") == ("UNIMPLEMENTED", b"no such method")
 
 
+def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
+    with running_probe(stack, 38):
+        for version in ("v1", "v1alpha"):
+            method = REFLECTION.replace("v1alpha", version)
+            status, answer = wait_for(
+                partial(call, stack, method, LIST_SERVICES),
+                lambda found: SERVICE.encode() in found[1],
+                10,
+                "both are listed",
+            )
+            assert status == "OK"
+            for name in (PING, SERVICE, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"):
+                assert name.encode() in answer
+            # The file of a service comes from a replica that has it, a file by its name from whoever has that.
+            status, answer = call(
+                stack, method, ServerReflectionRequest(file_containing_symbol=PING).SerializeToString()
+            )
+            assert (status, b"protos/api.proto" in answer) == ("OK", True)
+            by_name = ServerReflectionRequest(file_by_filename="protos/api.proto").SerializeToString()
+            assert b"SayHello" in call(stack, method, by_name)[1]
+            status, answer = call(
+                stack, method, ServerReflectionRequest(file_containing_symbol="no.One").SerializeToString()
+            )
+            found = ServerReflectionResponse.FromString(answer)
+            assert (status, found.error_response.error_code) == ("OK", grpc.StatusCode.NOT_FOUND.value[0])
+
+
+def test_grpcurl_needs_no_header(stack: LocalDriver) -> None:
+    try:
+        grpcurl = tool("grpcurl")
+    except MissingError as error:
+        missing(str(error))
+    with running_probe(stack, 40):
+        wait_for(lambda: owner(stack, SERVICE)[1], lambda count: count == 1, 10, "the second application is there")
+        base: list[str | Path] = [grpcurl, "-plaintext"]
+        assert set(run([*base, target(stack), "list"]).split()) > {PING, SERVICE}
+        assert "rpc SayHello" in run([*base, target(stack), "describe", PING])
+        assert "string greeting" in run([*base, target(stack), "describe", "protos.PingMessage"])
+        answer = run([*base, "-d", '{"greeting": "hi"}', target(stack), f"{PING}/SayHello"])
+        assert "Hello from hello_server-1." in answer
+        health = "grpc.health.v1.Health/Check"
+        assert "SERVING" in run([*base, "-d", f'{{"service": "{PING}"}}', target(stack), health])
+
+
+def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
+    def status(service: str) -> str:
+        code, message = call(stack, HEALTH, HealthCheckRequest(service=service).SerializeToString())
+        return (
+            HealthCheckResponse.ServingStatus.Name(HealthCheckResponse.FromString(message).status)
+            if code == "OK"
+            else code
+        )
+
+    with running_probe(stack, 39) as server:
+        wait_for(lambda: status(SERVICE), lambda found: found == "SERVING", 10, "it is known")
+        assert [status(name) for name in ("", PING, "no.One")] == ["SERVING", "SERVING", "NOT_FOUND"]
+        with grpc.insecure_channel(target(stack), options=OPTIONS) as channel:
+            watch = HealthStub(channel).Watch(HealthCheckRequest(service=SERVICE), timeout=30)
+            assert next(watch).status == HealthCheckResponse.SERVING
+            # It accepts no connection any more; the balancer finds that out by itself.
+            server.process.kill()
+            assert next(watch).status == HealthCheckResponse.NOT_SERVING
+            watch.cancel()
+        assert [status(name) for name in (SERVICE, "", PING)] == ["NOT_SERVING", "SERVING", "SERVING"]
+
+
 def test_what_every_application_has_is_asked_of_the_one_that_is_named(stack: LocalDriver) -> None:
     with running_probe(stack, 33):
-        assert call(stack, REFLECTION, LIST_SERVICES)[0] == "UNIMPLEMENTED"
         status, answer = call(stack, REFLECTION, LIST_SERVICES, x_application="hello_server")
         assert status == "OK"
         assert PING.encode() in answer

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_stack.settings import ROOT
@@ -64,7 +66,7 @@ def environment(port: int, **variables: str) -> dict[str, str]:
 @contextmanager
 def running(log: Path, **variables: str) -> Iterator[Server]:
     """A server that answers; it and its workers are killed at the end if they still run."""
-    port = free_port()
+    port = int(variables.pop("APP_PORT", free_port()))
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -221,3 +223,45 @@ def test_worker_that_dies_ends_the_server(tmp_path: Path) -> None:
         os.kill(serving[0], signal.SIGKILL)
         assert server.process.wait(60) == 1
         wait_for(lambda: session(server.process.pid), lambda left: not left, 20, "no process is left")
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    with running(tmp_path / "log", GRPC_WORKERS="2") as server:
+        server.process.kill()
+        server.process.wait(10)
+        wait_for(lambda: session(server.process.pid), lambda left: not left, 20, "no process is left")
+    with running(tmp_path / "log2", GRPC_WORKERS="2", APP_PORT=str(server.port)) as again:
+        assert again.say_hello() == "Hello from box."
+
+
+def test_a_message_above_the_limit_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    with running(tmp_path / "log") as server, server.channel() as channel:
+        ping = api_pb2_grpc.PingStub(channel)
+        answered = ping.SayHello(api_pb2.PingMessage(greeting="x" * 10_000_000), timeout=20)
+        assert answered.greeting == "Hello from box."
+        with pytest.raises(grpc.RpcError) as refused:
+            ping.SayHello(api_pb2.PingMessage(greeting="x" * 17_000_000), timeout=20)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        most = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+        assert most < 400_000
+        assert max(map(len, server.log.read_text().splitlines())) < 1000
+
+
+def test_the_limit_of_a_message_can_be_set(tmp_path: Path) -> None:
+    with running(tmp_path / "log", GRPC_MAX_MESSAGE_BYTES="1000") as server:
+        with pytest.raises(grpc.RpcError) as refused:
+            server.say_hello("x" * 2000)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert server.say_hello("x" * 500) == "Hello from box."
+
+
+def test_idle_connections_to_the_metrics_have_no_threads(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path / "log", METRICS_PORT=str(port)) as server, ExitStack() as connections:
+        before = len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+        for _ in range(300):
+            connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        answer = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        assert "grpc_server_" in answer.text
+        assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) <= before + 1

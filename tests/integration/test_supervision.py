@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,11 @@ def container(**scripts: str) -> Iterator[Container]:
         with (
             (root / "log").open("ab") as log,
             subprocess.Popen(
-                command, cwd=root, env={**os.environ, "PATH": path, MARK: name}, stdout=log, stderr=log
+                command,
+                cwd=root,
+                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), MARK: name},
+                stdout=log,
+                stderr=log,
             ) as process,
         ):
             running = Container(root, process)
@@ -91,7 +96,8 @@ def container(**scripts: str) -> Iterator[Container]:
                 yield running
             finally:
                 for pid in running.left():
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 def test_each_line_names_its_program() -> None:
@@ -100,6 +106,25 @@ def test_each_line_names_its_program() -> None:
         for program in ("first", "second"):
             lines = wait_for(lambda name=program: running.lines(name), lambda seen: len(seen) == 6, 60, program)  # type: ignore[misc]
             assert lines == [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
+
+
+def test_a_long_line_is_cut_and_holds_up_nobody() -> None:
+    talk = 'head -c 5000000 /dev/zero | tr "\\0" x; echo; echo after\n' + STAY
+    with container(first=talk) as running:
+        began = time.monotonic()
+        wait_for(lambda: running.lines("first"), lambda lines: "after" in lines, 20, "the next line")
+        assert time.monotonic() - began < 5
+        assert [len(line) for line in running.lines("first")] == [8000, 5]
+
+
+def test_a_hang_up_changes_nothing() -> None:
+    with container(first="echo here\n" + STAY) as running:
+        wait_for(lambda: running.lines("first"), bool, 20, "it runs")
+        before = running.left()
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(running.log, lambda text: "SIGHUP does nothing" in text, 20, "it is said")
+        assert set(running.left()) == set(before)
+        assert running.process.poll() is None
 
 
 def test_signal_reaches_the_program_and_no_process_is_left() -> None:

@@ -55,6 +55,7 @@ def twin(stack: LocalDriver, home: Path, *, modules: bool = True) -> Iterator[tu
         (home / "log").open("wb") as log,
         subprocess.Popen(
             [*command, "-g", f"worker_processes auto; {directives}"],
+            cwd=home,
             env={**os.environ, **variables},
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from local_stack.compose import read
+from local_stack.compose import Service, read, variables
 from local_stack.errors import LocalStackError
 from local_stack.settings import ROOT
 from local_stack.tools.catalogue import CONSUL_TEMPLATE_VERSION, CONSUL_VERSION
@@ -33,16 +34,146 @@ def value(tmp_path: Path, text: str, **env: str) -> str:
         ("${UNSET:-no}", "no"),
         ("${UNSET-no}", "no"),
         ("${EMPTY:-no}", "no"),
+        ("${EMPTY-no}", ""),
         ("${UNSET}", ""),
         ("$UNSET", ""),
         ("$$SET", "$SET"),
         ("$${SET}", "${SET}"),
         ("a${SET}b$SET", "ayesbyes"),
-        ("10 $ 5", "10 $ 5"),
+        ("${SET:?needed}", "yes"),
+        ("${EMPTY?needed}", ""),
+        ("${SET:+other}", "other"),
+        ("${EMPTY:+other}", ""),
+        ("${EMPTY+other}", "other"),
+        ("${UNSET+other}", ""),
+        ("${UNSET:-${SET}}", "yes"),
+        ("${UNSET:-${EMPTY:-a $SET b}}", "a yes b"),
+        ("${UNSET:-a$$b}", "a$b"),
     ],
 )
 def test_variables_are_composes(tmp_path: Path, text: str, expanded: str) -> None:
     assert value(tmp_path, text, SET="yes", EMPTY="") == expanded
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("10 $ 5", "a \\$ by itself is written \\$\\$"),
+        ("${", "no variable's name"),
+        ("${SET", "followed by neither"),
+        ("${SET:-no", "a brace is not closed"),
+        ("${SET!no}", "followed by neither"),
+        ("${UNSET:?give it}", "the variable UNSET is required: give it"),
+        ("${EMPTY:?}", "the variable EMPTY is required: it is not set"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(LocalStackError, match=f"docker-compose.yaml, line 1: service a: .*{reason}"):
+        value(tmp_path, text, SET="yes", EMPTY="")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A=1\nB='two words'\n# C=3\nexport D=4\n", {"A": "1", "B": "two words", "D": "4", "S": "shell"}),
+        ("A=1  \r\nB=2\r\n", {"A": "1", "B": "2", "S": "shell"}),
+        ("S=file\nA=", {"A": "", "S": "shell"}),
+        ("A=1\nB=$A-${S}-${C:-x}\nC='$A'\nS=2", {"A": "1", "B": "1-shell-x", "C": "$A", "S": "shell"}),
+        ("", {"S": "shell"}),
+    ],
+)
+def test_variables_of_a_file_are_read_and_the_shells_win(tmp_path: Path, text: str, found: dict[str, str]) -> None:
+    (tmp_path / ".env").write_text(text)
+    assert variables(tmp_path, {"S": "shell"}) == found
+
+
+def test_a_line_of_the_file_that_is_wrong_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A=1\n=2\n")
+    with pytest.raises(LocalStackError, match=r"\.env, line 2: '=2' is not of the form NAME=VALUE"):
+        variables(tmp_path, {})
+
+
+SERVICE = "services:\n  a:\n    volumes: ['./build/config/consul:/x']\n"
+
+
+def service(tmp_path: Path, text: str, **env: str) -> Service:
+    """A service with some lines more, from line 4 on."""
+    file = tmp_path / "docker-compose.yaml"
+    file.write_text(SERVICE + textwrap.indent(textwrap.dedent(text), "    "))
+    return read(file, env)["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment"),
+    [
+        ("environment: {A: off, B: on, C: yes, D: no}", {"A": "off", "B": "on", "C": "yes", "D": "no"}),
+        ("environment: {A: true, B: False}", {"A": "true", "B": "false"}),
+        ("environment: {A: 5, B: -1, C: 1.5, D: 22:22}", {"A": "5", "B": "-1", "C": "1.5", "D": "22:22"}),
+        ("environment: [A=1, 'B=x=y', 'C=']", {"A": "1", "B": "x=y", "C": ""}),
+        ("environment: {A: , B: null, C: ''}", {"B": "of the shell", "C": ""}),
+        ("environment: [A, B]", {"B": "of the shell"}),
+    ],
+)
+def test_an_environment_is_composes(tmp_path: Path, text: str, environment: dict[str, str]) -> None:
+    assert service(tmp_path, text, B="of the shell").environment == environment
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("ports: ['5000:5001']", {5001: 5000}),
+        ("ports: ['5000:5001/tcp']", {5001: 5000}),
+        ("ports: ['127.0.0.1:5000:5001', '[::1]:6000:6001']", {5001: 5000, 6001: 6000}),
+        ("ports: [{target: 5001, published: '5000', protocol: tcp, mode: host}]", {5001: 5000}),
+        ("ports: [{target: 5001, published: 5000}]", {5001: 5000}),
+        ("ports: []", {}),
+    ],
+)
+def test_ports_are_composes(tmp_path: Path, text: str, published: dict[int, int]) -> None:
+    assert service(tmp_path, text).published == published
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("2m", 120), ("1m30s", 90), ("1h", 3600), ("1h2m3s", 3723), ("1.5s", 1.5), ("500ms", 0.5)],
+)
+def test_a_duration_is_composes(tmp_path: Path, text: str, seconds: float) -> None:
+    assert service(tmp_path, f"stop_grace_period: {text}").grace_seconds == seconds
+
+
+def test_volumes_in_long_form_are_read(tmp_path: Path) -> None:
+    text = "services: {a: {volumes: [{type: bind, source: ./build/config/consul, target: /x}, 'data:/data:ro']}}"
+    file = tmp_path / "docker-compose.yaml"
+    file.write_text(text)
+    found = read(file, {})["a"]
+    assert (found.components, found.volumes) == (("consul", "supervisord"), {"data": "/data"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ports: ['5000']", "line 4: .*'5000' does not name one host port"),
+        ("ports: [5000]", "line 4: .*does not name one host port"),
+        ("ports: ['5000-5005:5000-5005']", "does not name one host port"),
+        ("ports: ['5000:5001/udp']", "udp can't be published"),
+        ("ports: ['5000:70000']", "is out of range"),
+        ("init: true\nenv_file: x", "line 5: .*env_file is not known"),
+        ("command: x", "command is not known"),
+        ("environment: 5", "neither a mapping nor a list"),
+        ("environment:", "line 4: .*neither a mapping nor a list"),
+        ("ports:", "line 4: .*ports is no list"),
+        ("environment: {A: [1]}", "A is no text"),
+        ("environment: {A: 1.0}", "A: 1.0 has to be in quotes"),
+        ("environment: {A: 0755}", "A: 0755 has to be in quotes"),
+        ("environment: {A: 1, A: 2}", "A is there twice"),
+        ("stop_grace_period: soon", "'soon' is no duration"),
+        ("tmpfs: {a: 1}", "tmpfs is no list"),
+        ("build: nowhere", "nowhere/Dockerfile"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name_and_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(LocalStackError, match=f"docker-compose.yaml, line .*{reason}|{reason}"):
+        service(tmp_path, text)
 
 
 def test_services_are_those_of_the_compose_file() -> None:
@@ -70,7 +201,9 @@ def test_every_component_is_a_directory_of_the_configuration() -> None:
             assert (ROOT / "build/config" / component).is_dir(), (service.name, component)
 
 
-@pytest.mark.parametrize("text", ["", "services: [", "services: []", "a: 1", "services: {a: {image: busybox}}"])
+@pytest.mark.parametrize(
+    "text", ["", "services: [", "services: []", "a: 1", "services: {a: {image: busybox}}", "include: x\nservices: {}"]
+)
 def test_file_that_cannot_be_carried_out_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "docker-compose.yaml"
     file.write_text(text)

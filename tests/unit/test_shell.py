@@ -36,6 +36,7 @@ class Shell:
 
     command: tuple[str, ...]
     path: str
+    directory: Path
 
     def arguments(self, script: str, *arguments: str) -> list[str]:
         """The command line for a script of Consul's."""
@@ -45,6 +46,7 @@ class Shell:
         """Runs a script of Consul's in an environment that has only ``env``."""
         return subprocess.run(
             self.arguments(script, *arguments),
+            cwd=self.directory,
             env={"PATH": self.path, **env},
             capture_output=True,
             text=True,
@@ -63,14 +65,14 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     """This machine's sh; or busybox's ash with busybox's programs, as on Alpine."""
     path = f"{CONSUL}:{os.environ['PATH']}"
     if request.param == "sh":
-        return Shell(("sh",), path)
+        return Shell(("sh",), path, tmp_path)
     need("busybox")
     applets = tmp_path / "applets"
     applets.mkdir()
     for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
         (applets / name).symlink_to(str(shutil.which("busybox")))
     # Only the script itself is ash's: the helpers that it calls are run as their first line says, by /bin/sh.
-    return Shell(("busybox", "ash"), f"{applets}:{path}")
+    return Shell(("busybox", "ash"), f"{applets}:{path}", tmp_path)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def fake_consul(shell: Shell, tmp_path: Path) -> Shell:
     directory.mkdir()
     (directory / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     (directory / "consul").chmod(0o755)
-    return Shell(shell.command, f"{directory}:{shell.path}")
+    return Shell(shell.command, f"{directory}:{shell.path}", tmp_path)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -147,6 +149,18 @@ def test_node_id_is_a_uuid_of_datacenter_and_name(shell: Shell) -> None:
     assert found[0] == found[1]
     assert len(set(found)) == 3
     assert found[0][:8] == hashlib.sha256(b"dc1/a").hexdigest()[:8]
+
+
+def test_node_id_is_of_the_address_too_where_a_registrar_is(shell: Shell, tmp_path: Path) -> None:
+    def node_ids() -> set[str]:
+        addresses = ("10.0.0.1", "10.0.0.2")
+        return {shell.run("consul-node-id", HOSTNAME="a", CONSUL_BIND=one).stdout for one in addresses}
+
+    assert len(node_ids()) == 1
+    programs = tmp_path / "etc/supervisor/conf.d"
+    programs.mkdir(parents=True)
+    (programs / "registrar.conf").touch()
+    assert len(node_ids()) == 2
 
 
 def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: Shell) -> None:

@@ -1,0 +1,166 @@
+"""A server of each library, by itself and behind the balancer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.balancers import LuaNginx
+from benchmarks.errors import MissingError
+from benchmarks.processes import Processes
+from local_stack.supervisor import port_in_use
+from tests.foreign.programs import LIBRARIES, Command, Library
+from tests.integration.conftest import SLOT, processes, tools  # noqa: F401 - fixtures
+from tests.support.missing import missing
+from tests.support.wait import wait_for
+
+ROOT = Path(__file__).parents[2]
+CASE_SECONDS = 60
+_DEADLINE_EXCEEDED = 4
+# By value or by meaning other at each client, and no metadata of the caller's.
+_CONNECTIONS_OWN = (
+    "user-agent",
+    "content-type",
+    "te",
+    "grpc-accept-encoding",
+    "accept-encoding",
+    "grpc-encoding",
+    "grpc-timeout",
+)
+# host: nginx before 1.26 sends it in place of :authority.
+_BALANCERS_OWN = ("x-request-id", "host", ":authority")
+
+
+def listens(target: str) -> None:
+    """Waits until somebody listens there."""
+    host, _, port = target.rpartition(":")
+    wait_for(lambda: port_in_use(host, int(port)), bool, 15, f"somebody listens at {target}")
+
+
+@dataclass
+class Served:
+    """A library's server, at an address of its own, and a balancer in front of it."""
+
+    library: Library
+    direct: str
+    balancer: LuaNginx
+
+    @property
+    def through(self) -> str:
+        """The balancer's address."""
+        return self.balancer.target
+
+    def attach(self) -> str:
+        """What the balancer printed last, for the report of a failed test."""
+        return self.balancer.tail()
+
+
+@dataclass
+class Client:
+    """A library's client."""
+
+    library: Library
+    command: Command
+
+    @classmethod
+    def of(cls, library: Library) -> Client:
+        """The library's, built."""
+        assert library.client
+        return cls(library, built(library.client))
+
+    def run(
+        self, target: str, cases: list[dict[str, Any]], options: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """What each call ended with."""
+        done = subprocess.run(
+            [*map(str, self.command), target],
+            input=json.dumps(cases),
+            env={**os.environ, "FOREIGN_OPTIONS": json.dumps(options or {})},
+            capture_output=True,
+            text=True,
+            timeout=CASE_SECONDS,
+            check=False,
+        )
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(found) == sum(case.get("at_once", 1) for case in cases), done.stderr
+        return [comparable(one) for one in found]
+
+
+def comparable(result: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs between two connections: their own metadata, and the order of different names."""
+    code, message = result["status"]
+    return {
+        # Client and server both end a call whose deadline has passed, each in its own words.
+        "status": [code, "" if code == _DEADLINE_EXCEEDED else message],
+        "initial": sorted(_callers(result["initial"])),
+        "trailing": sorted(_callers(result["trailing"])),
+        "answers": [{**one, "metadata": sorted(_callers(one["metadata"]))} for one in result["answers"]],
+    }
+
+
+def _callers(pairs: list[list[str]] | None) -> list[list[str]]:
+    # Some servers say when they answer.
+    return [
+        pair
+        for pair in pairs or []
+        if pair[0] not in (*_CONNECTIONS_OWN, *_BALANCERS_OWN) and not (pair[0] == "date" and "GMT" in pair[1])
+    ]
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the processes of this directory's tests."""
+    return tmp_path_factory.mktemp("foreign")
+
+
+def built(make: Callable[[], Command]) -> Command:
+    """A program of this directory; skips where its toolchain is missing, which in CI is a failure."""
+    try:
+        return make()
+    except MissingError as error:
+        missing(str(error))
+
+
+@contextmanager
+def serving(
+    library: Library, address: str, started: Processes, options: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """The library's server at an address, while the block runs."""
+    assert library.server
+    command = built(library.server)
+    env = {"FOREIGN_OPTIONS": json.dumps(options or {})}
+    server = started.start(f"server-{library.name}", [*command, address], cwd=ROOT, env=env)
+    wait_for(
+        lambda: started.tail(f"server-{library.name}"),
+        lambda text: "serving" in text or server.poll() is not None,
+        30,
+        "it serves",
+    )
+    yield
+    started.stop(server)
+
+
+@pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.server], ids=lambda one: one.name)
+def served(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Served]:  # noqa: ARG001, F811
+    """Each server, one after the other."""
+    library = request.param
+    number = LIBRARIES.index(library)
+    direct = f"127.{100 + SLOT}.250.{number + 1}:7777"
+    with Processes(directory) as started, serving(library, direct, started):
+        balancer = LuaNginx(started, 23000 + 30 * SLOT + 3 * number)
+        balancer.start([direct], ready=listens)
+        yield Served(library, direct, balancer)
+
+
+@pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.client], ids=lambda one: one.name)
+def client(request: pytest.FixtureRequest) -> Client:
+    """Each client."""
+    return Client.of(request.param)

@@ -1,0 +1,55 @@
+"""gRPC's own interoperability suite, through the balancer."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.balancers import LuaNginx, StaticNginx
+from benchmarks.processes import Processes
+from tests.foreign.conftest import ROOT, built, listens
+from tests.foreign.programs import tool
+from tests.integration.conftest import SLOT
+
+# All of grpc-go's client that need neither TLS nor an account
+# (github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md).
+CASES = (
+    "empty_unary",
+    "large_unary",
+    "client_streaming",
+    "server_streaming",
+    "ping_pong",
+    "empty_stream",
+    "timeout_on_sleeping_server",
+    "cancel_after_begin",
+    "cancel_after_first_response",
+    "status_code_and_message",
+    "special_status_message",
+    "custom_metadata",
+    "unimplemented_method",
+    "unimplemented_service",
+)
+
+
+@pytest.fixture(scope="module", params=[LuaNginx, StaticNginx], ids=["dynamic", "reload"])
+def balancer(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[LuaNginx]:  # noqa: ARG001
+    """The suite's server behind the balancer."""
+    port = 27000 + 4 * SLOT
+    command = built(lambda: [tool("server"), f"-port={port}"])
+    with Processes(directory) as started:
+        started.start("interop", command, cwd=ROOT)
+        listens(f"127.0.0.1:{port}")
+        made: LuaNginx = request.param(started, port + 1)
+        made.start([f"127.0.0.1:{port}"], ready=listens)
+        yield made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_passes(balancer: LuaNginx, case: str) -> None:
+    address = ["-server_host=127.0.0.1", f"-server_port={balancer.port}"]
+    command = [str(tool("client")), *address, f"-test_case={case}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

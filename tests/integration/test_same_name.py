@@ -1,0 +1,81 @@
+"""Two containers with one HOSTNAME: the one that came first serves on, the other says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local_stack.container import Container, environment
+from local_stack.settings import Directory
+from local_stack.stack import Stack
+from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.scenarios import calls_going_on, wait_for_replicas
+from tests.support.wait import wait_for
+
+NAME = "hello_server-1"
+ALIVE = 1
+
+
+@pytest.fixture
+def other(stack: LocalDriver) -> Iterator[Container]:
+    """A second container with the name of the first."""
+    whole = Stack(Directory(stack.home), {**os.environ, **stack.env})
+    container = whole.container(whole.services["hello_server"], 90)
+    container.prepare({**environment(container, whole.settings, whole.services, whole.tools), "HOSTNAME": NAME})
+    # Not one of the stack's: it has no entry there.
+    container.program.unlink()
+    with container.log.open("wb") as log:
+        process = subprocess.Popen(["/bin/sh", "start"], cwd=container.path, stdout=log, stderr=log)
+    yield container
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    container.remove()
+    container.log.unlink()
+
+
+def health(container: Container) -> tuple[int, str]:
+    """The exit code of the container's health check, and what it says."""
+    script = ". ./environment; exec python3 -m registrar health"
+    done = subprocess.run(
+        ["env", "-i", "/bin/sh", "-c", script], cwd=container.path, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_the_second_says_so_and_serves_once_the_first_is_gone(stack: LocalDriver, other: Container) -> None:
+    first = stack.address(NAME)
+    message = f"another container, at {first}, has the name of this one, {NAME}"
+    wait_for(lambda: Path(other.log).read_text(), lambda text: message in text, 30, "it says so")
+    assert health(other)[0] == 1
+    assert message in health(other)[1]
+    (row,) = (
+        one for one in json.loads(stack.local_stack("status", "--json"))["replicas"] if one["address"] == other.address
+    )
+    assert (row["node"], row["difference"]) == (NAME, f"another container, at {first}, has its name")
+    # The first is what it was.
+    wait_for_replicas(stack, 1)
+    with calls_going_on(stack) as seen:
+        wait_for(lambda: seen["OK"], lambda count: count > 200, 30, "calls are answered")
+    assert set(seen) == {"OK"}
+
+    stack.stop(NAME)
+    assert wait_for_replicas(stack, 1) == {NAME}
+    wait_for(lambda: health(other), lambda found: found[0] == 0, 60, "the second has the name")
+    assert not [one for one in json.loads(stack.local_stack("status", "--json"))["replicas"] if one["difference"]]
+    # The first comes back while the second has the name, and has it again once the second is gone.
+    stack.start(NAME)
+    os.kill(int((other.path / "run/supervisord.pid").read_text()), signal.SIGTERM)
+    wait_for(
+        lambda: [one for one in ConsulApi(stack).get("/v1/agent/members") if one["Name"] == NAME],
+        lambda found: [(one["Addr"], one["Status"]) for one in found] == [(first, ALIVE)],
+        90,
+        "the cluster knows the first",
+    )
+    assert "is healthy" in stack.execute(NAME, "python3", "-m", "registrar", "health")
+    assert wait_for_replicas(stack, 1) == {NAME}
