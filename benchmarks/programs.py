@@ -90,6 +90,36 @@ def go_program(name: str, version: str, module: Path, package: str, *, file: str
     return kept(name, version, file or name, make)
 
 
+def node(name: str, source: Path) -> list[str | Path]:
+    """Node.js with the packages of the package.json in a directory, which are in the cache; a script is to follow.
+
+    Raises:
+        MissingError: there is no Node.js, or a package can't be had.
+    """
+
+    def make(unfinished: Path) -> None:
+        shutil.copy(source / "package.json", unfinished)
+        build([program("npm"), "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=unfinished)
+
+    found = program("node")
+    return ["env", f"NODE_PATH={kept(name, digest(source), 'node_modules', make)}", found]
+
+
+def java(name: str, source: Path) -> list[str | Path]:
+    """Java with what Maven makes of a directory, which is in the cache; a class is to follow.
+
+    Raises:
+        MissingError: there is no Java, or it does not build.
+    """
+
+    def make(unfinished: Path) -> None:
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)
+        build([program("mvn"), "-q", "-B", "package"], cwd=unfinished)
+
+    found = program("java")
+    return [found, "-cp", f"{kept(name, digest(source), 'target', make)}/*"]
+
+
 def kept(name: str, version: str, file: str, make: Callable[[Path], None]) -> Path:
     """A file of a directory in the cache of the stack's tools; ``make`` fills the directory if it is not there yet.
 

@@ -166,9 +166,9 @@ class _Reader:
 
     def _items(self, spec: Lined, key: str) -> list[tuple[Any, int]]:
         """The items of a list, each with its line; a single value is a list of one."""
-        value, line = spec.get(key), spec.lines.get(key, self._line)
         if key not in spec:
             return []
+        value, line = spec[key], spec.lines[key]
         if value is None or isinstance(value, Lined):
             raise self._refuse(f"{key} is no list", line)
         items = value if isinstance(value, list) else [value]

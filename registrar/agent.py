@@ -12,14 +12,13 @@ from typing import Any
 import consul
 import requests
 
-from registrar.config import SERVICES_KEYS, SINCE, RegistrarConfig
+from registrar.config import NODE_CHECK, SERVICES_KEYS, SINCE, RegistrarConfig
 from registrar.consul_client import connect
 from registrar.environment import host_port
 
 LOG = logging.getLogger("registrar")
 _TIMEOUT_SECONDS = 5.0
 _SINCE_SECONDS = 1.0
-_NODE_CHECK = "serfHealth"
 # Serf's number for a member that is there.
 _ALIVE = 1
 # All but a few of the agents know who left; so do most of any three.
@@ -108,7 +107,7 @@ class Agent:
         if found is None or found["Node"]["ID"] == self._own()["NodeID"]:
             return None
         checks = self._call("GET", f"/v1/health/node/{self.name()}").json()
-        alive = any(check["CheckID"] == _NODE_CHECK and check["Status"] == "passing" for check in checks)
+        alive = any(check["CheckID"] == NODE_CHECK and check["Status"] == "passing" for check in checks)
         return Node(address=found["Node"]["Address"], alive=alive)
 
     def meet(self) -> None:

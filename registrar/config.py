@@ -23,6 +23,8 @@ SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,127})")
 # Services with this tag are balanced.
 BALANCED_TAG = "grpc_server"
+# The check of every node: whether the cluster has its agent.
+NODE_CHECK = "serfHealth"
 # Agent weights are 1 to 65535, by Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from registrar.config import BALANCED_TAG, NAME
+from registrar.config import BALANCED_TAG, NAME, NODE_CHECK
 from registrar.environment import host_port
 
 if TYPE_CHECKING:
     import consul
 
 _TIMEOUT_SECONDS = 3.0
-_NODE_CHECK = "serfHealth"
 _ORDER = ("passing", "warning", "critical")
 # The balancer's states of a replica that gets calls (balancer/fleet.py); all others begin with "ejected: ".
 SERVING, HELD = "serving", "held"
@@ -265,9 +264,7 @@ def _key(one: dict[str, Any]) -> tuple[str, str, int]:
 def _replica(instance: dict[str, Any], view: _View) -> Replica:
     service = instance["Service"]
     # Of those that are as bad, the service's own before the node's.
-    checks = sorted(
-        instance["Checks"], key=lambda check: (-_severity(check["Status"]), check["CheckID"] == _NODE_CHECK)
-    )
+    checks = sorted(instance["Checks"], key=lambda check: (-_severity(check["Status"]), check["CheckID"] == NODE_CHECK))
     worst = checks[0] if checks else {"Status": "passing", "Output": ""}
     address = service["Address"] or instance["Node"]["Address"]
     warning = worst["Status"] == "warning"
@@ -285,7 +282,7 @@ def _replica(instance: dict[str, Any], view: _View) -> Replica:
         version=meta.get("version", ""),
         check=worst["Status"],
         output=" ".join(str(worst["Output"]).split()),
-        node_check=next((check["Status"] for check in checks if check["CheckID"] == _NODE_CHECK), ""),
+        node_check=next((check["Status"] for check in checks if check["CheckID"] == NODE_CHECK), ""),
         registered=meta.get("registered", ""),
         rendered=None if view.rendered is None else key in view.rendered,
         balancer=str(known["state"]) if known else "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,24 +41,11 @@ def _python(module: str) -> Command:
 
 
 def _node() -> Command:
-    def make(unfinished: Path) -> None:
-        shutil.copy(_HERE / "node" / "package.json", unfinished)
-        install: Command = [programs.program("npm"), "install", "--no-package-lock", "--no-audit", "--no-fund"]
-        programs.build(install, cwd=unfinished)
-
-    node = programs.program("node")
-    modules = programs.kept("grpc-js", programs.digest(_HERE / "node"), "node_modules", make)
-    return ["env", f"NODE_PATH={modules}", node, _HERE / "node" / "server.js"]
+    return [*programs.node("grpc-js", _HERE / "node"), _HERE / "node" / "server.js"]
 
 
 def _java() -> Command:
-    def make(unfinished: Path) -> None:
-        shutil.copytree(_HERE / "java", unfinished, dirs_exist_ok=True)
-        programs.build([programs.program("mvn"), "-q", "-B", "package"], cwd=unfinished)
-
-    java = programs.program("java")
-    jars = programs.kept("grpc-java", programs.digest(_HERE / "java"), "target", make)
-    return [java, "-cp", f"{jars}/*", "Main"]
+    return [*programs.java("grpc-java", _HERE / "java"), "Main"]
 
 
 GO = ServerKind(name="grpc-go", command=lambda: [go_server()])

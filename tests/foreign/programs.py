@@ -43,24 +43,11 @@ def _go(role: str) -> Command:
 
 
 def _node(role: str) -> Command:
-    def make(unfinished: Path) -> None:
-        shutil.copy(_HERE / "node" / "package.json", unfinished)
-        install: Command = [programs.program("npm"), "install", "--no-package-lock", "--no-audit", "--no-fund"]
-        programs.build(install, cwd=unfinished)
-
-    node = programs.program("node")
-    modules = programs.kept("foreign-node", programs.digest(_HERE / "node"), "node_modules", make)
-    return ["env", f"NODE_PATH={modules}", node, _HERE / "node" / "main.js", role]
+    return [*programs.node("foreign-node", _HERE / "node"), _HERE / "node" / "main.js", role]
 
 
 def _java(role: str) -> Command:
-    def make(unfinished: Path) -> None:
-        shutil.copytree(_HERE / "java", unfinished, dirs_exist_ok=True)
-        programs.build([programs.program("mvn"), "-q", "-B", "package"], cwd=unfinished)
-
-    java = programs.program("java")
-    jars = programs.kept("foreign-java", programs.digest(_HERE / "java"), "target", make)
-    return [java, "-cp", f"{jars}/*", "Main", role]
+    return [*programs.java("foreign-java", _HERE / "java"), "Main", role]
 
 
 def _rust(role: str) -> Command:
