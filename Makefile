@@ -6,7 +6,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CHAOS_TESTS := $(wildcard tests/integration/test_chaos_*.py tests/integration/test_streams.py tests/integration/test_rollout.py tests/integration/test_abuse.py tests/integration/test_bad_input.py)
 
 .PHONY: up down test lint unit integration foreign e2e chaos bench protos pictures clean
 
@@ -31,7 +30,7 @@ unit: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/unit
 
 integration: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integration tests/chaos
 
 foreign: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/foreign
@@ -43,7 +42,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 chaos: $(VENV)/installed-dev
-	CHAOS=full CHAOS_REPORT=docs/reliability.md $(BIN)/python -m pytest $(CHAOS_TESTS)
+	CHAOS=full CHAOS_REPORT=docs/reliability.md $(BIN)/python -m pytest tests/chaos
 
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto

@@ -15,8 +15,8 @@ from balancer import answers, api
 from balancer.config import BalancerConfig
 from balancer.controller import Controller
 from balancer.errors import BalancerError
-from registrar import log
-from registrar.environment import ConfigError
+from common import log
+from common.environment import ConfigError
 
 LOG = logging.getLogger("balancer")
 
@@ -24,7 +24,8 @@ LOG = logging.getLogger("balancer")
 def main() -> int:
     """Parses, wires and runs. Exit code: 0 done, 1 failed at run time, 2 usage or configuration."""
     parser = argparse.ArgumentParser(
-        prog="python -m balancer", description="Decides which replicas get calls. Reads the variables of README.md."
+        prog="python -m balancer",
+        description="Decides which replicas get calls. Reads the variables of docs/variables.md.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="the control plane, until SIGTERM (default)")

@@ -20,8 +20,8 @@ import requests
 
 from balancer.errors import BalancerError
 from balancer.registration import Registration
-from registrar.config import BALANCED_TAG
-from registrar.environment import host_port
+from common.environment import host_port
+from common.names import BALANCED_TAG
 
 LOG = logging.getLogger("balancer")
 

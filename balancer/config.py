@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from registrar.environment import EnvironmentReader, host_port, parse_host_port
+from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
 
@@ -20,7 +20,7 @@ MODES = ("dynamic", "reload", "restart")
 
 @dataclass(frozen=True, kw_only=True)
 class BalancerConfig:
-    """The settings; README.md has the table of variables. Paths are below the working directory.
+    """The settings; docs/variables.md lists them. Paths are below the working directory.
 
     Attributes:
         mode: ``dynamic``: nginx has its replicas from the control plane. ``reload`` and ``restart``: nginx has them
@@ -88,7 +88,7 @@ def _check_listen(reader: EnvironmentReader, text: str) -> None:
         if not (text.isdecimal() and 1 <= int(text) <= 65535):
             parse_host_port(text, "")
     except ValueError:
-        reader.problem("LB_LISTEN", f"{text!r} is no ADDRESS:PORT, [ADDRESS]:PORT or PORT")
+        reader.add_problem("LB_LISTEN", f"must be ADDRESS:PORT, [ADDRESS]:PORT or PORT (got {text!r})")
 
 
 def _networks(reader: EnvironmentReader) -> tuple[Network, ...]:
@@ -98,5 +98,5 @@ def _networks(reader: EnvironmentReader) -> tuple[Network, ...]:
             # A host's bits behind the prefix are a common slip and harmless.
             found.append(ip_network(part, strict=False))
         except ValueError:
-            reader.problem("PEER_CIDR", f"must be networks such as 10.0.0.0/8 or fd00::/8 (got {part!r})")
+            reader.add_problem("PEER_CIDR", f"must be networks such as 10.0.0.0/8 or fd00::/8 (got {part!r})")
     return tuple(found)

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from balancer.config import Network
-from registrar.config import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
-from registrar.environment import host_port
+from common.environment import host_port
+from common.names import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"

@@ -10,24 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import (
-    cpu,
-    fleet,
-    kinds,
-    latency,
-    machine,
-    membership,
-    memory,
-    plot,
-    report,
-    startup,
-    throughput,
-    workers,
-)
+from benchmarks import machine, plot, report
 from benchmarks.bench import Bench
-from benchmarks.errors import BenchmarkError
 from benchmarks.plan import FULL, QUICK
-from benchmarks.programs import ROOT
+from benchmarks.sections import cpu, fleet, kinds, latency, membership, memory, startup, throughput, workers
+from testbed.errors import BenchmarkError
+from testbed.programs import ROOT
 
 # In the order in which one run needs the fewest changes of the stack.
 SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
@@ -41,7 +29,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "kinds": kinds.run,
     "workers": workers.run,
 }
-_CONFIGS = "../benchmarks/configs"
+_CONFIGS = "../testbed/configs"
 CONFIGS = [
     ("nginx as in this stack", "../build/config/consul-template/etc/consul-templates/load-balancer.tpl"),
     ("nginx, the original's settings", f"{_CONFIGS}/original.conf"),

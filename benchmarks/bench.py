@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import programs, render
-from benchmarks.calls import wait_for_answers
-from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan
-from benchmarks.processes import Processes
-from benchmarks.stack import Stack
 from local_stack.supervisor import port_in_use
+from testbed import programs, render
+from testbed.calls import wait_for_answers
+from testbed.errors import BenchmarkError
+from testbed.processes import Processes
+from testbed.stack import Stack
 
 _PORTS = 30
 

@@ -8,9 +8,9 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import programs
-from benchmarks.errors import BenchmarkError
 from benchmarks.report import Table
+from testbed import programs
+from testbed.errors import BenchmarkError
 
 _PROGRAMS = (("haproxy", "-v"), ("envoy", "--version"), ("h2load", "--version"))
 _TOOLS = (("nginx", "-v"), ("consul", "version"), ("consul-template", "-version"))

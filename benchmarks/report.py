@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.stats import Spread
+from testbed.stats import Spread
 
 MET = "met"
 NOT_MET = "**not met**"
@@ -17,7 +17,7 @@ _PREFACE = (
     "the rounds of all candidates are interleaved, so that noise hits all alike. A ratio is taken round by round. "
     "Ratios carry over to other machines better than figures do."
 )
-_NOT_MET_NOTE = "What was tried where a bar is not met, and what the profile shows, is in [limits.md](limits.md)."
+_NOT_MET_NOTE = "What was tried where a target is not met, and what the profile shows, is in [targets.md](targets.md)."
 
 
 @dataclass(frozen=True, kw_only=True)

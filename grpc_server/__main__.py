@@ -7,11 +7,11 @@ import logging
 import os
 import sys
 
+from common import log
+from common.environment import ConfigError
 from grpc_server.config import ServerConfig
 from grpc_server.server import ServerError, check_port_free
 from grpc_server.workers import run
-from registrar import log
-from registrar.environment import ConfigError
 
 LOG = logging.getLogger("grpc_server")
 

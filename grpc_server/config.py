@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registrar.environment import EnvironmentReader, hostname
-
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+from common.environment import MAX_MESSAGE_BYTES, EnvironmentReader, grace_seconds, hostname, max_message_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """The server's settings; README.md has the table of variables.
+    """The server's settings; docs/variables.md lists them.
 
     Attributes:
         metrics_port: 0 for no metrics.
@@ -39,10 +37,10 @@ class ServerConfig:
             address=reader.host("BIND_ADDRESS", "0.0.0.0"),  # noqa: S104 - a container's own network
             port=reader.port("APP_PORT", 7777),
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
-            grace_seconds=reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600),
+            grace_seconds=grace_seconds(reader),
             hostname=hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
-            max_message_bytes=reader.integer("GRPC_MAX_MESSAGE_BYTES", MAX_MESSAGE_BYTES, low=1, high=2**31 - 1),
+            max_message_bytes=max_message_bytes(reader),
         )
         reader.raise_problems()
         return config

@@ -13,13 +13,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from common.environment import host_port
 from grpc_server import metrics
 from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
 from grpc_server.ping import Ping
 from protos import api_pb2, api_pb2_grpc
-from registrar.environment import host_port
 
 LOG = logging.getLogger("grpc_server")
 PING = api_pb2.DESCRIPTOR.services_by_name["Ping"].full_name

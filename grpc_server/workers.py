@@ -14,10 +14,10 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
+from common import log
 from grpc_server import metrics
 from grpc_server.config import ServerConfig
 from grpc_server.server import ServerError, serve, serve_metrics
-from registrar import log
 
 LOG = logging.getLogger("grpc_server")
 

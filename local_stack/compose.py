@@ -1,7 +1,6 @@
-"""Reads docker-compose.yaml: the services, as far as running them without Docker needs it.
+"""Reads the services of docker-compose.yaml by the Compose Specification, to run them without Docker.
 
-What it says is understood as `docker compose` does, by the Compose Specification; what can't be carried out without
-Docker is refused by name and line, or has no effect there (``_WITHOUT_EFFECT``).
+A key that can't be carried out without Docker is refused by name and line, or has no effect (``_WITHOUT_EFFECT``).
 """
 
 from __future__ import annotations
@@ -12,26 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dotenv.parser import parse_stream
-
 from local_stack.errors import LocalStackError
 from local_stack.interpolation import InterpolationError, interpolate
 from local_stack.yaml_lines import Ambiguous, Lined, YamlError, load
 
-# A Dockerfile's line that lays parts of build/config over the root of the image.
-_OVERLAY = re.compile(r"^COPY ((?:build/config/\S+ )+)/$", re.MULTILINE)
-# Without Docker the machine's own resolver is asked, and a port 53 would take root.
+# Without Docker the programs ask the machine's own resolver; port 53 would need root.
 _ONLY_IN_CONTAINERS = "resolver"
-_QUOTED = re.compile(r"^[^=]*=\s*'")
 _BIND = re.compile(r"\./build/config/(\w[\w-]*)")
 _DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?(?:(\d+)us)?")
 _UNITS = (3600, 60, 1, 1e-3, 1e-6)
 _PORT = re.compile(r"(?:(?P<address>\[[^\]]+\]|[^:]+):)?(?:(?P<host>\d+):)(?P<container>\d+)(?:/(?P<protocol>\w+))?")
+_BUILD_DEFAULTS = {"context": ".", "dockerfile": "Dockerfile"}
 _TOP = {"configs", "name", "networks", "secrets", "services", "version", "volumes"}
 _CARRIED_OUT = {
     "build", "container_name", "environment", "hostname", "ports", "profiles", "stop_grace_period", "tmpfs", "volumes",
 }  # fmt: skip
-# About the container and who may reach it; local_stack's programs run as processes of their own.
+# Limits, networks and rights of a container, which the processes of local_stack do not have.
 _WITHOUT_EFFECT = {
     "annotations", "cap_add", "cap_drop", "cpus", "depends_on", "entrypoint", "expose", "healthcheck", "image", "init",
     "labels", "logging", "mem_limit", "mem_reservation", "memswap_limit", "networks", "pids_limit", "platform",
@@ -45,11 +40,12 @@ class Service:
     """A service of the compose file.
 
     Attributes:
-        components: the directories of build/config that make up its file system.
-        volumes: paths in the container, by the names of the volumes there.
-        tmpfs: paths that are empty at each start.
-        published: host ports by container ports.
+        components: the parts of build/config that make up its file system.
+        volumes: the paths in the container, by the names of the volumes.
+        tmpfs: the paths that are empty at each start.
+        published: the ports of the host, by those of the container.
         scalable: whether it may have several replicas.
+        grace_seconds: the time that it may take to stop.
     """
 
     name: str
@@ -63,10 +59,10 @@ class Service:
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """The services of a compose file, in its order, but for those of a profile, which are not started by default.
+    """The services of a compose file, in its order, without those of a profile, which are not started by default.
 
     Raises:
-        LocalStackError: the file can't be read or says something that this program can't carry out.
+        LocalStackError: the file can't be read, or has something that can't be carried out without Docker.
     """
     try:
         document = load(path.read_text())
@@ -86,37 +82,8 @@ def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
     }
 
 
-def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
-    """What a compose file's variables are: those of ``.env`` beside it, and the shell's, which win.
-
-    Raises:
-        LocalStackError: ``.env`` can't be read; names the line.
-    """
-    file = directory / ".env"
-    if not file.exists():
-        return dict(shell)
-    try:
-        with file.open(encoding="utf-8") as stream:
-            bindings = list(parse_stream(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalStackError(f".env can't be read: {error}") from error
-    found = dict(shell)
-    for one in bindings:
-        text, line = one.original.string.strip(), one.original.line
-        if one.error:
-            raise LocalStackError(f".env, line {line}: {text!r} is not of the form NAME=VALUE")
-        if one.key is None or one.value is None or one.key in shell:
-            continue
-        try:
-            # Nothing is replaced in single quotes.
-            found[one.key] = one.value if _QUOTED.search(text) else interpolate(one.value, found)
-        except InterpolationError as error:
-            raise LocalStackError(f".env, line {line}: {error}") from error
-    return found
-
-
 class _Reader:
-    """Reads one service; knows where it is for what it refuses."""
+    """Reads one service; its errors have the file, the line and the name."""
 
     def __init__(self, path: Path, name: str, line: int, env: Mapping[str, str]) -> None:
         self._path = path
@@ -130,7 +97,7 @@ class _Reader:
     def read(self, spec: Any) -> Service | None:
         """The service; None for one of a profile."""
         if not isinstance(spec, Lined):
-            raise self._refuse("is no mapping")
+            raise self._refuse("must be a mapping")
         spec = self._expand(spec, self._line)
         if spec.get("profiles"):
             return None
@@ -146,7 +113,7 @@ class _Reader:
             volumes={source: target for source, target in volumes if source and source[0] not in "./~"},
             tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
             published=published,
-            # As in Compose: a fixed name or a published port can be had once.
+            # As in Compose, only one container can have a fixed name or a published port.
             scalable=not published and not {"hostname", "container_name"} & set(spec),
             grace_seconds=self._duration(spec, "stop_grace_period", 10),
         )
@@ -170,12 +137,12 @@ class _Reader:
             return []
         value, line = spec[key], spec.lines[key]
         if value is None or isinstance(value, Lined):
-            raise self._refuse(f"{key} is no list", line)
+            raise self._refuse(f"{key} must be a list", line)
         items = value if isinstance(value, list) else [value]
         return [(item, min(item.lines.values(), default=line) if isinstance(item, Lined) else line) for item in items]
 
     def _environment(self, spec: Lined) -> dict[str, str]:
-        """A mapping or a list of NAME=VALUE. A name without a value is passed on from the shell, if it is set there."""
+        """A mapping or a list of NAME=VALUE; a name without a value has that of the shell, if it is set there."""
         given = spec.get("environment")
         line = spec.lines.get("environment", self._line)
         if isinstance(given, Lined):
@@ -186,13 +153,13 @@ class _Reader:
         elif "environment" not in spec:
             pairs = []
         else:
-            raise self._refuse("environment is neither a mapping nor a list of NAME=VALUE", line)
+            raise self._refuse("environment must be a mapping or a list of NAME=VALUE", line)
         result = {}
         for name, value in pairs:
             if isinstance(value, Lined | list):
-                raise self._refuse(f"environment: {name} is no text, number or boolean", line)
+                raise self._refuse(f"environment: {name} must be a string, a number or a boolean", line)
             if isinstance(value, Ambiguous):
-                raise self._refuse(f"environment: {name}: {value} has to be in quotes, or Compose changes it", line)
+                raise self._refuse(f"environment: {name} must be in quotes, or Compose changes it (got {value})", line)
             if value is not None:
                 result[name] = str(value).lower() if isinstance(value, bool) else str(value)
             elif name in self._env:
@@ -210,22 +177,22 @@ class _Reader:
             ports = int(str(container)), int(str(host))
         except ValueError:
             shown = dict(given) if isinstance(given, Lined) else given
-            raise self._refuse(f"ports: {shown!r} does not name one host port and one container port", line) from None
+            raise self._refuse(f"ports: must be one host port and one container port (got {shown!r})", line) from None
         if (protocol or "tcp") != "tcp":
             raise self._refuse(f"ports: {protocol} can't be published without Docker", line)
         if not all(1 <= port <= 65535 for port in ports):
-            raise self._refuse(f"ports: {ports[1]}:{ports[0]} is out of range", line)
+            raise self._refuse(f"ports: must be integers from 1 to 65535 (got {ports[1]}:{ports[0]})", line)
         return ports
 
     def _volume(self, given: Any, line: int) -> tuple[str, str]:
-        """What is mounted, and where."""
+        """The source and the target."""
         if isinstance(given, Lined):
             source, target = given.get("source"), given.get("target")
         else:
             source, _, rest = str(given).partition(":")
             target = rest.split(":")[0]
         if not source or not target:
-            raise self._refuse("volumes: an anonymous volume can't be made without Docker", line)
+            raise self._refuse("volumes: an anonymous volume can't be created without Docker", line)
         return str(source), str(target)
 
     def _duration(self, spec: Lined, key: str, default: float) -> float:
@@ -234,21 +201,26 @@ class _Reader:
             return default
         match = _DURATION.fullmatch(str(spec[key]))
         if not match:
-            raise self._refuse(f"{key}: {spec[key]!r} is no duration such as 90s or 1m30s", spec.lines[key])
+            raise self._refuse(f"{key}: must be a duration such as 90s or 1m30s (got {spec[key]!r})", spec.lines[key])
         return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
 
     def _components(self, spec: Lined, sources: list[str]) -> tuple[str, ...]:
         components = [match[1] for match in map(_BIND.fullmatch, sources) if match]
         if build := spec.get("build"):
             described = build if isinstance(build, Lined) else {"context": str(build)}
-            context = self._path.parent / str(described.get("context", "."))
-            try:
-                text = (context / str(described.get("dockerfile", "Dockerfile"))).read_text()
-            except OSError as error:
-                raise self._refuse(str(error), spec.lines["build"]) from error
-            for match in _OVERLAY.finditer(text):
-                names = [Path(part).name for part in match[1].split()]
-                components += [name for name in names if name != _ONLY_IN_CONTAINERS]
+            context, dockerfile = (str(described.get(*item)) for item in _BUILD_DEFAULTS.items())
+            image = Path(context, dockerfile)
+            parts = image_parts(self._path.parent, image)
+            if not parts:
+                raise self._refuse(f"build: {image} is not in build/images", spec.lines["build"])
+            components += [part for part in parts if part != _ONLY_IN_CONTAINERS]
         if not components:
-            raise self._refuse("has nothing of build/config, so it can't be run without Docker")
+            raise self._refuse("no part of build/config belongs to it, so it can't run without Docker")
         return tuple(dict.fromkeys([*components, "supervisord"]))
+
+
+def image_parts(root: Path, dockerfile: Path) -> list[str]:
+    """The parts of build/config that make up an image, of the table ``build/images``; none of an unknown image."""
+    table = root / "build" / "images"
+    rows = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
+    return next((parts for name, *parts in filter(None, rows) if name == str(dockerfile)), [])

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from local_stack import processes
 from local_stack.compose import Service
-from local_stack.settings import ROOT, Directory, Settings
+from local_stack.errors import LocalStackError, say
+from local_stack.settings import ROOT, Directory
+from local_stack.supervisor import Program, Supervisor
 
-# Every process of a container carries this variable, so that none is overlooked.
-MARK = "LOCAL_STACK_CONTAINER"
+_STOPPED = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """One container of a service; ``number`` counts from 1."""
+    """One container of a service, a program of the outer supervisord; ``number`` counts from 1."""
 
     service: Service
     number: int
@@ -29,17 +32,17 @@ class Container:
 
     @property
     def name(self) -> str:
-        """As Compose numbers them; a service that can't be scaled has its own name."""
+        """The name, numbered as by Compose; a service that can't be scaled has its own name."""
         return f"{self.service.name}-{self.number}" if self.service.scalable else self.service.name
 
     @property
     def path(self) -> Path:
-        """Its file system."""
+        """The directory that is its file system."""
         return self.directory.containers / self.name
 
     @property
     def log(self) -> Path:
-        """What its programs print."""
+        """The file that its programs print to."""
         return self.directory.logs / f"{self.name}.log"
 
     @property
@@ -47,11 +50,72 @@ class Container:
         """Its entry in the outer supervisord's configuration."""
         return self.directory.programs / f"{self.name}.conf"
 
+    def programs(self) -> list[Program]:
+        """The programs of its own supervisord."""
+        return Supervisor(self.path / "run" / "supervisor.sock").programs()
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Starts it; a running one is restarted if its environment has changed, and left alone otherwise."""
+        written = self.path / "environment"
+        before = written.read_text() if written.exists() else None
+        self.prepare(environment)
+        if written.read_text() != before and not self._has_stopped():
+            say(f"its environment changed, recreating {self.name}")
+            self.stop()
+        self._outer.call("reloadConfig")
+        self._outer.request("addProcessGroup", self.name)
+        self._outer.request("startProcess", self.name, False)
+
+    def request_stop(self) -> None:
+        """Begins a graceful stop."""
+        # A paused container could not stop.
+        self.unpause()
+        self._outer.request("stopProcess", self.name, False)
+
+    def wait_stopped(self) -> None:
+        """Waits until it has stopped, and kills what its supervisord left behind.
+
+        Raises:
+            LocalStackError: it takes longer than its grace period.
+        """
+        self._wait_stopped(self.service.grace_seconds + 10)
+        processes.kill_all(self.directory.path, self.name)
+
+    def stop(self) -> None:
+        """Stops it gracefully."""
+        self.request_stop()
+        self.wait_stopped()
+
+    def kill(self, number: signal.Signals) -> None:
+        """Sends a signal as ``docker kill`` does: SIGKILL to all its processes, another one to its first process."""
+        if number != signal.SIGKILL:
+            program = self._outer.state(self.name)
+            processes.send([program.pid] if program and program.pid else [], number)
+            return
+        # All are stopped first, so that none of them sees the others end.
+        self.pause()
+        self._outer.request("stopProcess", self.name, False)
+        processes.kill_all(self.directory.path, self.name)
+        self._wait_stopped(10)
+
+    def pause(self) -> None:
+        """Stops every process where it is, as ``docker-compose pause`` does."""
+        self._signal(signal.SIGSTOP)
+
+    def unpause(self) -> None:
+        """Continues every process."""
+        self._signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Removes everything of a stopped container but its volumes and its log."""
+        self._outer.request("removeProcessGroup", self.name)
+        self.program.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def prepare(self, environment: Mapping[str, str]) -> None:
         """Lays out the file system, its start script and its program."""
         for component in self.service.components:
             _overlay(ROOT / "build" / "config" / component, self.path)
-        (self.path / "var" / "lib" / "load-balancer").mkdir(parents=True, exist_ok=True)
         for volume, mount in self.service.volumes.items():
             target = self.path / mount.lstrip("/")
             source = self.directory.volumes / volume
@@ -60,98 +124,69 @@ class Container:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source)
-        emptied = " ".join(shlex.quote(path.lstrip("/")) for path in self.service.tmpfs)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
         (self.path / "environment").write_text("\n".join(lines) + "\n")
-        # A supervisord that was killed leaves its file, and its programs, which end with it in a real container.
-        leftovers = shlex.join([sys.executable, "-m", "local_stack.processes", str(self.directory.path), self.name])
-        lines = [
-            "# Written by local_stack: how the outer supervisord starts this container.",
-            "set -eu",
-            f"[ ! -e run/supervisord.pid ] || {leftovers}",
-            f"rm -rf run {emptied}",
-            f"mkdir -p run {emptied}",
-            # Nothing of the shell that the stack was started from, as in a real container.
-            f"exec env -i /bin/sh -c {shlex.quote('. ./environment; exec supervisord-start')}",
-        ]
-        (self.path / "start").write_text("\n".join(lines) + "\n")
+        (self.path / "start").write_text(self._start_script())
         self.program.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.program.write_text(self._program())
+        self.program.write_text(self._configuration())
 
-    def remove(self) -> None:
-        """Removes everything of it but its volumes and its log."""
-        self.program.unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+    @property
+    def _outer(self) -> Supervisor:
+        return Supervisor(self.directory.socket)
 
-    def _program(self) -> str:
-        # The outer supervisord does what Compose's restart: unless-stopped does. Its paths are below its working
-        # directory: any character may be in the path of that, but not in a value here.
-        return "\n".join(
-            [
-                f"[program:{self.name}]",
-                "command=/bin/sh start",
-                f"directory={self.path.relative_to(self.directory.path)}",
-                "autostart=false",
-                "autorestart=true",
-                "startsecs=1",
-                "startretries=1000000",
-                f"stopwaitsecs={math.ceil(self.service.grace_seconds)}",
-                "redirect_stderr=true",
-                f"stdout_logfile={self.log.relative_to(self.directory.path)}",
-                # Not the only one that writes there, so that it can't rename it (rotation.py).
-                "stdout_logfile_maxbytes=0",
-                "",
-            ]
+    def _signal(self, number: signal.Signals) -> None:
+        processes.send(processes.of_stack(self.directory.path).get(self.name, []), number)
+
+    def _has_stopped(self) -> bool:
+        program = self._outer.state(self.name)
+        return program is None or program.state in _STOPPED
+
+    def _wait_stopped(self, seconds: float) -> None:
+        if not wait_until(self._has_stopped, seconds):
+            raise LocalStackError(f"{self.name} has not stopped within {seconds:g} s")
+
+    def _start_script(self) -> str:
+        emptied = " ".join(shlex.quote(path.lstrip("/")) for path in self.service.tmpfs)
+        # A supervisord that was killed leaves its PID file and its programs, which in a real container end with it.
+        kill = shlex.join([sys.executable, "-m", "local_stack.processes", str(self.directory.path), self.name])
+        return (
+            "# Written by local_stack: how the outer supervisord starts this container.\n"
+            "set -eu\n"
+            f"[ ! -e run/supervisord.pid ] || {kill}\n"
+            f"rm -rf run {emptied}\n"
+            f"mkdir -p run {emptied}\n"
+            # Nothing of the shell that started the stack, as in a real container.
+            f"exec env -i /bin/sh -c {shlex.quote('. ./environment; exec supervisord-start')}\n"
+        )
+
+    def _configuration(self) -> str:
+        # The outer supervisord restarts a container as Compose's `restart: unless-stopped` does. The paths are relative
+        # to its working directory, whose own path may contain any character; a value here may not.
+        return (
+            f"[program:{self.name}]\n"
+            "command=/bin/sh start\n"
+            f"directory={self.path.relative_to(self.directory.path)}\n"
+            "autostart=false\n"
+            "autorestart=true\n"
+            "startsecs=1\n"
+            "startretries=1000000\n"
+            f"stopwaitsecs={math.ceil(self.service.grace_seconds)}\n"
+            "redirect_stderr=true\n"
+            f"stdout_logfile={self.log.relative_to(self.directory.path)}\n"
+            # supervisord is not the only writer, so it can't rename the file; rotation.py truncates it.
+            "stdout_logfile_maxbytes=0\n"
         )
 
 
-def environment(
-    container: Container, settings: Settings, services: Mapping[str, Service], tools: Mapping[str, Path]
-) -> dict[str, str]:
-    """The environment of a container: the compose file's, and what differs without Docker: addresses and paths."""
-    address = container.address
-    result = dict(container.service.environment)
-    names = result.get("CONSUL_SERVER", "").replace(",", " ").split()
-    result["CONSUL_SERVER"] = ",".join(
-        settings.address(services, name, 1) if name in services else name for name in names
-    )
-    result |= {
-        MARK: container.name,
-        "LOCAL_STACK_DIRECTORY": str(container.directory.path),
-        "HOSTNAME": container.name,
-        "CONTAINER_STDOUT": str(container.log),
-        "PATH": _search_path(container, tools),
-        "PYTHONPATH": str(ROOT),
-        "APP_ADDRESS": address,
-        "BIND_ADDRESS": address,
-        "CONSUL_BIND": address,
-        "CONSUL_CLIENT": address,
-        "CONSUL_ADDRESS": address,
-        "CONSUL_PORT": "8500",
-        "CONSUL_CONFIG_DIR": str(container.path / "etc" / "consul" / "conf.d"),
-        "CONSUL_DATA_DIR": str(container.path / "consul" / "data"),
-        "LB_LISTEN": f"{address}:5000 127.0.0.1:{settings.port}",
-        "LB_STATUS_ADDRESS": address,
-        "PEER_CIDR": "127.0.0.0/8",
-    }
-    if 8500 in container.service.published:
-        result |= {
-            "CONSUL_CLIENT": "127.0.0.1",
-            "CONSUL_ADDRESS": "127.0.0.1",
-            "CONSUL_PORT": str(settings.consul_port),
-            # On 127.0.0.1, where another stack may have its own.
-            "CONSUL_DNS_PORT": "-1",
-        }
-    # consul-template and the consul command read this one.
-    result["CONSUL_HTTP_ADDR"] = f"{result['CONSUL_ADDRESS']}:{result['CONSUL_PORT']}"
-    return result
-
-
-def _search_path(container: Container, tools: Mapping[str, Path]) -> str:
-    directories = [container.path / "usr" / "bin", Path(sys.executable).parent]
-    directories += [path.parent for path in tools.values()]
-    return os.pathsep.join([*dict.fromkeys(map(str, directories)), "/usr/local/bin", "/usr/bin", "/bin"])
+def wait_until(reached: Callable[[], bool], seconds: float, interval: float = 0.05) -> bool:
+    """Polls until ``reached()``; False when that takes longer than ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(interval)
+    return True
 
 
 def _overlay(source: Path, target: Path) -> None:

@@ -1,16 +1,22 @@
-"""Variables in a compose file, by the Compose Specification ("Interpolation")."""
+"""Variables in a compose file and in the file .env beside it, by the Compose Specification ("Interpolation")."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv.parser import parse_stream
+
+from local_stack.errors import LocalStackError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r":?[-?+]")
+_QUOTED = re.compile(r"^[^=]*=\s*'")
 
 
 class InterpolationError(ValueError):
-    """The text is not of that form, or a variable that it requires is not set."""
+    """The text is not of this form, or a variable that it requires is not set."""
 
 
 def interpolate(text: str, env: Mapping[str, str]) -> str:
@@ -20,15 +26,15 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
     sign.
 
     Raises:
-        InterpolationError: see there.
+        InterpolationError: the text is not of this form, or a variable that it requires is not set.
     """
     found, end = _until(text, 0, env, nested=False)
-    assert end == len(text)  # noqa: S101 - nothing ends it earlier
+    assert end == len(text)  # noqa: S101 - only a nested text ends earlier
     return found
 
 
 def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple[str, int]:
-    """The text from ``at``, to the brace that ends it if it is nested; and where it ends."""
+    """The text from ``at`` to its end, which is a closing brace if it is nested; and the index of that end."""
     parts: list[str] = []
     while at < len(text):
         if nested and text[at] == "}":
@@ -48,11 +54,11 @@ def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple
 
 
 def _variable(text: str, at: int, env: Mapping[str, str]) -> tuple[str, int]:
-    """The value of the variable behind a dollar sign, and where it ends."""
+    """The value of the variable after a dollar sign, and the index of its end."""
     braced = text[at : at + 1] == "{"
     match = _NAME.match(text, at + braced)
     if not match:
-        raise InterpolationError(f"no variable's name behind a $ in {text!r}; a $ by itself is written $$")
+        raise InterpolationError(f"no variable name after a $ in {text!r}; a $ by itself is written $$")
     name, at = match[0], match.end()
     if not braced:
         return env.get(name, ""), at
@@ -74,3 +80,32 @@ def _choose(name: str, operator: str, other: str, env: Mapping[str, str]) -> str
     if operator[-1] == "?":
         raise InterpolationError(f"the variable {name} is required: {other or 'it is not set'}")
     return other
+
+
+def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
+    """The variables for a compose file: those of ``.env`` beside it and those of the shell, which take precedence.
+
+    Raises:
+        LocalStackError: ``.env`` can't be read; the message has the line.
+    """
+    file = directory / ".env"
+    if not file.exists():
+        return dict(shell)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalStackError(f".env can't be read: {error}") from error
+    found = dict(shell)
+    for one in bindings:
+        text, line = one.original.string.strip(), one.original.line
+        if one.error:
+            raise LocalStackError(f".env, line {line}: {text!r} is not of the form NAME=VALUE")
+        if one.key is None or one.value is None or one.key in shell:
+            continue
+        try:
+            # Single quotes keep a dollar sign.
+            found[one.key] = one.value if _QUOTED.search(text) else interpolate(one.value, found)
+        except InterpolationError as error:
+            raise LocalStackError(f".env, line {line}: {error}") from error
+    return found

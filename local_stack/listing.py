@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -10,12 +11,12 @@ from rich.table import Table
 from local_stack.errors import LocalStackError
 from local_stack.readiness import health_by_node
 from local_stack.stack import Stack
-from local_stack.supervisor import Program, Supervisor
+from local_stack.supervisor import Program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One container: ``health`` is what Consul says of it, empty when it says nothing."""
+    """One container; ``health`` is the worst status of its checks in Consul, empty when it has none."""
 
     name: str
     service: str
@@ -35,30 +36,22 @@ def rows(stack: Stack) -> list[Row]:
     result = []
     for container in stack.containers():
         state = states.get(container.name, "GONE")
-        # supervisord calls a program STARTING for its first second; as with Docker, what runs is running.
-        if state == "STARTING":
-            state = "RUNNING"
-        running = state == "RUNNING"
-        programs = Supervisor(container.path / "run" / "supervisor.sock").programs() if running else []
+        # supervisord calls a program STARTING for its first second; Docker calls such a container running.
+        running = state in ("STARTING", "RUNNING")
         result.append(
             Row(
                 name=container.name,
                 service=container.service.name,
                 address=container.address,
-                state=state.lower(),
+                state="running" if running else state.lower(),
                 health=health.get(container.name, "") if running else "",
-                programs=[program for program in programs if program.name != "exit-on-fatal"],
+                programs=[one for one in container.programs() if one.name != "exit-on-fatal"] if running else [],
             )
         )
     return result
 
 
-def as_json(listing: list[Row]) -> list[dict[str, object]]:
-    """The rows for machines."""
-    return [asdict(row) for row in listing]
-
-
-def table(listing: list[Row], console: Console) -> None:
+def print_table(listing: list[Row]) -> None:
     """The rows for people."""
     result = Table(box=None, pad_edge=False)
     for heading in ("NAME", "ADDRESS", "STATE", "HEALTH", "PROGRAMS"):
@@ -66,4 +59,4 @@ def table(listing: list[Row], console: Console) -> None:
     for row in listing:
         programs = ", ".join(f"{program.name} {program.state.lower()} {program.pid or '-'}" for program in row.programs)
         result.add_row(row.name, row.address, row.state, row.health or "-", programs or "-")
-    console.print(result)
+    Console(soft_wrap=not sys.stdout.isatty()).print(result)

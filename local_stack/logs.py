@@ -1,4 +1,4 @@
-"""What the containers print, each line with its container's name."""
+"""The containers' logs, each line with its container's name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TextIO
 from local_stack.stack import Stack
 
 _POLL_SECONDS = 0.2
-# What the programs of the stack begin their lines with, behind the program's name: supervisord's, nginx's and ISO 8601.
-# Only what says that it is UTC is; the others are in the machine's time zone.
+# The times at the start of lines, after the program's name: supervisord's form, nginx's and ISO 8601. Those that end
+# in Z are UTC, the others are in the machine's time zone.
 _TIME = re.compile(r"(?:[\w-]+ \| )?(?:[\w./-]+: )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(Z)?")
 
 
@@ -27,38 +27,38 @@ def show(
     lines: int | None,
     since: datetime.datetime | None = None,
 ) -> None:
-    """Prints the logs of containers; with ``follow`` until interrupted, containers that come later included.
+    """Prints the logs of containers; with ``follow`` until interrupted, also those of containers that start later.
 
     Args:
-        stack: whose.
-        names: of containers or services; none is all.
-        out: where to.
-        follow: go on.
-        lines: the last so many of each container; None is all.
-        since: only lines from then on; a line without a time has that of the one before it.
+        stack: the stack.
+        names: the names of containers or services; none is all.
+        out: the stream to print to.
+        follow: whether to wait for more lines.
+        lines: how many lines of each container, counted from the end; None is all.
+        since: the time of the first line; a line without a time has that of the line before it.
     """
     offsets: dict[Path, int] = {}
     containers = stack.containers(names)
     width = max((len(container.name) for container in containers), default=0)
     for container in containers:
-        for line in _tail(later(_news(container.log, offsets), since), lines):
+        for line in _tail(lines_since(_new_lines(container.log, offsets), since), lines):
             print(f"{container.name:{width}} | {line}", file=out)
     while follow:
         out.flush()
         time.sleep(_POLL_SECONDS)
         for container in stack.containers():
             if not names or container.name in names or container.service.name in names:
-                for line in _news(container.log, offsets):
+                for line in _new_lines(container.log, offsets):
                     print(f"{container.name:{width}} | {line}", file=out)
 
 
 def _tail(everything: Iterable[str], lines: int | None) -> list[str]:
-    # All are read in any case: what is shown later are the ones behind them.
+    # All lines are read, so that the next look starts behind them.
     return list(deque(everything, maxlen=lines))
 
 
-def later(lines: Iterable[str], since: datetime.datetime | None) -> Iterator[str]:
-    """The lines from that time on."""
+def lines_since(lines: Iterable[str], since: datetime.datetime | None) -> Iterator[str]:
+    """The lines from a time on; all lines without one."""
     shown = since is None
     for line in lines:
         if since is not None:
@@ -80,8 +80,8 @@ def _time_of(line: str) -> datetime.datetime | None:
         return None
 
 
-def _news(path: Path, offsets: dict[Path, int]) -> Iterator[str]:
-    """The whole lines that are new since the last look; a file that shrank was rotated and is read from its start."""
+def _new_lines(path: Path, offsets: dict[Path, int]) -> Iterator[str]:
+    """The complete lines since the last look; a file that is shorter was truncated, and is read from its start."""
     try:
         with path.open("rb") as log:
             size = log.seek(0, 2)

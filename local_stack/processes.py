@@ -1,4 +1,4 @@
-"""The processes of a container, found in /proc: all of them, whoever their parent is by now."""
+"""All processes of a container, found in /proc, including those whose parent has ended."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from local_stack.container import MARK
-
-_PROC = Path("/proc")
+# Every process of a container has these two variables: the name of its container, and the directory of its stack.
+CONTAINER, DIRECTORY = "LOCAL_STACK_CONTAINER", "LOCAL_STACK_DIRECTORY"
 
 
 def of_stack(directory: Path) -> dict[str, list[int]]:
     """The ids of all processes that belong to containers of the stack in ``directory``, by container."""
     found: dict[str, list[int]] = {}
-    for entry in _PROC.iterdir():
+    for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             name = _container(entry, directory)
             if name:
@@ -32,20 +31,20 @@ def _container(entry: Path, directory: Path) -> str | None:
             return None
         if b"PATH=" in environ:
             variables = dict(item.partition(b"=")[::2] for item in environ.split(b"\0"))
-            if variables.get(b"LOCAL_STACK_DIRECTORY") == os.fsencode(directory):
-                return os.fsdecode(variables.get(MARK.encode(), b"")) or None
+            if variables.get(DIRECTORY.encode()) == os.fsencode(directory):
+                return os.fsdecode(variables.get(CONTAINER.encode(), b"")) or None
             return None
         # nginx writes its title over its environment; its working directory is the container's.
         working = entry.joinpath("cwd").readlink()
     except OSError:
-        # Gone meanwhile, or another user's.
+        # It has ended meanwhile, or is another user's.
         return None
     containers = directory / "containers"
     return working.relative_to(containers).parts[0] if containers in working.parents else None
 
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Sends a signal to processes; one that is gone is no error."""
+    """Sends a signal to processes; one that has ended is not an error."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -54,9 +53,9 @@ def send(pids: Iterable[int], number: int) -> None:
 
 
 def kill_all(directory: Path, name: str | None = None) -> int:
-    """Kills every process of a container, or of all; returns how many there were.
+    """Kills every process of a container, or of all containers; returns how many there were.
 
-    They are stopped first, or a supervisord would start again what dies before it.
+    They are stopped first, or a supervisord would restart the programs that die before it.
     """
     count = 0
     deadline = time.monotonic() + 10

@@ -10,11 +10,12 @@ import consul
 import grpc
 import requests
 
+from common.consul_client import connect
 from local_stack.container import Container
 from local_stack.errors import LocalStackError
+from local_stack.settings import BALANCER_PORT, CONSUL_PORT
 from local_stack.stack import Stack
 from protos import api_pb2, api_pb2_grpc
-from registrar.consul_client import connect
 
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 1.0
@@ -26,15 +27,15 @@ def _consul(stack: Stack) -> consul.Consul:
 
 
 def health_by_node(stack: Stack) -> dict[str, str]:
-    """What Consul says of every container: the worst status of its node's and services' checks.
+    """The health of every container in Consul: the worst status of its node's and services' checks.
 
     Raises:
-        LocalStackError: Consul is out of reach.
+        LocalStackError: Consul is unavailable.
     """
     try:
         _, checks = _consul(stack).health.state("any")
     except (consul.ConsulException, requests.RequestException) as error:
-        raise LocalStackError(f"Consul at port {stack.settings.consul_port} can't be read: {error}") from error
+        raise LocalStackError(f"Consul at port {stack.settings.consul_port} is unavailable: {error}") from error
     order = ("passing", "warning", "critical")
     result: dict[str, str] = {}
     for check in checks:
@@ -44,34 +45,34 @@ def health_by_node(stack: Stack) -> dict[str, str]:
     return result
 
 
-def registered(stack: Stack, application: str) -> set[str]:
-    """The nodes whose instance of an application passes; none while Consul is out of reach."""
+def passing_nodes(stack: Stack, application: str) -> set[str]:
+    """The nodes whose replica of an application passes; none while Consul is unavailable."""
     try:
-        _, instances = _consul(stack).health.service(application, passing=True)
+        _, replicas = _consul(stack).health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
         return set()
-    return {instance["Node"]["Node"] for instance in instances}
+    return {replica["Node"]["Node"] for replica in replicas}
 
 
 def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:
     """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port.
 
     Raises:
-        LocalStackError: that did not happen in time; with the reason and the last lines of the logs.
+        LocalStackError: that took longer than ``seconds``; with the reason and the last lines of the logs.
     """
     deadline = time.monotonic() + seconds
-    wanted_ones = stack.containers() if containers is None else containers
-    replicas = [container for container in wanted_ones if "registrar" in container.service.components]
+    containers = stack.containers() if containers is None else containers
+    replicas = [container for container in containers if "registrar" in container.service.components]
     for application in {container.service.environment.get("APP_NAME", "") for container in replicas}:
         of_application = [c for c in replicas if c.service.environment.get("APP_NAME") == application]
         wanted = {container.name for container in of_application}
-        missing = wanted - registered(stack, application)
+        missing = wanted - passing_nodes(stack, application)
         while missing:
             if time.monotonic() > deadline:
-                shown = [*stack.containers(["consul-ui"]), *of_application]
+                shown = [stack.publisher(CONSUL_PORT), *of_application]
                 raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", shown, missing)
             time.sleep(_POLL_SECONDS)
-            missing = wanted - registered(stack, application)
+            missing = wanted - passing_nodes(stack, application)
     callable_ones = [c for c in replicas if "grpc_server" in c.service.components]
     if callable_ones:
         _wait_answers(stack, callable_ones, deadline)
@@ -87,7 +88,7 @@ def _wait_answers(stack: Stack, replicas: list[Container], deadline: float) -> N
         ping = api_pb2_grpc.PingStub(channel)
         while missing:
             try:
-                answer = ping.SayHello(api_pb2.PingMessage(greeting="are you there?"), timeout=_CALL_SECONDS)
+                answer = ping.SayHello(api_pb2.PingMessage(greeting="hello"), timeout=_CALL_SECONDS)
             except grpc.RpcError as error:
                 problem = f"; the last call failed: {error.code().name} {error.details()}"
                 time.sleep(_POLL_SECONDS)
@@ -98,7 +99,7 @@ def _wait_answers(stack: Stack, replicas: list[Container], deadline: float) -> N
                 missing.discard(name)
             if missing and time.monotonic() > deadline:
                 message = f"no answer through port {stack.settings.port} from: {', '.join(sorted(missing))}{problem}"
-                raise _not_ready(message, [*stack.containers(["load-balancer"]), *replicas], missing)
+                raise _not_ready(message, [stack.publisher(BALANCER_PORT), *replicas], missing)
 
 
 def _not_ready(reason: str, containers: Iterable[Container], missing: set[str]) -> LocalStackError:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from local_stack.container import Container
-from local_stack.errors import LocalStackError
+from local_stack.errors import LocalStackError, say
 from local_stack.readiness import wait_ready
-from local_stack.stack import Stack, say
+from local_stack.stack import Stack
 
 
-def rollout(stack: Stack, name: str, seconds: float) -> None:
-    """Starts one replica more; when it is healthy each of the others is replaced, then the extra one is removed.
+def replace_replicas(stack: Stack, name: str, seconds: float) -> None:
+    """Starts an extra replica; when it is healthy, each of the others is replaced, then the extra one is removed.
 
     Args:
-        stack: whose.
-        name: of the service.
-        seconds: that each new replica gets to become healthy.
+        stack: the stack.
+        name: the name of the service.
+        seconds: the time in which each new replica must become healthy.
 
     Raises:
-        LocalStackError: the service can't be scaled, or a new replica did not become healthy: then it is removed, and
-            the replicas that were not replaced yet stay as they are, in service.
+        LocalStackError: the service can't be scaled, or a new replica did not become healthy; it is removed then, and
+            the replicas that were not replaced yet stay in service.
     """
-    stack.require_up()
     old = stack.containers([name])
     service = old[0].service
     if name != service.name or not service.scalable:
-        raise LocalStackError(f"rollout: {name} is no service that can be scaled")
+        raise LocalStackError(f"rollout: {name} is not a service that can be scaled")
     extra = stack.container(service, max(container.number for container in old) + 1)
     _start(stack, extra, seconds, [])
     say(f"{extra.name} is healthy")

@@ -1,11 +1,11 @@
-"""Where a stack lives: its directory, its addresses and its ports."""
+"""The directory, the addresses and the ports of a stack."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from local_stack.errors import LocalStackError
 
 ROOT = Path(__file__).resolve().parent.parent
 _LOOPBACK = IPv4Network("127.0.0.0/8")
-# Services of one container get the base's next addresses; each that can be scaled has a range of its own.
+# The ports in the containers that docker-compose.yaml publishes: of the balancer, and of the Consul UI and API.
+BALANCER_PORT, CONSUL_PORT = 5000, 8500
+# Services of one container get the first addresses of the base; each service that can be scaled has its own range.
 _RANGE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The choices that ``up`` takes and later commands find again.
+    """The options of ``up``, which later commands read again.
 
     Attributes:
         address_base: the first of the stack's loopback addresses.
@@ -29,20 +31,22 @@ class Settings:
     """
 
     address_base: str = "127.16.0.0"
-    port: int = 5000
-    consul_port: int = 8500
+    port: int = BALANCER_PORT
+    consul_port: int = CONSUL_PORT
 
     def __post_init__(self) -> None:
         """Checks the values."""
         try:
             base = IPv4Address(self.address_base)
         except ValueError as error:
-            raise LocalStackError(f"--address-base: {self.address_base!r} is no IPv4 address") from error
+            raise LocalStackError(f"--address-base: must be an IPv4 address (got {self.address_base!r})") from error
         if base not in _LOOPBACK or base + 16 * _RANGE not in _LOOPBACK or int(base) % _RANGE:
-            raise LocalStackError(f"--address-base: {base} is no loopback address that ends in .0, such as 127.17.0.0")
+            raise LocalStackError(
+                f"--address-base: must be a loopback address that ends in .0, such as 127.17.0.0 (got '{base}')"
+            )
         for flag, port in (("--port", self.port), ("--consul-port", self.consul_port)):
             if not 1 <= port <= 65535:
-                raise LocalStackError(f"{flag}: {port} is no port from 1 to 65535")
+                raise LocalStackError(f"{flag}: must be an integer from 1 to 65535 (got {port})")
         if self.port == self.consul_port:
             raise LocalStackError(f"--port and --consul-port are both {self.port}")
 
@@ -54,47 +58,45 @@ class Settings:
         return str(IPv4Address(self.address_base) + offset)
 
 
-@dataclass(frozen=True)
 class Directory:
-    """The directory of a stack: .local_stack in the checkout, or LOCAL_STACK_HOME."""
+    """The directory of a stack.
 
-    path: Path = field(
-        default_factory=lambda: Path(os.environ.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve()
-    )
+    Attributes:
+        containers: the containers' file systems, one directory each.
+        volumes: the volumes, one directory each.
+        logs: the containers' logs, one file each.
+        programs: the outer supervisord's programs, one file for each container.
+        socket: the outer supervisord's control socket.
+    """
 
-    def check(self) -> None:
-        """Raises LocalStackError for a path that search paths can't hold."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.containers, self.volumes, self.logs = path / "containers", path / "volumes", path / "logs"
+        self.programs, self.socket = path / "programs", path / "supervisor.sock"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Directory:
+        """LOCAL_STACK_HOME, or .local_stack in the checkout."""
+        return cls(Path(env.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve())
+
+    def check(self, longest_name: str) -> None:
+        """Checks the path.
+
+        Args:
+            longest_name: the longest name that a container may have.
+
+        Raises:
+            LocalStackError: PATH can't have the path in it, or it is too long for the containers' Unix sockets.
+        """
         for path in (self.path, ROOT):
             if os.pathsep in str(path):
                 raise LocalStackError(f"{path}: PATH can't hold a path with {os.pathsep!r}; use a checkout without it")
-
-    @property
-    def containers(self) -> Path:
-        """One directory a container: its file system."""
-        return self.path / "containers"
-
-    @property
-    def volumes(self) -> Path:
-        """One directory a volume."""
-        return self.path / "volumes"
-
-    @property
-    def logs(self) -> Path:
-        """One file a container."""
-        return self.path / "logs"
-
-    @property
-    def programs(self) -> Path:
-        """The outer supervisord's programs, one file a container."""
-        return self.path / "programs"
-
-    @property
-    def socket(self) -> Path:
-        """The outer supervisord's control socket."""
-        return self.path / "supervisor.sock"
+        # The limit of a Unix socket's path; supervisord appends its process ID while it creates the socket.
+        if len(os.fsencode(self.containers / longest_name / "run" / "supervisor.sock.12345")) > 107:
+            raise LocalStackError(f"{self.path} is too long a path for Unix sockets; use a checkout in a shorter one")
 
     def load(self) -> Settings:
-        """The settings of the stack that is here, or the defaults."""
+        """The settings of the stack in this directory, or the defaults."""
         try:
             return Settings(**json.loads((self.path / "settings.json").read_text()))
         except FileNotFoundError:
@@ -103,6 +105,6 @@ class Directory:
             raise LocalStackError(f"{self.path / 'settings.json'} can't be read: {error}") from error
 
     def save(self, settings: Settings) -> None:
-        """Keeps the settings for later commands."""
+        """Writes the settings for later commands."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.json").write_text(json.dumps(asdict(settings)) + "\n")

@@ -31,7 +31,7 @@ class Program:
 
 
 class SupervisorGoneError(LocalStackError):
-    """Nobody answers at the control socket."""
+    """No supervisord answers at the control socket."""
 
 
 class Supervisor:
@@ -44,10 +44,10 @@ class Supervisor:
         """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html).
 
         Raises:
-            SupervisorGoneError: nobody answers.
-            xmlrpc.client.Fault: supervisord says no.
+            SupervisorGoneError: no supervisord answers.
+            xmlrpc.client.Fault: supervisord refuses.
         """
-        # A transport each time: one that once failed to connect fails for ever.
+        # A new transport for each call, because one that has failed to connect always fails.
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport, allow_none=True)
         try:
@@ -55,7 +55,7 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             if fault.faultCode != Faults.SHUTDOWN_STATE:
                 raise
-            raise SupervisorGoneError(f"the supervisord at {self._socket} is ending") from fault
+            raise SupervisorGoneError(f"the supervisord at {self._socket} is stopping") from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise SupervisorGoneError(f"no supervisord answers at {self._socket}: {error}") from error
 
@@ -67,7 +67,7 @@ class Supervisor:
             return False
 
     def programs(self) -> list[Program]:
-        """Its programs; none when nobody answers."""
+        """Its programs; none when no supervisord answers."""
         try:
             infos = self.call("getAllProcessInfo")
         except SupervisorGoneError:
@@ -75,11 +75,15 @@ class Supervisor:
         return [Program(name=info["name"], state=info["statename"], pid=info["pid"]) for info in infos]
 
     def state(self, name: str) -> Program | None:
-        """One program, None when it is not known."""
+        """One program; None when supervisord does not know it."""
         return next((program for program in self.programs() if program.name == name), None)
 
-    def tell(self, method: str, name: str, *arguments: Any) -> None:
-        """Calls a method on a program; being in the wanted state already is no error."""
+    def request(self, method: str, name: str, *arguments: Any) -> None:
+        """Calls a method for a program; it is not an error when the program is in the wanted state already.
+
+        Raises:
+            LocalStackError: supervisord refuses for another reason.
+        """
         fine = (Faults.ALREADY_STARTED, Faults.NOT_RUNNING, Faults.BAD_NAME, Faults.ALREADY_ADDED)
         try:
             self.call(method, name, *arguments)
@@ -95,28 +99,27 @@ def start_outer(directory: Directory) -> Supervisor:
         LocalStackError: it does not answer in time.
     """
     directory.programs.mkdir(parents=True, exist_ok=True)
-    # The limit of a Unix socket's path, less supervisord's own suffix for the moment of its making.
-    if len(os.fsencode(directory.containers / "hello_server-100" / "run" / "supervisor.sock.12345")) > 107:
-        raise LocalStackError(f"{directory.path} is too long a path for Unix sockets; use a checkout in a shorter one")
+    python = Path(sys.executable)
     configuration = directory.path / "supervisord.conf"
     configuration.write_text(
-        "; Written by local_stack: one program a container.\n"
+        "; Written by local_stack: one program for each container.\n"
         "[supervisord]\nlogfile=supervisord.log\npidfile=supervisord.pid\nnocleanup=true\n"
         "[unix_http_server]\nfile=supervisor.sock\nchmod=0700\n"
         "[rpcinterface:supervisor]\n"
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
-        "[rpcinterface:rotation]\n"
-        f"supervisor.rpcinterface_factory=local_stack.rotation:make_interface\ndirectory={directory.logs.name}\n"
+        "[eventlistener:rotation]\n"
+        f"command={python.name} -m local_stack.rotation {directory.logs.name}\nevents=TICK_5\n"
+        "stdout_logfile=NONE\nstderr_logfile=rotation.log\n"
         "[include]\nfiles=programs/*.conf\n"
     )
-    supervisord = Path(sys.executable).parent / "supervisord"
-    # In a session of its own, so that Ctrl-C in the terminal is not its end.
+    # In a session of its own, so that Ctrl-C in the terminal does not stop it.
     process = subprocess.Popen(
-        # By this name its directory has no character that means something in a pattern, which includes are.
-        [supervisord, "--nodaemon", "--configuration", f"/proc/self/cwd/{configuration.name}"],
+        # This name for its directory has no special characters of a pattern, in which form supervisord reads includes.
+        [python.parent / "supervisord", "--nodaemon", "--configuration", f"/proc/self/cwd/{configuration.name}"],
         cwd=directory.path,
-        # Where it finds rotation.py, and the containers' start scripts processes.py.
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # It finds Python by PATH, for rotation.py, because a path in its configuration may not have all characters.
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -135,16 +138,16 @@ def _last_lines(path: Path) -> str:
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
     except OSError:
-        return f"it has not written {path}"
+        return f"({path} does not exist)"
 
 
 def port_in_use(address: str, port: int) -> bool:
-    """Whether somebody listens at an address and port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Whether a program listens at an address and port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address, port))
-            probe.listen()
+            listener.bind((address, port))
+            listener.listen()
         except OSError:
             return True
     return False

@@ -9,7 +9,7 @@ import yaml
 
 
 class YamlError(ValueError):
-    """The text is no YAML; the message says where."""
+    """The text is not YAML; the message has the line."""
 
 
 class Lined(dict[Any, Any]):
@@ -21,7 +21,7 @@ class Lined(dict[Any, Any]):
 
 
 class Ambiguous(str):
-    """A scalar without quotes that is another text for another version of Compose, such as 1.0 or 0755."""
+    """A scalar without quotes that another version of Compose reads differently, such as 1.0 or 0755."""
 
     __slots__ = ()
 
@@ -36,19 +36,19 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own form
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it is written; of two equal keys Compose 2 wants none."""
+        """A mapping before its merge keys are expanded; two equal keys are refused, as by Compose 2."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in keys:
-                    problem = f"{key_node.value} is there twice"
+                    problem = f"{key_node.value} is defined twice"
                     raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
                 keys.add(key_node.value)
         return node
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        """A text; one without quotes may be a number elsewhere."""
+        """A string; without quotes it may be a number to another reader."""
         return Ambiguous(node.value) if node.style is None and _NUMBER.fullmatch(node.value) else str(node.value)
 
     def construct_number(self, node: yaml.ScalarNode) -> float | str:
@@ -57,13 +57,13 @@ class _Loader(yaml.SafeLoader):
         return found if str(found).removesuffix(".0") == node.value else Ambiguous(node.value)
 
     def construct_lined(self, node: yaml.MappingNode) -> Lined:
-        """A mapping."""
+        """A mapping with the lines of its keys."""
         self.flatten_mapping(node)
         items, lines = {}, {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Lined | list):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
             items[key] = self.construct_object(value_node, deep=True)
             lines[key] = key_node.start_mark.line + 1
         return Lined(items, lines)
@@ -87,11 +87,11 @@ def load(text: str) -> Any:
     """The document of a text; mappings are :class:`Lined`.
 
     Raises:
-        YamlError: it is none.
+        YamlError: the text is not YAML.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - of a SafeLoader's kind
     except yaml.YAMLError as error:
         raise YamlError(str(error)) from error
     except RecursionError as error:
-        raise YamlError("it is nested too deep") from error
+        raise YamlError("it is nested too deeply") from error

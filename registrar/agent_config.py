@@ -1,4 +1,4 @@
-"""What the start script of a container's Consul agent reads (build/config/consul/usr/bin/consul-start)."""
+"""The settings of a container's Consul agent, for build/config/consul/usr/bin/consul-start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registrar.environment import EnvironmentReader, is_address, is_host
+from common.environment import EnvironmentReader, is_address, is_host
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
@@ -16,11 +16,11 @@ _NO_PORT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """The agent's settings; README.md has the table of variables.
+    """The agent's settings; docs/variables.md lists them.
 
     Attributes:
         servers: names or addresses of the Consul servers.
-        dns_port: -1 for none.
+        dns_port: -1 turns DNS off.
     """
 
     servers: tuple[str, ...]
@@ -49,7 +49,7 @@ class AgentConfig:
         reader.seconds("CONSUL_AVAILABLE_SLEEP", 1, low=0, high=3600)
         reader.port("CONSUL_PORT", 8500)
         for name in ("CONSUL_BIND", "CONSUL_CLIENT", "CONSUL_ADVERTISE_WAN"):
-            _addresses(reader, name)
+            _check_addresses(reader, name)
         reader.raise_problems()
         return config
 
@@ -60,14 +60,14 @@ def _dns_port(reader: EnvironmentReader) -> int:
     return reader.port("CONSUL_DNS_PORT", 8600)
 
 
-def _addresses(reader: EnvironmentReader, name: str) -> None:
-    """IP addresses, or a template that the agent makes them of (hashicorp/go-sockaddr)."""
+def _check_addresses(reader: EnvironmentReader, name: str) -> None:
+    """Checks for IP addresses, or for a template that the agent evaluates (hashicorp/go-sockaddr)."""
     text = reader.text(name, "")
     if "{{" not in text:
         for address in text.split():
             if not is_address(address):
-                reader.problem(
-                    name, f"must be an IP address or a template, as {{{{ GetPrivateIP }}}} (got {address!r})"
+                reader.add_problem(
+                    name, f"must be an IP address or a template such as {{{{ GetPrivateIP }}}} (got {address!r})"
                 )
 
 
@@ -75,5 +75,5 @@ def _hosts(reader: EnvironmentReader, name: str, default: str | None) -> tuple[s
     hosts = tuple(reader.text(name, default).replace(",", " ").split())
     for host in hosts:
         if not is_host(host):
-            reader.problem(name, f"{host!r} is no host name and no IP address")
+            reader.add_problem(name, f"must be host names or IP addresses (got {host!r})")
     return hosts

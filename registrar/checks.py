@@ -1,4 +1,4 @@
-"""Health checks: what Consul is asked to run, and the same question asked here."""
+"""Health checks: their definition for Consul, and the same check from here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Protocol
 
 import requests
 
-# A machine that stands still for a second must not empty the whole fleet at once. The balancer's own probe sets a
-# replica that does not answer aside long before.
+from common.http import session
+
+# A machine that pauses for a second must not remove all its replicas at once. The balancer's health probe ejects a
+# replica that does not answer much earlier.
 FAILURES_BEFORE_CRITICAL = 3
 
 
@@ -21,7 +23,7 @@ class Check(Protocol):
     """A health check of a service."""
 
     def definition(self) -> dict[str, object]:
-        """The check as Consul's API page "Register Check" has it, without its initial status."""
+        """The check by Consul's API page "Register Check", without its initial status."""
 
     def passes(self) -> bool:
         """Whether the service passes right now; never raises."""
@@ -37,21 +39,14 @@ class HttpCheck:
 
     def definition(self) -> dict[str, object]:
         """See :meth:`Check.definition`."""
-        return {
-            "Name": f"HTTP GET {self.url}",
-            "HTTP": self.url,
-            "Interval": go_duration(self.interval_seconds),
-            "Timeout": go_duration(self.timeout_seconds),
-            "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
-        }
+        return {"Name": f"HTTP GET {self.url}", "HTTP": self.url, **_timing(self)}
 
     def passes(self) -> bool:
         """See :meth:`Check.passes`."""
         try:
-            # As in Consul's own check, a proxy of the environment is not asked.
-            with requests.Session() as session:
-                session.trust_env = False
-                response = session.get(self.url, timeout=self.timeout_seconds, stream=True)
+            # Consul's own check does not use the environment's proxies either.
+            with session() as client:
+                response = client.get(self.url, timeout=self.timeout_seconds, stream=True)
                 return 200 <= response.status_code < 300
         except requests.RequestException:
             return False
@@ -69,18 +64,11 @@ class GrpcCheck:
     def definition(self) -> dict[str, object]:
         """See :meth:`Check.definition`."""
         endpoint = f"{self.target}/{self.service}" if self.service else self.target
-        return {
-            "Name": f"gRPC health of {endpoint}",
-            "GRPC": endpoint,
-            "GRPCUseTLS": False,
-            "Interval": go_duration(self.interval_seconds),
-            "Timeout": go_duration(self.timeout_seconds),
-            "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
-        }
+        return {"Name": f"gRPC health of {endpoint}", "GRPC": endpoint, "GRPCUseTLS": False, **_timing(self)}
 
     def passes(self) -> bool:
         """See :meth:`Check.passes`."""
-        # Imported here: only gRPC checks pay for it.
+        # Imported here because only gRPC checks need it.
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -93,3 +81,11 @@ class GrpcCheck:
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _timing(check: HttpCheck | GrpcCheck) -> dict[str, object]:
+    return {
+        "Interval": go_duration(check.interval_seconds),
+        "Timeout": go_duration(check.timeout_seconds),
+        "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
+    }

@@ -1,28 +1,28 @@
-"""Which gRPC services a server has, by the gRPC Server Reflection Protocol."""
+"""Finds the gRPC services of a server, by the gRPC Server Reflection Protocol."""
 
 from __future__ import annotations
 
 import logging
 
-from registrar.config import GRPC_SERVICE
+from common.names import GRPC_SERVICE
 
 LOG = logging.getLogger("registrar")
 # The two versions have the same messages on the wire (gRFC A15).
 _VERSIONS = ("v1alpha", "v1")
 _METHOD = "/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-# What every server has for itself, and nobody routes by.
+# Every server has its own; calls are not routed by them.
 _OWN = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 
 
-def services(target: str, timeout_seconds: float) -> list[str] | None:
-    """The full names of the server's services, sorted; none where it has no reflection, or refuses it.
+def find_services(target: str, timeout_seconds: float) -> list[str] | None:
+    """The full names of the server's services, sorted; an empty list when it has no reflection, or refuses it.
 
     Args:
         target: its address, ``host:port``.
         timeout_seconds: of each question.
 
     Returns:
-        None when nobody answers (yet).
+        None when no server answers (yet).
     """
     # Imported here: `health` and a registrar that is told the services don't need them.
     import grpc
@@ -40,20 +40,20 @@ def services(target: str, timeout_seconds: float) -> list[str] | None:
             )
             try:
                 for answer in method(ServerReflectionRequest(list_services="*"), timeout=timeout_seconds):
-                    return _routable({service.name for service in answer.list_services_response.service})
+                    return _select_routable({service.name for service in answer.list_services_response.service})
             except grpc.RpcError as error:
                 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     return None
                 if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                    LOG.warning("the server does not tell its services: %s %s", error.code().name, error.details())
+                    LOG.warning("the server does not list its services: %s %s", error.code().name, error.details())
                     return []
     return []
 
 
-def _routable(names: set[str]) -> list[str]:
+def _select_routable(names: set[str]) -> list[str]:
     wanted = {name for name in names if not name.startswith(_OWN)}
     for name in sorted(wanted):
         if not GRPC_SERVICE.fullmatch(name):
-            LOG.warning("no calls by a name that is no gRPC service's: %r", name)
+            LOG.warning("not a name of a gRPC service, left out: %r", name)
             wanted.discard(name)
     return sorted(wanted)

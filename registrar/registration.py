@@ -8,43 +8,44 @@ import time
 from collections.abc import Sequence
 
 from registrar import reflection
-from registrar.agent import Agent, AgentError
+from registrar.agent import Agent
+from registrar.agent_api import AgentError
 from registrar.config import RegistrarConfig, services_fit
 from registrar.same_name import SameName
 
 LOG = logging.getLogger("registrar")
 
-# Ten tries, one second apart, as the original's.
+# As in the original: ten attempts, one second apart.
 ATTEMPTS = 10
 ATTEMPT_INTERVAL_SECONDS = 1.0
-# How long a service gets to answer its check before it is registered as critical. After that Consul's own check
-# finds out within one interval.
+# The time in which a service must pass its check, or it is registered as critical. Consul's own check corrects that
+# within one interval.
 _START_SECONDS = 5.0
 _START_POLL_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
-# The catalogue is the whole cluster's, so it is asked less often than one's own agent.
+# The catalogue is read less often than the local agent because the whole cluster shares it.
 _CATALOGUE_SECONDS = 5.0
 _REFLECTION_SECONDS = 1.0
 _ASK_AGAIN_MOST_SECONDS = 60.0
-# How long the catalogue gets to forget a deregistered instance; without a leader it doesn't.
-_FORGET_SECONDS = 5.0
-_FORGET_POLL_SECONDS = 0.05
+# The time in which the catalogue must remove a deregistered replica. Without a leader it never does.
+_REMOVE_SECONDS = 5.0
+_REMOVE_POLL_SECONDS = 0.05
 
 
 class RegistrationFailedError(Exception):
-    """The agent took no registration in all attempts."""
+    """All attempts to register failed."""
 
 
 class Registration:
-    """One service instance at its local agent.
+    """One replica at its local agent.
 
     Args:
         config: what to register.
         stop: set by a signal; every wait ends when it is set.
 
     Attributes:
-        attempted: whether the agent was asked. One that did not answer may have the service all the same: it takes a
-            registration before it tells the catalogue, which it can't while the cluster has no leader.
+        attempted: whether a registration was sent. The agent may have the service even if it did not answer: it takes a
+            registration before it updates the catalogue, which needs a leader.
     """
 
     def __init__(self, config: RegistrarConfig, stop: threading.Event) -> None:
@@ -53,7 +54,7 @@ class Registration:
         self._same_name = SameName(self._agent, config)
         self._stop = stop
         self.attempted = False
-        # None until the server has said which it has.
+        # None until the server has answered.
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
         self._waited_for_services = False
         self._ask_again_seconds, self._ask_again_at = 0.5, 0.0
@@ -85,73 +86,73 @@ class Registration:
         raise RegistrationFailedError(f"no registration of {self._config.service_id} in {ATTEMPTS} attempts")
 
     def stay(self) -> None:
-        """Registers again whenever the agent or the catalogue has lost the service, until stopped.
+        """Registers again when the agent or the catalogue has lost the service, until stopped.
 
         Raises:
-            RegistrationFailedError: the agent is there but took no registration in all attempts.
+            RegistrationFailedError: the agent answers, but all attempts failed.
         """
         reachable = True
-        self._meet()
+        self._rejoin_gossip()
         catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
         while not self._stop.wait(_WATCH_SECONDS):
             try:
                 known = self._agent.knows(self._config.service_id)
             except AgentError as error:
                 if reachable:
-                    LOG.warning("agent lost, waiting for it reason=%s", error)
+                    LOG.warning("the agent is unavailable, waiting for it reason=%s", error)
                 reachable = False
                 continue
             if not reachable:
-                LOG.info("agent is back")
+                LOG.info("the agent is available again")
             reachable = True
             if not known:
                 LOG.warning("the agent has lost the service id=%s", self._config.service_id)
-                # It was started anew.
-                self._same_name.begin()
-                self._meet()
+                # The agent was restarted.
+                self._same_name.expect_conflict()
+                self._rejoin_gossip()
                 self.register()
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
             elif time.monotonic() >= catalogue_at:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
-                if not self._same_name.look() and not self._in_catalogue():
+                if not self._same_name.check_name() and not self._in_catalogue():
                     LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
-                    self._meet()
+                    self._rejoin_gossip()
                     self.register()
             elif self._services is None and time.monotonic() >= self._ask_again_at:
-                # A server that takes long to start is asked less and less often.
+                # The interval doubles while a server starts slowly.
                 self._ask_again_seconds = min(2 * self._ask_again_seconds, _ASK_AGAIN_MOST_SECONDS)
                 self._ask_again_at = time.monotonic() + self._ask_again_seconds
                 if self._ask_for_services():
                     self.register()
 
     def leave(self) -> None:
-        """Deregisters, waits until the catalogue has forgotten the instance, then waits the drain.
+        """Deregisters, waits until the catalogue has removed the replica, then waits for the drain.
 
-        An agent out of reach is logged and does not shorten the drain: the balancer may still send calls.
+        An unreachable agent is logged and does not shorten the drain, because the balancer may still send calls.
         """
-        if self._same_name.look():
-            # By its name it would deregister the other.
-            self._same_name.end()
-            LOG.info("not deregistered, for another container has the name")
+        if self._same_name.check_name():
+            # A deregistration by name would remove the other container.
+            self._same_name.withdraw_note()
+            LOG.info("not deregistered because another container has the name")
             return
         try:
             self._agent.deregister(self._config.service_id)
             LOG.info("deregistered id=%s", self._config.service_id)
-            self._wait_until_forgotten()
+            self._wait_until_removed()
         except AgentError as error:
             LOG.warning("not deregistered reason=%s", error)
         LOG.info("draining drain_seconds=%g", self._config.drain_seconds)
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
 
-    def _meet(self) -> None:
+    def _rejoin_gossip(self) -> None:
         try:
-            self._agent.meet()
+            self._agent.rejoin_gossip()
         except AgentError as error:
-            LOG.warning("the other agents were not met reason=%s", error)
+            LOG.warning("the agent did not rejoin the gossip reason=%s", error)
 
     def _in_catalogue(self) -> bool:
-        """Whether the catalogue lists the instance; one that can't be read may well."""
+        """Whether the catalogue has the replica; True when the catalogue is unavailable."""
         try:
             return self._agent.in_catalogue(self._config.service_id)
         except AgentError:
@@ -169,22 +170,22 @@ class Registration:
         return False
 
     def _wait_for_services(self) -> None:
-        """Asks until the server answers, for the start time at the most; :meth:`stay` goes on asking."""
+        """Asks until the server answers or the start time is over; then :meth:`stay` continues to ask."""
         self._waited_for_services = True
         deadline = time.monotonic() + _START_SECONDS
         while not self._ask_for_services() and not self._stop.is_set() and time.monotonic() < deadline:
             self._stop.wait(_START_POLL_SECONDS)
 
     def _ask_for_services(self) -> bool:
-        self._services = reflection.services(self._config.target, _REFLECTION_SECONDS)
+        self._services = reflection.find_services(self._config.target, _REFLECTION_SECONDS)
         if self._services and not services_fit(self._services):
-            LOG.warning("the catalogue does not take so many gRPC services, the last are left out")
+            LOG.warning("too many gRPC services for the catalogue, the last ones are left out")
         return self._services is not None
 
-    def _wait_until_forgotten(self) -> None:
-        deadline = time.monotonic() + _FORGET_SECONDS
+    def _wait_until_removed(self) -> None:
+        deadline = time.monotonic() + _REMOVE_SECONDS
         while time.monotonic() < deadline:
             if not self._agent.in_catalogue(self._config.service_id):
                 return
-            time.sleep(_FORGET_POLL_SECONDS)
-        LOG.warning("the catalogue still lists the instance after seconds=%g", _FORGET_SECONDS)
+            time.sleep(_REMOVE_POLL_SECONDS)
+        LOG.warning("the catalogue still has the replica after seconds=%g", _REMOVE_SECONDS)

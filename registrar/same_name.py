@@ -1,10 +1,9 @@
-"""Two containers with one name: the cluster knows the one that came first, and nobody sees the other.
+"""Two containers with one name: the cluster keeps the first one, and the second one gets no calls.
 
-Names are HOSTNAME, which Docker makes one of its kind for each container unless the compose file gives it. Consul's
-agent of the other logs that its name is taken, and goes on as if nothing were. Its registrar says so too, fails the
-container's health check, and leaves a note in the key-value store, by which ``status`` shows it. Once the name is
-free the agent is started anew: one that has lost its name leaves the cluster's gossip for good (serf's
-resolveNodeConflict).
+The name is HOSTNAME, which Docker makes unique unless the compose file sets it. The second container's Consul agent
+logs that its name is taken, and continues. Its registrar logs it too, fails the container's health check, and stores a
+note, which ``status`` shows. When the name is free the registrar restarts the agent, because an agent that has lost its
+name leaves the cluster's gossip for good (serf's resolveNodeConflict).
 """
 
 from __future__ import annotations
@@ -14,26 +13,28 @@ import logging
 import time
 from dataclasses import asdict
 
-from registrar.agent import Agent, AgentError, Node
+from common.name_conflict import KEYS, Note
+from registrar.agent import Agent, Node
+from registrar.agent_api import AgentError
 from registrar.config import RegistrarConfig
-from registrar.status import KEYS, Note
+from registrar.stored_value import StoredValue
 from registrar.supervision import SupervisionError, restart
 
 LOG = logging.getLogger("registrar")
 
-# Consul's least for a session is 10 s; it may take twice as long to forget it.
+# The shortest TTL of a Consul session is 10 s; the session may last twice its TTL.
 _NOTE_SECONDS = 15
-# Of the registrar's looks, which are 5 s apart, so many are longer than the vote of serf's members on a name.
-_LOOKS = 4
-# Where nothing is wrong the agent is asked about its gossip in the first looks, and seldom after that: it exchanges
-# its whole state with itself for it.
-_FIRST_LOOKS, _SELDOM = 6, 12
+# The checks of the name are 5 s apart; so many of them take longer than the vote of serf's members on a name.
+_VOTE_CHECKS = 4
+# Without a conflict the agent's gossip is examined in the first checks and in each twelfth after that, because for it
+# the agent exchanges its whole state with itself.
+_FIRST_CHECKS, _INTERVAL_CHECKS = 6, 12
 _RESTART_SECONDS = 15.0
 AGENT_PROGRAM = "consul"
 
 
-def problem(agent: Agent, other: Node) -> str:
-    """What is wrong, for people.
+def describe_conflict(agent: Agent, other: Node) -> str:
+    """Describes the conflict of names in one sentence.
 
     Raises:
         AgentError: the agent is out of reach.
@@ -48,7 +49,7 @@ def problem(agent: Agent, other: Node) -> str:
 
 
 class SameName:
-    """Looks whether another container has this one's name, and does what is to be done about it.
+    """Finds another container with this one's name, and resolves the conflict.
 
     Attributes:
         lost: whether the agent has left the cluster's gossip because another has its name.
@@ -57,46 +58,47 @@ class SameName:
     def __init__(self, agent: Agent, config: RegistrarConfig) -> None:
         self._agent = agent
         self._config = config
+        self._note = StoredValue(agent.api)
         self.lost = False
-        self._looks = self._with_other = 0
+        self._checks = self._with_other = 0
         self._restart_at = 0.0
 
-    def look(self) -> bool:
-        """Whether the catalogue has another container of this name; False when the agent can't be asked."""
+    def check_name(self) -> bool:
+        """Whether the catalogue has another container of this name; without an answer, the last result."""
         try:
             other = self._agent.other_of_its_name()
-            self._looks += 1
+            self._checks += 1
             if other is None:
                 self._with_other = 0
-                if not self.lost and self._looks > _FIRST_LOOKS and self._looks % _SELDOM:
+                if not self.lost and self._checks > _FIRST_CHECKS and self._checks % _INTERVAL_CHECKS:
                     return False
             if not self._agent.in_gossip():
-                self._lose(other)
+                self._handle_lost_name(other)
             elif other is not None:
-                self._outlive(other)
+                self._remove_earlier(other)
             elif self.lost:
-                LOG.info("the name is this container's")
+                LOG.info("this container has the name now")
                 self.lost = False
-                self._agent.forget()
+                self._note.remove()
         except AgentError as error:
-            LOG.debug("not known whether another container has the name reason=%s", error)
+            LOG.debug("the name was not checked reason=%s", error)
             return self.lost
         return other is not None
 
-    def begin(self) -> None:
-        """The agent was started anew, and may lose its name in the next seconds."""
-        self._looks = 0
+    def expect_conflict(self) -> None:
+        """Checks often again: the agent was restarted, and may lose its name in the next seconds."""
+        self._checks = 0
 
-    def end(self) -> None:
-        """Takes the note back."""
+    def withdraw_note(self) -> None:
+        """Removes the note."""
         try:
-            self._agent.forget()
+            self._note.remove()
         except AgentError as error:
-            LOG.debug("the note stays for a while reason=%s", error)
+            LOG.debug("the note was not removed reason=%s", error)
 
-    def _lose(self, other: Node | None) -> None:
+    def _handle_lost_name(self, other: Node | None) -> None:
         if other is not None and not self.lost:
-            LOG.error("%s", problem(self._agent, other))
+            LOG.error("%s", describe_conflict(self._agent, other))
         self.lost = True
         if other is None or not other.alive:
             self._restart_agent()
@@ -110,27 +112,28 @@ class SameName:
             port=self._config.app_port,
             holder=other.address,
         )
-        self._agent.keep(f"{KEYS}/{name}/{address}", json.dumps(asdict(note)), _NOTE_SECONDS)
+        self._note.store(f"{KEYS}/{name}/{address}", json.dumps(asdict(note)), _NOTE_SECONDS)
 
-    def _outlive(self, other: Node) -> None:
-        """The cluster's gossip has this container under the name, for if it were not so it would be told by now.
+    def _remove_earlier(self, other: Node) -> None:
+        """Removes an earlier container of this name from the catalogue.
 
-        What the catalogue has is then of an earlier container, as after a restart of the machine in which Docker gave
-        out the addresses otherwise. Nobody else removes it: the name is in use.
+        The vote on the name is over by then, and the cluster's gossip has this container under it. The catalogue's
+        entry is of an earlier container, as after a restart of the machine in which Docker assigned other addresses.
+        Consul does not remove it, because the name is in use.
         """
         self._with_other += 1
-        if self._with_other >= _LOOKS:
+        if self._with_other >= _VOTE_CHECKS:
             self._with_other = 0
             LOG.warning("removing an earlier container of this name from the catalogue address=%s", other.address)
             self._agent.remove_node()
 
     def _restart_agent(self) -> None:
-        """At most once in the time in which the cluster may keep the name for its last holder."""
+        """Restarts the agent, at most once in the time in which the cluster may keep the name for its last holder."""
         if time.monotonic() < self._restart_at:
             return
         self._restart_at = time.monotonic() + _RESTART_SECONDS
-        LOG.info("the agent is out of the cluster's gossip and its name is free, starting it anew")
+        LOG.info("the agent has left the cluster's gossip and its name is free, restarting it")
         try:
             restart(AGENT_PROGRAM)
         except SupervisionError as error:
-            LOG.warning("the agent is not started anew reason=%s", error)
+            LOG.warning("the agent was not restarted reason=%s", error)

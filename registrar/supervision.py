@@ -1,4 +1,4 @@
-"""What is done with a container's supervisord."""
+"""The registrar's part in a container's supervisord."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOCKET = "run/supervisor.sock"
 
 
 class SupervisionError(Exception):
-    """Supervisord did not do what was asked; the message says why."""
+    """A request to supervisord failed; the message says why."""
 
 
 def restart(program: str) -> None:
@@ -40,10 +40,10 @@ class _Nothing:
 
 
 def make_interface(supervisord: Any, **_settings: str) -> _Nothing:
-    """A plug-in of supervisord: SIGHUP, by which it would stop and start all its programs, does nothing.
+    """A plug-in of supervisord: it ignores SIGHUP, on which it would restart all its programs.
 
-    ``docker kill -s HUP`` has a server of the usual kind read its configuration again. Here whatever changes goes live
-    by itself, and a restart would lose calls. Supervisord calls each factory of XML-RPC interfaces at its start
+    Servers usually read their configuration again on SIGHUP (``docker kill -s HUP``). Here changes apply by themselves,
+    and a restart would fail calls. Supervisord calls each factory of XML-RPC interfaces at its start
     (supervisord.org/xmlrpc.html).
     """
     options = supervisord.options
@@ -53,7 +53,7 @@ def make_interface(supervisord: Any, **_settings: str) -> _Nothing:
         number: int | None = get_signal()
         if number != signal.SIGHUP:
             return number
-        options.logger.info("SIGHUP does nothing: configuration goes live by itself, restart starts anew")
+        options.logger.info("SIGHUP is ignored: changes apply by themselves, use restart")
         return None
 
     options.get_signal = get_signal_but_hup

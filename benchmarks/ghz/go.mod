@@ -1,4 +1,4 @@
-// ghz, the load generator over grpc-go, for benchmarks/programs.py. After a change: go mod tidy.
+// ghz, the load generator over grpc-go, for testbed/programs.py. After a change: go mod tidy.
 module grpc-load-balancing/benchmarks/ghz
 
 go 1.25.0

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from benchmarks.balancers import Balancer
 from benchmarks.bench import Bench
-from benchmarks.calls import wait_for_answers
-from benchmarks.errors import BenchmarkError
-from benchmarks.load import USUAL, Shape, timed_h2load
-from benchmarks.programs import ROOT
 from benchmarks.servers import ticks
 from benchmarks.servers.start import ServerKind
-from benchmarks.stats import percentile
+from testbed.balancers import Balancer
+from testbed.calls import wait_for_answers
+from testbed.errors import BenchmarkError
+from testbed.load import USUAL, Shape, timed_h2load
+from testbed.programs import ROOT
+from testbed.stats import percentile
 
 SERVERS = 3
 STREAMS = 4

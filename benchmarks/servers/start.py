@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import programs
+from testbed import programs
 
 _HERE = Path(__file__).parent
 Command = list[str | Path]

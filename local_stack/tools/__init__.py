@@ -3,8 +3,8 @@
 Only the standard library is imported, so that `python3 -m local_stack.tools` works from a bare checkout.
 """
 
-from local_stack.tools.catalogue import TOOLS
 from local_stack.tools.errors import ToolError
 from local_stack.tools.finder import find
+from local_stack.tools.tool import TOOLS
 
 __all__ = ["TOOLS", "ToolError", "find"]

@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-from types import FrameType
 
 from local_stack.tools import TOOLS, ToolError, find
 from local_stack.tools.progress import say
@@ -11,7 +10,7 @@ from local_stack.tools.progress import say
 _EPILOG = """\
 environment:
   PATH                      where tools are looked for first
-  XDG_CACHE_HOME            where what is downloaded or built is kept (default: ~/.cache)
+  XDG_CACHE_HOME            where downloaded and built tools are kept (default: ~/.cache)
   LOCAL_STACK_RELEASES_URL  where official releases are (default: https://releases.hashicorp.com)
 
 exit status: 0 all found, 1 a tool was not found, 2 usage."""
@@ -25,45 +24,29 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "tools",
-        nargs="*",
-        metavar="tool",
-        help=f"one of {', '.join(TOOLS)} (default: all). Of one tool the path is printed, of several"
-        " a line each: name, tab, path",
-    )
-    parser.add_argument(
-        "--no-install",
-        action="store_true",
-        help="look on PATH and in the cache only (default: get what is missing)",
-    )
+    tools_help = f"one of {', '.join(TOOLS)} (default: all); of one the path is printed, of several name, tab, path"
+    parser.add_argument("tools", nargs="*", metavar="tool", help=tools_help)
+    install_help = "look on PATH and in the cache only (default: get what is missing)"
+    parser.add_argument("--no-install", action="store_true", help=install_help)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.tools if name not in TOOLS]:
-        parser.error(f"no such tool: {', '.join(unknown)} (choose from {', '.join(TOOLS)})")
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _print_paths(options.tools or list(TOOLS), install=not options.no_install)
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 1
-
-
-def _print_paths(names: list[str], *, install: bool) -> int:
+        parser.error(f"tool: must be one of {', '.join(TOOLS)} (got {', '.join(unknown)})")
+    # SIGTERM means the same as SIGINT, so that a build is stopped and cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = options.tools or list(TOOLS)
     status = 0
     for name in dict.fromkeys(names):
         try:
-            path = find(name, install=install)
+            path = find(name, install=not options.no_install)
         except ToolError as error:
             say(str(error))
             status = 1
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 1
         else:
             print(path if len(names) == 1 else f"{name}\t{path}", flush=True)
     return status
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Make SIGTERM mean what SIGINT means, so that a build is stopped and cleaned up."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

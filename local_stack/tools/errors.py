@@ -8,4 +8,4 @@ class ToolError(LocalStackError):
 
 
 class UnavailableError(LocalStackError):
-    """One way to get a tool does not lead to it; the message is the reason, on one line."""
+    """A tool is unavailable by one of the ways to get it; the message is the reason, on one line."""

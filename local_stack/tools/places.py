@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_stack.tools.catalogue import Tool
 from local_stack.tools.errors import UnavailableError
+from local_stack.tools.tool import Tool
 
 RELEASES_URL = "https://releases.hashicorp.com"
-# What PATH often leaves out: where servers are, for users other than root, and where go.dev says to put Go.
+# PATH often lacks these: where servers are, for users other than root, and where go.dev says to put Go.
 _MORE_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/go/bin")
 
 
@@ -21,9 +21,9 @@ class Places:
     Attributes:
         directories: where programs are looked for, in order.
         cache: the directory that downloaded and built tools are kept in.
-        releases_url: where the official releases are; LOCAL_STACK_RELEASES_URL.
+        releases_url: where the official releases are.
         root: whether packages may be installed.
-        policy_file: what Debian's packages ask before they start a service.
+        policy_file: the file that Debian's packages run before they start a service.
 
     """
 
@@ -54,10 +54,9 @@ class Places:
             UnavailableError: if there is none.
 
         """
-        found = shutil.which(name, path=os.pathsep.join(map(str, self.directories)))
-        if not found:
-            raise UnavailableError(f"{name} is not on PATH")
-        return found
+        if found := shutil.which(name, path=os.pathsep.join(map(str, self.directories))):
+            return found
+        raise UnavailableError(f"{name} is not on PATH")
 
     def cached(self, tool: Tool) -> Path:
         """Return where a downloaded or built tool is kept."""

@@ -67,8 +67,8 @@ def rolled_out(stack: ComposeDriver) -> None:
         assert "is not in service after 10 s" in done.stderr
         assert wait_for_replicas(stack, 2) == after
     assert set(seen) == {"OK"}, seen
-    instances = ConsulApi(stack).get("/v1/catalog/service/hello_server")
-    assert {instance["ServiceMeta"].get("version") for instance in instances} == {"2"}
+    registered = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+    assert {one["ServiceMeta"].get("version") for one in registered} == {"2"}
 
 
 ADDRESSES = "import socket, sys; print(*sorted({found[4][0] for found in socket.getaddrinfo(sys.argv[1], 80)}))"
@@ -85,8 +85,8 @@ def names_resolve(stack: ComposeDriver) -> None:
     stack.up(2)
     names = wait_for_replicas(stack, 2)
     inside = stack.replicas()[0]
-    instances = ConsulApi(stack).get("/v1/catalog/service/hello_server")
-    replicas = sorted(instance["ServiceAddress"] or instance["Address"] for instance in instances)
+    registered = ConsulApi(stack).get("/v1/catalog/service/hello_server")
+    replicas = sorted(one["ServiceAddress"] or one["Address"] for one in registered)
     found = wait_for(
         lambda: stack.execute(inside, "python3", "-c", ADDRESSES, "hello_server.service.consul").split(),
         lambda addresses: addresses == replicas,
@@ -157,7 +157,7 @@ class TestCompose2:
         self, stack_by_compose_2: ComposeDriver
     ) -> None:
         service = {"APP_NAME": "a", "APP_PORT": "7777", "TAGS": "b", "CONSUL_PORT": "8500", "CONSUL_SERVER": "server-1"}
-        # An address of nobody's.
+        # An address that no machine has (RFC 5737).
         done = run_server(stack_by_compose_2, **service, BIND_ADDRESS="192.0.2.1")
         assert "192.0.2.1:7777" in done.stdout + done.stderr
         assert "exit-on-fatal | a program can't be started" in done.stdout + done.stderr

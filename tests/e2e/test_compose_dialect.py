@@ -1,4 +1,4 @@
-"""What local_stack reads of a compose file is what ``docker-compose config`` of both major versions reads."""
+"""local_stack reads a compose file as ``docker-compose config`` of both major versions does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from local_stack.compose import Service, read, variables
+from local_stack.compose import Service, read
 from local_stack.errors import LocalStackError
+from local_stack.interpolation import variables
 from tests.support.drivers import ROOT, compose_commands
 from tests.support.missing import missing
 

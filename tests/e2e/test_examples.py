@@ -93,7 +93,7 @@ def scaled_without_a_lost_call(stack: ComposeDriver, application: str, path: str
         lines = "\n".join(stack.logs(application))
         wait_for(passing, lambda found: len(found) == 1, PATIENCE_SECONDS, "one replica")
     assert set(seen) == {"OK"}, seen
-    # In this order, whatever else is printed between.
+    # In this order, with other lines between.
     registrar, own = "\nregistrar \\| .*", f"\n{application} \\| .*"
     pattern = f"{registrar}deregistered .*{registrar}drained.*{own}stopping.*{own}stopped"
     assert re.search(pattern, lines, re.DOTALL), lines
@@ -126,7 +126,7 @@ def typed(title: str) -> tuple[list[str], list[str]]:
     return commands, answers_
 
 
-# What a person would do who is too fast for the replica that starts.
+# A person may call before the replica has started.
 AGAIN = """
 python() {
     for _ in $(seq 60); do

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.balancers import LuaNginx
-from benchmarks.errors import MissingError
-from benchmarks.processes import Processes
 from local_stack.supervisor import port_in_use
+from testbed.balancers import LuaNginx
+from testbed.errors import MissingError
+from testbed.processes import Processes
 from tests.foreign.programs import LIBRARIES, Command, Library
-from tests.integration.conftest import SLOT, processes, tools  # noqa: F401 - fixtures
+from tests.support.local import SLOT
 from tests.support.missing import missing
 from tests.support.wait import wait_for
 
@@ -149,7 +149,7 @@ def serving(
 
 
 @pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.server], ids=lambda one: one.name)
-def served(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Served]:  # noqa: ARG001, F811
+def served(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Served]:  # noqa: ARG001
     """Each server, one after the other."""
     library = request.param
     number = LIBRARIES.index(library)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import programs
+from testbed import programs
 
 _HERE = Path(__file__).parent
 Command = list[str | Path]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.balancers import LuaNginx
-from benchmarks.processes import Processes
+from testbed.balancers import LuaNginx
+from testbed.processes import Processes
 from tests.foreign.conftest import Client, Served, listens, serving
 from tests.foreign.programs import LIBRARIES, Library
-from tests.integration.conftest import SLOT
+from tests.support.local import SLOT
 
 SERVERS = [one for one in LIBRARIES if one.name in ("grpc-go", "grpcio-threads")]
 CLIENTS = [one for one in LIBRARIES if one.name in ("grpc-go", "grpcio-threads", "grpc-js")]

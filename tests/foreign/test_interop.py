@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.balancers import LuaNginx, StaticNginx
-from benchmarks.processes import Processes
+from testbed.balancers import LuaNginx, StaticNginx
+from testbed.processes import Processes
 from tests.foreign.conftest import ROOT, built, listens
 from tests.foreign.programs import tool
-from tests.integration.conftest import SLOT
+from tests.support.local import SLOT
 
 # All of grpc-go's client that need neither TLS nor an account
 # (github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md).

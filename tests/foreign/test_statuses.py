@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks.balancers import LuaNginx, StaticNginx
-from benchmarks.processes import Processes
+from testbed.balancers import LuaNginx, StaticNginx
+from testbed.processes import Processes
 from tests.foreign.conftest import Client, listens
-from tests.integration.conftest import SLOT
 from tests.support import frames
+from tests.support.local import SLOT
 from tests.support.scripted import Script, Scripted, scripted
 
 ADDRESS = f"127.{100 + SLOT}.251.1"

@@ -14,9 +14,9 @@ import pytest
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
-from tests.support.probe import SERVICE
-from tests.support.probes import running_probe
+from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
+from tests.support.server import SERVICE
 from tests.support.wait import wait_for
 
 
@@ -75,7 +75,7 @@ def new_id(stack: LocalDriver, given: str | None) -> str:
 
 @pytest.mark.parametrize("given", [None, "", "two words", "x" * 129])
 def test_a_request_without_an_id_of_use_gets_one(stack: LocalDriver, given: str | None) -> None:
-    with running_probe(stack, 2):
+    with running_server(stack, 2):
         wait_for_entries(stack, 1, request_id=new_id(stack, given))
 
 
@@ -89,5 +89,5 @@ def test_the_access_log_can_be_turned_off(stack: LocalDriver) -> None:
     time.sleep(2.5)
     assert len(entries(stack)) == before
     # What a replica sees is the same.
-    with running_probe(stack, 2):
+    with running_server(stack, 2):
         assert new_id(stack, "two words") != new_id(stack, None)

@@ -27,7 +27,7 @@ from balancer.fleet import Health
 from balancer.registration import Registration
 from tests.support import frames
 from tests.support.drivers import ROOT
-from tests.support.probing import Probing, as_json
+from tests.support.prober import Probing, as_json
 from tests.support.wait import wait_for
 
 NAME = "tests.Health"
@@ -547,7 +547,7 @@ class Program:
 
     def __init__(self, registrations: list[Registration]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.probing"],
+            [sys.executable, "-m", "tests.support.prober"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

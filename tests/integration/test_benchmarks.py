@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import SLOT
 from tests.support.drivers import ROOT
+from tests.support.local import SLOT
 
 
 def _quick_run(directory: Path, *sections: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import requests
 
-from benchmarks.processes import Processes
-from benchmarks.programs import tool
-from tests.integration.conftest import SLOT
+from testbed.processes import Processes
+from testbed.programs import tool
 from tests.integration.test_control_plane import NETWORK, PORT, Server
 from tests.support.control_plane import ControlPlane
+from tests.support.local import SLOT
 from tests.support.wait import wait_for
 
 HTTP = 22000 + 10 * SLOT

@@ -58,11 +58,11 @@ class Browser:
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
     def open(self, url: str) -> None:
-        """Goes to a page; does not wait for it."""
+        """Opens a page; does not wait for it."""
         self._call("Page.navigate", url=url)
 
     def text(self) -> str:
-        """What a person reads on the page as it is now."""
+        """The visible text of the page as it is now."""
         result = self._call("Runtime.evaluate", expression="document.body ? document.body.innerText : ''")
         return str(result["result"]["value"])
 
@@ -71,7 +71,7 @@ class Browser:
         return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
 
     def close(self) -> None:
-        """Ends it with all its processes."""
+        """Kills it with all its processes."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._requests)
@@ -132,7 +132,7 @@ def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: s
             and text.count("All node checks passing") == 3
         ),
         _PAGE_SECONDS,
-        "three instances that pass",
+        "three replicas that pass",
     )
 
 
@@ -151,7 +151,7 @@ def test_the_ui_shows_two_applications_and_a_check_that_fails(
     browser: Browser, three_replicas: str, failing_application: str, tmp_path: Path
 ) -> None:
     browser.open(f"{three_replicas}/{failing_application}/instances")
-    wait_for(browser.text, lambda text: "service checks failing" in text, _PAGE_SECONDS, "it is said to fail")
+    wait_for(browser.text, lambda text: "service checks failing" in text, _PAGE_SECONDS, "it is shown as failing")
     browser.open(three_replicas)
     names = ("hello_server", failing_application, "load-balancer")
     wait_for(browser.text, lambda text: all(name in text for name in names), _PAGE_SECONDS, "all are listed")
@@ -159,7 +159,7 @@ def test_the_ui_shows_two_applications_and_a_check_that_fails(
 
 
 def picture(browser: Browser, name: str, directory: Path) -> None:
-    """A picture of the page, which is not empty; also for the documents when they are made anew."""
+    """Takes a picture of the page and checks that it is not empty; UPDATE_DOCS=1 copies it to docs."""
     png = directory / name
     png.write_bytes(browser.screenshot())
     content = png.read_bytes()

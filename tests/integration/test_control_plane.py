@@ -22,13 +22,13 @@ import pytest
 import requests
 
 from balancer.registration import MAX_REPLICAS
-from benchmarks.processes import Processes
-from registrar.environment import host_port
-from tests.integration.conftest import SLOT
+from common.environment import host_port
+from testbed.processes import Processes
 from tests.support.calls import OPTIONS, answers, say_hello, status
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
-from tests.support.probe import SERVICE
+from tests.support.local import SLOT
+from tests.support.server import SERVICE
 from tests.support.wait import wait_for
 
 NETWORK = f"127.{200 + SLOT % 50}"
@@ -199,7 +199,7 @@ def test_calls_that_never_end_take_no_connection_that_an_update_needs(
 ) -> None:
     one = start(consul, open_files=600)
     address = f"{NETWORK}.2.1"
-    command = [sys.executable, "-m", "tests.support.probe", address, str(PORT), "0"]
+    command = [sys.executable, "-m", "tests.support.server", address, str(PORT), "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as probe, ExitStack() as leave:
         leave.callback(probe.kill)
         assert probe.stdout is not None

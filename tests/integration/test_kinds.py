@@ -11,15 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.balancers import LuaNginx, StaticNginx
 from benchmarks.bench import Bench
-from benchmarks.errors import MissingError
-from benchmarks.kinds import LOADS
 from benchmarks.plan import QUICK
+from benchmarks.sections.kinds import LOADS
 from benchmarks.servers import measure
 from benchmarks.servers.measure import Case, Figures
 from benchmarks.servers.start import AIO, GO, ServerKind
-from tests.integration.conftest import SLOT
+from testbed.balancers import LuaNginx, StaticNginx
+from testbed.errors import MissingError
+from tests.support.local import SLOT
 from tests.support.missing import missing
 
 ROUNDS = 5

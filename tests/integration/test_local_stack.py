@@ -1,4 +1,4 @@
-"""``python -m local_stack`` misused, interrupted and killed: it says what is wrong and leaves nothing behind."""
+"""``python -m local_stack`` misused, interrupted and killed: it reports the error and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
-from tests.integration.conftest import SLOT, short_home
 from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.disk import small_disk
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import two_clients
+from tests.support.local import SLOT, short_home
 from tests.support.scenarios import PATIENCE_SECONDS, target, wait_for_replicas
 from tests.support.wait import is_alive, wait_for, wait_for_death
 
@@ -39,7 +39,7 @@ def idle() -> LocalDriver:
 
 @pytest.fixture(scope="module")
 def misused(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001 - skips without the programs
-    """A stack with one replica, which tests may leave broken: the next one repairs it with up."""
+    """A stack with one replica, which tests may leave broken: the next test repairs it by ``up``."""
     driver = LocalDriver(
         short_home("misuse"), address_base=f"127.{200 + SLOT % 50}.0.0", port=15300 + SLOT, consul_port=18800 + SLOT
     )
@@ -107,12 +107,12 @@ def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> 
 @pytest.mark.parametrize(
     ("value", "code", "message"),
     [
-        ("hello_server", 2, "not of the form SERVICE=NUMBER"),
-        ("hello_server=x", 2, "not of the form SERVICE=NUMBER"),
-        ("hello_server=-1", 2, "not of the form SERVICE=NUMBER"),
+        ("hello_server", 2, "must be SERVICE=NUMBER"),
+        ("hello_server=x", 2, "must be SERVICE=NUMBER"),
+        ("hello_server=-1", 2, "must be SERVICE=NUMBER"),
         ("nosuch=2", 1, "no service nosuch; services: "),
         ("server-1=2", 1, "there can be only one"),
-        ("hello_server=101", 1, "not from 0 to 100"),
+        ("hello_server=101", 1, "must be an integer from 0 to 100 (got 101)"),
     ],
 )
 def test_up_explains_a_bad_scale(idle: LocalDriver, value: str, code: int, message: str) -> None:
@@ -161,12 +161,12 @@ def test_up_says_that_too_few_files_may_be_open(tools: None, idle: LocalDriver) 
     assert idle.leftovers() == []
 
 
-def test_down_says_what_it_can_not_remove(idle: LocalDriver) -> None:
+def test_down_names_the_directory_that_it_can_not_remove(idle: LocalDriver) -> None:
     """As after `sudo python -m local_stack up` and, as oneself, `down -v`."""
     kept = idle.home / "containers" / "server-1"
     kept.mkdir(parents=True)
     (kept / "file").touch()
-    # Root may remove whatever it likes, but for what is mounted or marked.
+    # Root may remove everything except mounted or immutable files.
     held = (["chattr", "+i", str(kept)], ["chattr", "-i", str(kept)]) if os.geteuid() == 0 else None
     subprocess.run(held[0] if held else ["chmod", "500", str(kept)], check=True)
     try:
@@ -236,7 +236,7 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
         assert (done.returncode, done.stderr) == (0, "")
         assert "serving" in done.stdout
     finally:
-        # Its drain would take as long as it says.
+        # Its drain would take 90 s.
         in_checkout(checkout, "kill", "hello_server", **shell)
         done = in_checkout(checkout, "down", "-v", **shell)
     assert done.returncode == 0, done.stderr
@@ -276,7 +276,7 @@ def test_commands_that_need_no_stack_succeed(idle: LocalDriver, command: str) ->
 
 
 def test_up_says_which_tool_is_missing(idle: LocalDriver, tmp_path: Path) -> None:
-    # Go may be in a directory that is looked into whatever PATH says: it gets no module to build.
+    # Go may be found outside of PATH, so it gets no module to build.
     done = call_up(
         idle,
         PATH=str(tmp_path),
@@ -328,14 +328,14 @@ def test_logs_name_the_container_and_are_limited(up: LocalDriver) -> None:
     assert call(up, "logs", "-n", "x").returncode == 2
 
 
-def test_a_log_of_ten_megabytes_begins_anew(up: LocalDriver) -> None:
+def test_a_log_of_ten_megabytes_is_truncated(up: LocalDriver) -> None:
     log = up.home / "logs" / f"{REPLICA}.log"
     with log.open("a") as file:
         file.write("a line of a test\n" * 700_000)
     wait_for(log.with_name(f"{log.name}.1").exists, bool, 20, "it is kept")
     wait_for(lambda: log.stat().st_size, lambda size: size < 1_000_000, 20, "it is short")
     up.execute(REPLICA, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "registrar")
-    wait_for(log.read_text, lambda text: "registrar | " in text, 20, "its programs go on in it")
+    wait_for(log.read_text, lambda text: "registrar | " in text, 20, "its programs continue in it")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -382,11 +382,11 @@ def test_kill_refuses_an_unknown_signal(up: LocalDriver) -> None:
     before = pids(up)
     done = call(up, "kill", "-s", "NOSUCH", REPLICA)
     assert done.returncode == 2
-    assert "'NOSUCH' is no signal" in done.stderr
+    assert "must be a signal such as KILL, TERM or HUP (got 'NOSUCH')" in done.stderr
     assert pids(up) == before
 
 
-def test_up_says_why_a_paused_replica_is_not_ready_and_unpause_mends_it(up: LocalDriver) -> None:
+def test_up_says_why_a_paused_replica_is_not_ready_and_unpause_fixes_it(up: LocalDriver) -> None:
     before = pids(up)
     assert call(up, "pause", REPLICA).returncode == 0
     try:
@@ -412,7 +412,7 @@ def test_a_container_whose_supervisord_is_killed_comes_back_whole(up: LocalDrive
     assert len(pids(up)) >= len(programs(up)[REPLICA])
 
 
-def test_up_mends_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
+def test_up_repairs_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
     before = set().union(*processes.of_stack(up.home).values())
     os.kill(int((up.home / "supervisord.pid").read_text()), signal.SIGKILL)
     done = call_up(up)
@@ -429,7 +429,7 @@ def test_nothing_of_the_shell_reaches_a_container(up: LocalDriver) -> None:
     assert b"PYTEST_CURRENT_TEST" not in environ
 
 
-def test_ps_knows_a_container_that_stops(up: LocalDriver) -> None:
+def test_ps_shows_a_container_that_is_stopping(up: LocalDriver) -> None:
     stopping = up.begin("stop", REPLICA)
     states = set()
     while stopping.poll() is None:
@@ -440,7 +440,7 @@ def test_ps_knows_a_container_that_stops(up: LocalDriver) -> None:
     assert call(up, "start", REPLICA).returncode == 0
 
 
-def test_a_hang_up_loses_no_call(up: LocalDriver) -> None:
+def test_a_hang_up_causes_no_failed_calls(up: LocalDriver) -> None:
     before = programs(up)
     with two_clients(up) as load:
         assert call(up, "kill", "-s", "HUP", "load-balancer", REPLICA).returncode == 0
@@ -455,7 +455,7 @@ def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
-def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
+def test_a_disk_full_of_logs_causes_no_failed_calls(misused: LocalDriver) -> None:
     logs = misused.home / "logs"
     logs.mkdir(parents=True)
     with small_disk(logs, 200):
@@ -468,7 +468,7 @@ def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
                 misused.scale(2)
             assert load.lost == 0, load
             assert programs(misused) == before
-            # Room again, and there are lines again, after a second in which nginx and with-name try no more.
+            # With free space lines are written again, after a second in which nginx and with-name do not try.
             for log in logs.iterdir():
                 os.truncate(log, 0)
             for name, program in (("load-balancer", "nginx"), (REPLICA, "grpc_server")):
@@ -480,7 +480,7 @@ def test_a_disk_full_of_logs_costs_no_call(misused: LocalDriver) -> None:
                 wait_for(lines, lambda text, program=program: f"{program} | " in text, 20, "it is written to")  # type: ignore[misc]
         finally:
             misused.local_stack("kill", *{row["service"] for row in misused.rows()})
-            # What is mounted stays.
+            # The mounted directory stays.
             assert "can't be removed" in call(misused, "down", "-v").stderr
     misused.down()
     record("a disk full of logs, without Docker", load)

@@ -13,13 +13,13 @@ import grpc
 import pytest
 import requests
 
-from tests.integration.conftest import with_replicas
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
-from tests.support.probe import SERVICE
-from tests.support.probes import running_probe
+from tests.support.local import with_replicas
+from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
+from tests.support.server import SERVICE
 from tests.support.wait import wait_for
 
 SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
@@ -86,7 +86,7 @@ def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDrive
     buckets = samples(two_replicas, "grpc_lb_handling_seconds_bucket")
     values = [value for (_, method, _), value in buckets.items() if method == "SayHello"]
     assert values == sorted(values)
-    assert samples(two_replicas, "grpc_lb_peers") == {("hello_server", "serving"): 2}
+    assert samples(two_replicas, "grpc_lb_replicas") == {("hello_server", "serving"): 2}
     wait_for(
         lambda: set(samples(two_replicas, "grpc_lb_in_flight").values()), lambda found: found == {0}, 10, "none is open"
     )
@@ -109,14 +109,14 @@ def test_every_end_of_a_call_has_its_status(stack: LocalDriver) -> None:
         return {code: value for (_, _, code), value in more(before, handled(stack)).items()}
 
     wait_for_replicas(stack, 1)
-    with running_probe(stack, 1) as probe, channel_to(stack) as channel:
+    with running_server(stack, 1) as server, channel_to(stack) as channel:
         hang = channel.unary_unary(f"/{SERVICE}/Hang")
         time.sleep(1.5)
         before = handled(stack)
         with pytest.raises(grpc.RpcError):
             hang(b"first", timeout=0.5)
         hanging = hang.future(b"second", timeout=20)
-        label = ("probe", f"{probe.address}:7777")
+        label = ("probe", f"{server.address}:7777")
         wait_for(
             lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 1, 10, "it is in flight"
         )
@@ -129,7 +129,7 @@ def test_every_end_of_a_call_has_its_status(stack: LocalDriver) -> None:
             lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 0, 10, "none is in flight"
         )
         before = handled(stack)
-        probe.deregister()
+        server.deregister()
         with pytest.raises(grpc.RpcError):
             hang(b"third", timeout=5)
         wait_for(lambda: counted(before), lambda found: found == {"Unavailable": 1}, 10, "nobody is there")

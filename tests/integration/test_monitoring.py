@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.conftest import with_replicas
 from tests.integration.test_registrar import free_ports
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
+from tests.support.local import with_replicas
 from tests.support.missing import missing
 from tests.support.wait import wait_for
 

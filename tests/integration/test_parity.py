@@ -17,9 +17,9 @@ import grpc
 import pytest
 
 from tests.support.drivers import LocalDriver
-from tests.support.probe import SERVICE
-from tests.support.probes import OPTIONS, ProbeServer, running_probe
+from tests.support.registered import OPTIONS, RegisteredServer, running_server
 from tests.support.rounds import FULL
+from tests.support.server import SERVICE
 from tests.support.wait import wait_for
 
 MANY_MESSAGES = 20_000 if FULL else 2_000
@@ -294,21 +294,21 @@ STATUSES = {
 
 
 @pytest.fixture(scope="module")
-def probe(stack: LocalDriver) -> Iterator[ProbeServer]:
+def server(stack: LocalDriver) -> Iterator[RegisteredServer]:
     """A server of ``tests.Probe``, which gets all calls to that service."""
-    with running_probe(stack, 1) as server:
+    with running_server(stack, 1) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def direct(probe: ProbeServer) -> Iterator[Client]:
+def direct(server: RegisteredServer) -> Iterator[Client]:
     """A client of the server itself."""
-    with grpc.insecure_channel(probe.target, options=OPTIONS) as channel:
+    with grpc.insecure_channel(server.target, options=OPTIONS) as channel:
         yield Client(channel)
 
 
 @pytest.fixture(scope="module")
-def through(stack: LocalDriver, probe: ProbeServer) -> Iterator[Client]:  # noqa: ARG001 - it has to run
+def through(stack: LocalDriver, server: RegisteredServer) -> Iterator[Client]:  # noqa: ARG001 - it has to run
     """A client of the balancer."""
     with grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=OPTIONS) as channel:
         yield Client(channel)

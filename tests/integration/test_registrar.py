@@ -34,14 +34,14 @@ def free_ports(count: int) -> list[int]:
 
 
 class Consul:
-    """A Consul agent of one's own."""
+    """The HTTP API of a Consul agent that only this test uses."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> Any:
-        """GET, decoded; None while there is no answer."""
+        """The decoded answer; None when there is none."""
         try:
             response = requests.get(self.url + path, timeout=5)
         except (requests.ConnectionError, requests.Timeout):
@@ -49,7 +49,7 @@ class Consul:
         return response.json() if response.ok else None
 
     def deregister(self, service_id: str) -> None:
-        """Takes a service away, as by hand."""
+        """Deregisters a service, as a person would."""
         requests.put(f"{self.url}/v1/agent/service/deregister/{service_id}", timeout=5).raise_for_status()
 
     def services(self) -> set[str]:
@@ -59,7 +59,7 @@ class Consul:
 
 @contextmanager
 def server(log: Path, *arguments: str) -> Iterator[Consul]:
-    """An agent of one's own, which is a server."""
+    """Runs an agent that only this test uses; it is a server."""
     http, rpc, serf = free_ports(3)
     flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {rpc} -serf-lan-port {serf}"
     unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
@@ -126,7 +126,7 @@ def seconds_between(first: str, last: str) -> float:
     return (ended - began).total_seconds()
 
 
-def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:
+def test_wrong_environment_is_reported_at_once_without_a_stack_trace() -> None:
     done = registrar(environment(0, APP_PORT="65536", TAGS="", APP_NAME="a b", HEALTH_CHECK_TYPE="tcp"))
     assert done.returncode == 2
     lines = done.stderr.splitlines()
@@ -198,10 +198,10 @@ def test_service_lost_by_the_catalogue_is_back_within_ten_seconds(consul: Consul
 
     log = tmp_path / "log"
     with staying(environment(consul.port), log):
-        (instance,) = wait_for(listed, bool, 30, "registered")
+        (replica,) = wait_for(listed, bool, 30, "registered")
         requests.put(
             f"{consul.url}/v1/catalog/deregister",
-            json={"Node": instance["Node"], "ServiceID": ID},
+            json={"Node": replica["Node"], "ServiceID": ID},
             timeout=5,
         ).raise_for_status()
         assert listed() == []
@@ -252,7 +252,7 @@ def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> Non
 
 
 def test_a_signal_without_a_leader_leaves_no_registration(tools: None, tmp_path: Path) -> None:  # noqa: ARG001
-    """The agent takes a registration before it tells the catalogue, which it would do once there is a leader."""
+    """The agent takes a registration before it updates the catalogue, which it does when there is a leader."""
     log, data = tmp_path / "log", ("-server", "-data-dir", str(tmp_path / "data"), "-node", "alone")
     with server(tmp_path / "consul", *data, "-bootstrap-expect", "2") as consul:
         wait_for(lambda: consul.get("/v1/agent/self"), bool, 60, "the agent answers")

@@ -13,16 +13,16 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from benchmarks.errors import MissingError
+from testbed.errors import MissingError
 from tests.foreign.programs import tool
 from tests.support.balancer import BALANCER, peers, services
 from tests.support.calls import answers, say_hello
 from tests.support.drivers import ConsulApi, LocalDriver, run
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.missing import missing
-from tests.support.probe import SERVICE
-from tests.support.probes import OPTIONS, ProbeServer, running_probe
+from tests.support.registered import OPTIONS, RegisteredServer, running_server
 from tests.support.scenarios import target, wait_for_replicas
+from tests.support.server import SERVICE
 from tests.support.wait import wait_for
 
 PING = "protos.Ping"
@@ -64,21 +64,21 @@ def test_the_registrar_tells_the_services_of_its_server_by_reflection(stack: Loc
 
 
 def test_each_service_goes_to_its_application(stack: LocalDriver) -> None:
-    with running_probe(stack, 31):
+    with running_server(stack, 31):
         for _ in range(5):
             assert probe_call(stack) == ("OK", b"echo")
             assert say_hello(target(stack)).startswith("hello_server")
 
 
 def test_a_service_that_no_application_has_is_unimplemented_by_name(stack: LocalDriver) -> None:
-    with running_probe(stack, 32):
+    with running_server(stack, 32):
         assert call(stack, "/shop.Orders/List") == ("UNIMPLEMENTED", b"no application has the service shop.Orders")
         assert call(stack, "/shop.Orders/Li%20st'\"")[0] == "UNIMPLEMENTED"
         assert call(stack, "/sh'op/x") == ("UNIMPLEMENTED", b"no such method")
 
 
 def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
-    with running_probe(stack, 38):
+    with running_server(stack, 38):
         for version in ("v1", "v1alpha"):
             method = REFLECTION.replace("v1alpha", version)
             status, answer = wait_for(
@@ -109,7 +109,7 @@ def test_grpcurl_needs_no_header(stack: LocalDriver) -> None:
         grpcurl = tool("grpcurl")
     except MissingError as error:
         missing(str(error))
-    with running_probe(stack, 40):
+    with running_server(stack, 40):
         wait_for(lambda: owner(stack, SERVICE)[1], lambda count: count == 1, 10, "the second application is there")
         base: list[str | Path] = [grpcurl, "-plaintext"]
         assert set(run([*base, target(stack), "list"]).split()) > {PING, SERVICE}
@@ -130,7 +130,7 @@ def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
             else code
         )
 
-    with running_probe(stack, 39) as server:
+    with running_server(stack, 39) as server:
         wait_for(lambda: status(SERVICE), lambda found: found == "SERVING", 10, "it is known")
         assert [status(name) for name in ("", PING, "no.One")] == ["SERVING", "SERVING", "NOT_FOUND"]
         with grpc.insecure_channel(target(stack), options=OPTIONS) as channel:
@@ -144,7 +144,7 @@ def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
 
 
 def test_what_every_application_has_is_asked_of_the_one_that_is_named(stack: LocalDriver) -> None:
-    with running_probe(stack, 33):
+    with running_server(stack, 33):
         status, answer = call(stack, REFLECTION, LIST_SERVICES, x_application="hello_server")
         assert status == "OK"
         assert PING.encode() in answer
@@ -153,7 +153,7 @@ def test_what_every_application_has_is_asked_of_the_one_that_is_named(stack: Loc
 
 
 def test_a_known_service_without_a_replica_is_unavailable(stack: LocalDriver) -> None:
-    with running_probe(stack, 34) as server:
+    with running_server(stack, 34) as server:
         server.deregister()
         assert probe_call(stack) == ("UNAVAILABLE", b"no replica could be reached")
         assert say_hello(target(stack)).startswith("hello_server")
@@ -166,7 +166,7 @@ def test_a_known_service_without_a_replica_is_unavailable(stack: LocalDriver) ->
 
 
 def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: LocalDriver) -> None:
-    def holder(server: ProbeServer) -> bytes:
+    def holder(server: RegisteredServer) -> bytes:
         """Whether the calls reach this one: its process counts the open ones."""
         with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
             through: Any = plain
@@ -184,8 +184,8 @@ def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: L
 
     # The name that comes first is of the application that came last.
     with (
-        running_probe(stack, 35, since="2026-01-01T00:00:00+00:00") as first,
-        running_probe(stack, 36, app="another", since="2026-01-02T00:00:00+00:00") as second,
+        running_server(stack, 35, since="2026-01-01T00:00:00+00:00") as first,
+        running_server(stack, 36, app="another", since="2026-01-02T00:00:00+00:00") as second,
     ):
         wait_for(lambda: owner(stack, SERVICE), lambda found: found == ("probe", 1, "another"), 10, "both are known")
         assert f"service={SERVICE} is also registered by another; its calls go to app=probe" in "\n".join(
@@ -224,7 +224,7 @@ def test_the_registrar_says_since_when_its_application_has_its_services(stack: L
 def test_a_version_with_one_more_service_gets_its_calls(stack: LocalDriver) -> None:
     """While a version is rolled out, only some of an application's replicas have its new service."""
     api = ConsulApi(stack)
-    with running_probe(stack, 37) as old, running_probe(stack, 38) as new:
+    with running_server(stack, 37) as old, running_server(stack, 38) as new:
         body = {"Name": "probe", "Port": 7777, "Tags": ["grpc_server"]}
         try:
             body |= {"ID": f"probe-{new.address}", "Address": new.address}
@@ -242,7 +242,7 @@ def test_a_version_with_one_more_service_gets_its_calls(stack: LocalDriver) -> N
 
 def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
     names = [f"shop.v1.Service{number:03}" for number in range(60)]
-    with running_probe(stack, 39) as server:
+    with running_server(stack, 39) as server:
         meta = {"grpc_services": ",".join(names[:25]), "grpc_services_2": ",".join(names[25:50])}
         meta["grpc_services_3"] = ",".join(names[50:])
         body = {"ID": f"probe-{server.address}", "Name": "probe", "Address": server.address, "Port": 7777}
@@ -252,7 +252,7 @@ def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
 
 
 def test_an_application_that_says_nothing_gets_what_no_other_has(stack: LocalDriver) -> None:
-    with running_probe(stack, 40, app="silent") as server:
+    with running_server(stack, 40, app="silent") as server:
         server.deregister()
         body = {"ID": f"silent-{server.address}", "Name": "silent", "Address": server.address, "Port": 7777}
         ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"]})

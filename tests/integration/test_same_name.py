@@ -1,4 +1,4 @@
-"""Two containers with one HOSTNAME: the one that came first serves on, the other says what is wrong."""
+"""Two containers with one HOSTNAME: the first one still serves, the second one reports the conflict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from local_stack.container import Container, environment
+from local_stack.container import Container
 from local_stack.settings import Directory
 from local_stack.stack import Stack
 from tests.support.drivers import ConsulApi, LocalDriver
@@ -27,8 +27,8 @@ def other(stack: LocalDriver) -> Iterator[Container]:
     """A second container with the name of the first."""
     whole = Stack(Directory(stack.home), {**os.environ, **stack.env})
     container = whole.container(whole.services["hello_server"], 90)
-    container.prepare({**environment(container, whole.settings, whole.services, whole.tools), "HOSTNAME": NAME})
-    # Not one of the stack's: it has no entry there.
+    container.prepare({**whole.environment(container), "HOSTNAME": NAME})
+    # It is not a part of the stack, so it has no entry there.
     container.program.unlink()
     with container.log.open("wb") as log:
         process = subprocess.Popen(["/bin/sh", "start"], cwd=container.path, stdout=log, stderr=log)
@@ -40,7 +40,7 @@ def other(stack: LocalDriver) -> Iterator[Container]:
 
 
 def health(container: Container) -> tuple[int, str]:
-    """The exit code of the container's health check, and what it says."""
+    """The exit code of the container's health check, and its message."""
     script = ". ./environment; exec python3 -m registrar health"
     done = subprocess.run(
         ["env", "-i", "/bin/sh", "-c", script], cwd=container.path, capture_output=True, text=True, check=False
@@ -48,7 +48,7 @@ def health(container: Container) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_the_second_says_so_and_serves_once_the_first_is_gone(stack: LocalDriver, other: Container) -> None:
+def test_the_second_reports_it_and_serves_once_the_first_is_gone(stack: LocalDriver, other: Container) -> None:
     first = stack.address(NAME)
     message = f"another container, at {first}, has the name of this one, {NAME}"
     wait_for(lambda: Path(other.log).read_text(), lambda text: message in text, 30, "it says so")
@@ -58,7 +58,7 @@ def test_the_second_says_so_and_serves_once_the_first_is_gone(stack: LocalDriver
         one for one in json.loads(stack.local_stack("status", "--json"))["replicas"] if one["address"] == other.address
     )
     assert (row["node"], row["difference"]) == (NAME, f"another container, at {first}, has its name")
-    # The first is what it was.
+    # The first one is unchanged.
     wait_for_replicas(stack, 1)
     with calls_going_on(stack) as seen:
         wait_for(lambda: seen["OK"], lambda count: count > 200, 30, "calls are answered")

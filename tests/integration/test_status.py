@@ -13,7 +13,7 @@ import pytest
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
-from tests.support.probes import running_probe
+from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.wait import wait_for
 
@@ -46,7 +46,7 @@ def test_both_views_are_shown_and_agree(stack: LocalDriver) -> None:
     assert (found["check"], found["balancer"], found["difference"]) == ("passing", "serving", "")
 
 
-def test_why_walks_the_whole_way_of_a_replica_that_serves(stack: LocalDriver) -> None:
+def test_why_shows_all_steps_of_a_replica_that_serves(stack: LocalDriver) -> None:
     say_hello(target(stack))
     text = wait_for(
         lambda: stack.local_stack("status", "--why", "hello_server"),
@@ -63,13 +63,13 @@ def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None
     api = ConsulApi(stack)
     body = {"ID": "ill", "Name": "ill", "Address": stack.address(BALANCER), "Port": 9, "Tags": ["grpc_server"]}
     check = {"TCP": f"{stack.address(BALANCER)}:9", "Interval": "1s", "Timeout": "1s"}
-    # What a check says goes to the catalogue at once only with a change of its status.
+    # The output of a check goes to the catalogue at once only when its status changes.
     check["Status"] = "passing"
     try:
         api.put("/v1/agent/service/register", {**body, "Check": check})
         shown = wait_for(
             lambda: stack.local_stack("status", "--why", "ill"),
-            # The balancer hears of it a moment after the catalogue.
+            # The balancer has the change a moment after the catalogue.
             lambda text: "connection refused" in text and "it still gets" not in text,
             20,
             "the check has run",
@@ -98,19 +98,19 @@ def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: Loca
 
 
 def test_a_replica_that_is_ejected_is_marked(stack: LocalDriver) -> None:
-    with running_probe(stack, 41) as server:
+    with running_server(stack, 41) as server:
         server.process.kill()
         found = wait_for(
             lambda: [one for one in status(stack)["replicas"] if one["application"] == "probe"],
             lambda replicas: replicas[0]["balancer"] == "ejected: refused",
             10,
-            "the balancer has found it out",
+            "the balancer has ejected it",
         )
         assert found[0]["difference"] == "the balancer has ejected it: refused"
         assert "NO  balancer" in stack.local_stack("status", "--why", "probe")
 
 
-def test_a_name_that_nobody_has_is_told_with_those_there_are(stack: LocalDriver) -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones(stack: LocalDriver) -> None:
     done = registrar_status("--consul", f"127.0.0.1:{stack.consul_port}", "--why", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "nothing with the tag grpc_server is called nobody; there is hello_server\n"
@@ -126,7 +126,7 @@ def test_without_a_balancer_the_catalogue_is_still_shown(stack: LocalDriver) -> 
 def test_without_consul_it_is_one_line() -> None:
     done = registrar_status("--consul", "127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Consul at 127.0.0.1:1 can't be read: ")
+    assert done.stderr.startswith("Consul at 127.0.0.1:1 is unavailable: ")
     assert done.stderr.count("\n") == 1
 
 
@@ -142,3 +142,16 @@ def test_the_balancers_own_container_has_it_too(stack: LocalDriver) -> None:
     shown = stack.execute(BALANCER, "python3", "-m", "registrar", "status")
     assert "serving" in shown
     assert "!" not in shown
+
+
+@pytest.mark.parametrize("module", [["status"], ["registrar", "status"]])
+def test_a_reader_that_ends_early_sees_no_traceback(stack: LocalDriver, module: list[str]) -> None:
+    addresses = ["--consul", f"127.0.0.1:{stack.consul_port}", "--balancer", f"{stack.address(BALANCER)}:8080"]
+    command = [sys.executable, "-m", *module, *addresses, "--watch"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(("   APPLICATION", "  "))
+        process.stdout.close()
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""

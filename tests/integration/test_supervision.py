@@ -1,4 +1,4 @@
-"""supervisord with the configuration of the images and programs of the tests' own."""
+"""supervisord with the configuration of the images, and programs of the tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from local_stack import processes
 from local_stack.settings import ROOT
 from tests.support.wait import wait_for
 
@@ -26,49 +27,36 @@ command=with-name {name} sh {script}
 autorestart=true
 startsecs=1
 startretries=1
+redirect_stderr=true
 stdout_logfile=/dev/fd/1
 stdout_logfile_maxbytes=0
-stderr_logfile=/dev/fd/2
-stderr_logfile_maxbytes=0
 """
 STAY = "exec sleep 600\n"
-# A marker in the environment, by which what is left of a container is found.
-MARK = "TEST_SUPERVISION"
 
 
 class Container:
-    """A supervisord that runs."""
+    """A running supervisord."""
 
     def __init__(self, root: Path, process: subprocess.Popen[bytes]) -> None:
         self._root = root
         self.process = process
 
     def log(self) -> str:
-        """All that was printed."""
+        """Its output."""
         return (self._root / "log").read_text()
 
     def lines(self, program: str) -> list[str]:
-        """What a program printed."""
+        """The lines of a program."""
         return re.findall(rf"^{program} \| (.*)$", self.log(), re.MULTILINE)
 
     def left(self) -> list[int]:
-        """The processes that still run, whoever their parent is."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    marked = f"{MARK}={self._root}".encode() in (entry / "environ").read_bytes().split(b"\0")
-                    zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                except OSError:
-                    continue
-                if marked and not zombie:
-                    found.append(int(entry.name))
-        return found
+        """The processes that still run, including those whose parent has ended."""
+        return processes.of_stack(self._root).get("test", [])
 
 
 @contextmanager
 def container(**scripts: str) -> Iterator[Container]:
-    """Runs a shell script a program under supervisord, as a container would."""
+    """Runs each shell script as a program under supervisord, as in a container."""
     # A Unix socket's path has few characters, and pytest's own directories many.
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -80,13 +68,15 @@ def container(**scripts: str) -> Iterator[Container]:
             text = PROGRAM.format(name=program, script=root / program)
             (root / f"etc/supervisor/conf.d/{program}.conf").write_text(text)
         path = f"{SUPERVISORD / 'usr/bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # By these variables its processes are found.
+        mark = {processes.DIRECTORY: name, processes.CONTAINER: "test"}
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", "etc/supervisord.conf"]
         with (
             (root / "log").open("ab") as log,
             subprocess.Popen(
                 command,
                 cwd=root,
-                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), MARK: name},
+                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **mark},
                 stdout=log,
                 stderr=log,
             ) as process,
@@ -95,9 +85,7 @@ def container(**scripts: str) -> Iterator[Container]:
             try:
                 yield running
             finally:
-                for pid in running.left():
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                processes.kill_all(root)
 
 
 def test_each_line_names_its_program() -> None:
@@ -108,7 +96,7 @@ def test_each_line_names_its_program() -> None:
             assert lines == [f"{stream} {number}" for number in (1, 2, 3) for stream in ("out", "err")]
 
 
-def test_a_long_line_is_cut_and_holds_up_nobody() -> None:
+def test_a_long_line_is_cut_and_does_not_delay_the_next() -> None:
     talk = 'head -c 5000000 /dev/zero | tr "\\0" x; echo; echo after\n' + STAY
     with container(first=talk) as running:
         began = time.monotonic()
@@ -122,7 +110,7 @@ def test_a_hang_up_changes_nothing() -> None:
         wait_for(lambda: running.lines("first"), bool, 20, "it runs")
         before = running.left()
         running.process.send_signal(signal.SIGHUP)
-        wait_for(running.log, lambda text: "SIGHUP does nothing" in text, 20, "it is said")
+        wait_for(running.log, lambda text: "SIGHUP is ignored" in text, 20, "it is said")
         assert set(running.left()) == set(before)
         assert running.process.poll() is None
 

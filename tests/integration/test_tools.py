@@ -2,56 +2,47 @@
 
 import multiprocessing
 import os
-import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from local_stack.settings import ROOT
 from local_stack.tools import TOOLS, ToolError, find
-from local_stack.tools.places import Places
+from testbed.catalogue import catalogue
+from testbed.processes import Processes
+from tests.support.machine import Machine
 
 NOBODY = 65534
-# A line of a shell script that changes the configuration it is given, if any.
-WITHOUT_CJSON = '[ ! -f "$conf" ] || sed -i "s,^http {,&lua_package_cpath /none/?.so;," "$conf"'
+# Lines of a shell script that change the configuration it is given.
+WITHOUT_MODULES = "/^include /d"
+WITHOUT_RESTY_CORE = "s,^http {,&lua_package_path /none/?.lua;,"  # `nginx -t` succeeds with it
+WITHOUT_CJSON = "s,^http {,&lua_package_cpath /none/?.so;,"
+
+pytestmark = pytest.mark.usefixtures("tools")
 
 
-def available(tool: str) -> Path:
-    """Return a tool's path; without it, fail in CI and skip elsewhere."""
-    try:
-        return find(tool, install=False)
-    except ToolError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+def with_nginx(directory: Path, edit: str) -> Machine:
+    """Returns a machine whose nginx edits the configuration that it is given, if any."""
+    machine = Machine(directory)
+    change = f'[ ! -f "$conf" ] || sed -i "{edit}" "$conf"'
+    machine.script("nginx", "for conf; do :; done", change, f'exec {find("nginx")} "$@"')
+    return machine
 
 
-@pytest.fixture
-def nginx() -> Path:
-    return available("nginx")
+@pytest.mark.parametrize(
+    ("tool", "argument"), [("nginx", "-v"), ("consul", "version"), ("consul-template", "-version")]
+)
+def test_tool_that_is_found_has_a_suitable_version(tool: str, argument: str) -> None:
+    done = subprocess.run([find(tool), argument], capture_output=True, text=True, check=True)
+    assert TOOLS[tool].unsuitable(done.stdout + done.stderr) == ""
 
 
-def with_nginx(directory: Path, *lines: str) -> Places:
-    """Give a machine whose nginx is a shell script; $conf is the configuration that it gets, if any."""
-    script = directory / "nginx"
-    script.write_text("\n".join(("#!/bin/sh", "for conf; do :; done", *lines, "")), encoding="utf-8")
-    script.chmod(0o755)
-    return Places(directories=(directory,), cache=directory)
-
-
-def test_nginx_with_lua_is_found(nginx: Path) -> None:
-    version = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True).stderr
-    assert TOOLS["nginx"].unsuitable(version) == ""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_nginx_with_lua_is_found_by_who_is_not_root(nginx: Path) -> None:
-    # A fork: a new interpreter may not be readable for somebody else.
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_nginx_with_lua_is_found_by_a_user_who_is_not_root() -> None:
+    nginx = find("nginx")
+    # A fork: a new interpreter may not be readable for another user.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -70,33 +61,22 @@ def test_nginx_with_lua_is_found_by_who_is_not_root(nginx: Path) -> None:
     process.join()
 
 
-def test_nginx_without_the_lua_module_is_refused(nginx: Path, tmp_path: Path) -> None:
-    places = with_nginx(tmp_path, '[ ! -f "$conf" ] || sed -i "/^include /d" "$conf"', f'exec {nginx} "$@"')
-    with pytest.raises(ToolError, match=r'nginx has no Lua module: unknown directive "init_by_lua_block"'):
-        find("nginx", install=False, places=places)
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (WITHOUT_MODULES, r'nginx has no Lua module: unknown directive "init_by_lua_block"'),
+        (WITHOUT_RESTY_CORE, r"not run the stack's Lua: failed to load the 'resty\.core' module"),
+        (WITHOUT_CJSON, r"no JSON library for its Lua: install lua-cjson or lua5\.1-cjson"),
+    ],
+)
+def test_nginx_without_a_part_of_its_lua_is_refused(tmp_path: Path, edit: str, reason: str) -> None:
+    with pytest.raises(ToolError, match=reason):
+        find("nginx", install=False, places=with_nginx(tmp_path, edit).places)
 
 
-def test_nginx_without_lua_resty_core_is_refused(nginx: Path, tmp_path: Path) -> None:
-    # `nginx -t` succeeds with it.
-    places = with_nginx(
-        tmp_path,
-        '[ ! -f "$conf" ] || sed -i "s,^http {,&lua_package_path /none/?.lua;," "$conf"',
-        f'exec {nginx} "$@"',
-    )
-    with pytest.raises(ToolError, match=r"not run the stack's Lua: failed to load the 'resty\.core' module"):
-        find("nginx", install=False, places=places)
-
-
-def test_nginx_without_lua_cjson_is_refused(nginx: Path, tmp_path: Path) -> None:
-    places = with_nginx(tmp_path, WITHOUT_CJSON, f'exec {nginx} "$@"')
-    with pytest.raises(ToolError, match=r"no JSON library for its Lua: install lua-cjson on Debian"):
-        find("nginx", install=False, places=places)
-
-
-def test_an_image_is_not_built_with_an_nginx_whose_libraries_do_not_fit(nginx: Path, tmp_path: Path) -> None:
-    with_nginx(tmp_path, WITHOUT_CJSON, f'exec {nginx} "$@"')
+def test_image_is_not_built_with_an_nginx_whose_libraries_do_not_fit(tmp_path: Path) -> None:
     codes = []
-    for directory in (nginx.parent, tmp_path):
+    for directory in (find("nginx").parent, with_nginx(tmp_path, WITHOUT_CJSON).bin):
         env = {"PATH": f"{directory}:/usr/bin:/bin"}
         done = subprocess.run([ROOT / "build/check-nginx"], env=env, capture_output=True, text=True, check=False)
         codes.append((done.returncode == 0, "module 'cjson' not found" in done.stderr))
@@ -104,56 +84,16 @@ def test_an_image_is_not_built_with_an_nginx_whose_libraries_do_not_fit(nginx: P
 
 
 def test_nginx_that_is_too_old_is_not_started(tmp_path: Path) -> None:
-    places = with_nginx(tmp_path, f'[ "$1" = -v ] || touch {tmp_path}/started', "echo nginx version: nginx/1.18")
+    machine = Machine(tmp_path)
+    machine.script("nginx", f'[ "$1" = -v ] || touch {tmp_path}/started', "echo nginx version: nginx/1.18")
     with pytest.raises(ToolError, match=r"version 1\.18 is older than 1\.22"):
-        find("nginx", install=False, places=places)
+        find("nginx", install=False, places=machine.places)
     assert not (tmp_path / "started").exists()
 
 
-@pytest.fixture
-def consul_address(tmp_path: Path) -> Iterator[str]:
-    """Run the Consul that is found as a development agent, and give the address of its HTTP API."""
-    http, server, serf = free_ports(3)
-    arguments = [
-        *("agent", "-dev", "-bind=127.0.0.1", f"-http-port={http}", f"-server-port={server}"),
-        *(
-            f"-serf-lan-port={serf}",
-            "-serf-wan-port=-1",
-            "-dns-port=-1",
-            "-grpc-port=-1",
-            "-grpc-tls-port=-1",
-        ),
-    ]
-    log = tmp_path / "consul.log"
+def test_consul_has_its_user_interface(processes: Processes) -> None:
     with (
-        log.open("wb") as file,
-        subprocess.Popen([available("consul"), *arguments], stdout=file, stderr=file) as agent,
+        catalogue(processes, []) as address,
+        urllib.request.urlopen(f"http://{address}/ui/", timeout=5) as response,
     ):
-        yield f"http://127.0.0.1:{http}"
-        agent.terminate()
-    print(log.read_text(encoding="utf-8"))
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [taken.getsockname()[1] for taken in sockets]
-    finally:
-        for taken in sockets:
-            taken.close()
-
-
-def test_consul_has_its_user_interface(consul_address: str) -> None:
-    deadline = time.monotonic() + 30
-    page = b""
-    while not page and time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(f"{consul_address}/ui/", timeout=5) as response:  # noqa: S310 (http)
-            page = response.read()
-        time.sleep(0.1)
-    assert b"<title>Consul" in page
-
-
-def test_consul_template_runs() -> None:
-    done = subprocess.run([available("consul-template"), "-version"], capture_output=True, text=True, check=True)
-    assert TOOLS["consul-template"].unsuitable(done.stdout) == ""
+        assert b"<title>Consul" in response.read()

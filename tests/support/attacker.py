@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from tests.support import frames
 from tests.support.frames import frame
-from tests.support.probe import SERVICE
+from tests.support.server import SERVICE
 
 BATCH = 100
 SLOW_READERS = 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from benchmarks.processes import children, pss_bytes
+from testbed.processes import children, pss_bytes
 from tests.support.drivers import LocalDriver
 
 BALANCER = "load-balancer"

@@ -47,11 +47,11 @@ def table() -> str:
 
 
 def write(failed: Sequence[str], path: Path) -> None:
-    """Writes the report; ``failed`` names the tests whose bar was not met."""
+    """Writes the report; ``failed`` names the tests whose target was not met."""
     verdict = (
         "Every test passed."
         if not failed
-        else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "; see [limits.md](limits.md)."
+        else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "; see [targets.md](targets.md)."
     )
     cores = len(os.sched_getaffinity(0))
     path.write_text(
@@ -70,6 +70,6 @@ of both clients together. Streams are the tests' own.
 
 {table()}
 
-`make test` runs the same tests with fewer rounds. They are `tests/integration/test_chaos_*.py` and their neighbours.
+`make test` runs the same tests with fewer rounds. They are in `tests/chaos`.
 """
     )

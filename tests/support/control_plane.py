@@ -15,9 +15,9 @@ import requests
 
 from balancer import api
 from balancer.errors import BalancerError
-from benchmarks.balancers import LuaNginx
-from benchmarks.processes import Processes
-from registrar.environment import host_port
+from common.environment import host_port
+from testbed.balancers import LuaNginx
+from testbed.processes import Processes
 from tests.support.drivers import ROOT
 from tests.support.wait import wait_for
 

@@ -102,7 +102,7 @@ class LocalDriver:
         self.address_base = address_base
         # A line a call would be most of the logs; test_access_log.py turns it on.
         self.env = {"LOCAL_STACK_HOME": str(home), "LB_ACCESS_LOG": "off"}
-        self._extras: list[subprocess.Popen[bytes]] = []
+        self._extras: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._extra_addresses: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
 
@@ -204,9 +204,13 @@ class LocalDriver:
         self._spawn("registrar", {**self.registrar_environment(name), **environment})
 
     def stop_extras(self) -> None:
-        for process in reversed(self._extras):
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+        # The registrars first: a server that stops gets no calls any more.
+        for wanted in ("registrar", "grpc_server"):
+            processes = [process for module, process in self._extras if module == wanted]
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            for process in processes:
+                process.wait(30)
         self._extras.clear()
 
     def attach(self) -> str:
@@ -224,15 +228,9 @@ class LocalDriver:
     def _spawn(self, module: str, environment: Mapping[str, str]) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home.parent / f"{module}-{len(self._extras)}.log").open("wb") as log:
-            self._extras.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module],
-                    env={**os.environ, **environment},
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
+            command = [sys.executable, "-m", module]
+            env = {**os.environ, **environment}
+            self._extras.append((module, subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)))
 
 
 class ComposeDriver:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import programs
-from benchmarks.errors import MissingError
-from benchmarks.load import ghz_command
-from benchmarks.stats import percentile
+from testbed import programs
+from testbed.errors import MissingError
+from testbed.load import ghz_command
+from testbed.stats import percentile
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8

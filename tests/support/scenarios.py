@@ -116,45 +116,37 @@ def registered_by_hand(driver: Driver) -> None:
     driver.stop_extras()
 
 
-def registrar_with_check(driver: Driver, kind: str, endpoint: str, *, passes: bool) -> None:
-    """A registrar with a check: Consul runs that check, and only a server that passes it gets calls."""
-    before = wait_for_replicas(driver, 1)
-    driver.run_server(SERVER_NAME)
-    url = driver.registrar_environment(SERVER_NAME)["CONSUL_URL"]
-    driver.run_registrar(
-        SERVER_NAME,
-        {
-            "APP_NAME": "hello_server",
-            "APP_PORT": "7777",
-            "TAGS": "grpc_server",
-            "HEALTH_CHECK_TYPE": kind,
-            "HEALTH_CHECK_ENDPOINT": endpoint.replace("CONSUL_URL", url),
-        },
-    )
-    api = ConsulApi(driver)
-    instance = f"hello_server-{SERVER_NAME}-7777"
-    wanted = "passing" if passes else "critical"
-    wait_for(lambda: api.instances("hello_server").get(instance), lambda found: found == wanted, 30, "check status")
-    if passes:
-        assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
-    else:
-        time.sleep(2)  # Two intervals of the check, in which nothing may happen.
-        assert set(answers(target(driver), 30)) == before
-    driver.stop_extras()
-    wait_for(
-        lambda: api.instances("hello_server"),
-        lambda found: instance not in found,
-        30,
-        "deregistered at the end",
-    )
+# By the name of a server: the type and the endpoint of its health check, and what Consul says of it.
+CHECKS = {
+    "http-passes": ("http", "CONSUL_URL/v1/status/leader", "passing"),
+    "grpc-passes": ("grpc", "/protos.Ping", "passing"),
+    "http-fails": ("http", "CONSUL_URL/v1/no/such/path", "critical"),
+    "grpc-fails": ("grpc", "/protos.NoSuchService", "critical"),
+}
 
 
 def check_types(driver: Driver) -> None:
-    """Registrars with an HTTP check, a gRPC check, and one of each that fails."""
-    registrar_with_check(driver, "http", "CONSUL_URL/v1/status/leader", passes=True)
-    registrar_with_check(driver, "grpc", "/protos.Ping", passes=True)
-    registrar_with_check(driver, "http", "CONSUL_URL/v1/no/such/path", passes=False)
-    registrar_with_check(driver, "grpc", "/protos.NoSuchService", passes=False)
+    """Registrars with health checks: Consul runs each, and only a server that passes its own gets calls."""
+    before = wait_for_replicas(driver, 1)
+    for name, (kind, endpoint, _) in CHECKS.items():
+        driver.run_server(name)
+        url = driver.registrar_environment(name)["CONSUL_URL"]
+        variables = {"APP_NAME": "hello_server", "APP_PORT": "7777", "TAGS": "grpc_server", "HEALTH_CHECK_TYPE": kind}
+        driver.run_registrar(name, {**variables, "HEALTH_CHECK_ENDPOINT": endpoint.replace("CONSUL_URL", url)})
+    api = ConsulApi(driver)
+
+    def statuses() -> dict[str, str | None]:
+        found = api.instances("hello_server")
+        return {name: found.get(f"hello_server-{name}-7777") for name in CHECKS}
+
+    wanted = {name: status for name, (_, _, status) in CHECKS.items()}
+    wait_for(statuses, lambda found: found == wanted, 30, "the status of each check")
+    served = before | {name for name, status in wanted.items() if status == "passing"}
+    assert wait_for_replicas(driver, len(served)) == served
+    time.sleep(2)  # Two intervals of the checks, in which nothing may happen.
+    assert set(answers(target(driver), 60)) == served
+    driver.stop_extras()
+    wait_for(statuses, lambda found: not any(found.values()), 30, "deregistered at the end")
 
 
 def leader_stopped(driver: Driver) -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 import pytest
 
 from balancer.config import BalancerConfig
-from registrar.environment import ConfigError
+from common.environment import ConfigError
 
 
 def config(**variables: str) -> BalancerConfig:
@@ -81,7 +81,7 @@ def test_only_the_dynamic_way_has_nginx_get_its_replicas_from_here(text: str, mo
 
 
 def test_another_way_is_refused_with_those_that_there_are() -> None:
-    assert problems(NGINX_UPDATE="hot") == ["NGINX_UPDATE: 'hot' is none of dynamic, reload, restart"]
+    assert problems(NGINX_UPDATE="hot") == ["NGINX_UPDATE: must be one of dynamic, reload, restart (got 'hot')"]
 
 
 @pytest.mark.parametrize(

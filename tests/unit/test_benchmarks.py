@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kinds, membership, memory, plot, programs, render, report
-from benchmarks.balancers import LuaNginx, StaticNginx
-from benchmarks.errors import BenchmarkError, MissingError
-from benchmarks.load import read_h2load, read_times
+from benchmarks import plot, report
+from benchmarks.sections import kinds, membership, memory
 from benchmarks.servers.measure import Figures
-from benchmarks.stats import Spread, percentile, ratios
 from protos import api_pb2
+from testbed import programs, render
+from testbed.balancers import LuaNginx, StaticNginx
+from testbed.errors import BenchmarkError, MissingError
+from testbed.load import read_h2load, read_times
+from testbed.stats import Spread, percentile, ratios
 
 PEERS = ("127.0.0.5:7777", "127.0.0.6:7777")
 

@@ -1,4 +1,4 @@
-"""What the stack without Docker reads from a compose file."""
+"""The stack without Docker reads a compose file as Compose does."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from local_stack.compose import Service, read, variables
+from local_stack.compose import Service, image_parts, read
 from local_stack.errors import LocalStackError
+from local_stack.interpolation import variables
 from local_stack.settings import ROOT
-from local_stack.tools.catalogue import CONSUL_TEMPLATE_VERSION, CONSUL_VERSION
+from local_stack.tools.tool import CONSUL_TEMPLATE_VERSION, CONSUL_VERSION
 
 VERSIONS = {"CONSUL_VERSION": CONSUL_VERSION, "CONSUL_TEMPLATE_VERSION": CONSUL_TEMPLATE_VERSION}
 DOCKERFILES = sorted((ROOT / "build/dockerfiles").iterdir())
 
 
 def value(tmp_path: Path, text: str, **env: str) -> str:
-    """What an environment variable of a service becomes."""
+    """The value of an environment variable of a service."""
     file = tmp_path / "docker-compose.yaml"
     file.write_text(f"services: {{a: {{volumes: ['./build/config/consul:/x'], environment: {{V: '{text}'}}}}}}\n")
     return read(file, env)["a"].environment["V"]
@@ -59,7 +60,7 @@ def test_variables_are_composes(tmp_path: Path, text: str, expanded: str) -> Non
     ("text", "reason"),
     [
         ("10 $ 5", "a \\$ by itself is written \\$\\$"),
-        ("${", "no variable's name"),
+        ("${", "no variable name"),
         ("${SET", "followed by neither"),
         ("${SET:-no", "a brace is not closed"),
         ("${SET!no}", "followed by neither"),
@@ -152,22 +153,22 @@ def test_volumes_in_long_form_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("ports: ['5000']", "line 4: .*'5000' does not name one host port"),
-        ("ports: [5000]", "line 4: .*does not name one host port"),
-        ("ports: ['5000-5005:5000-5005']", "does not name one host port"),
+        ("ports: ['5000']", "line 4: .*must be one host port and one container port .got '5000'"),
+        ("ports: [5000]", "line 4: .*must be one host port"),
+        ("ports: ['5000-5005:5000-5005']", "must be one host port"),
         ("ports: ['5000:5001/udp']", "udp can't be published"),
-        ("ports: ['5000:70000']", "is out of range"),
+        ("ports: ['5000:70000']", "must be integers from 1 to 65535"),
         ("init: true\nenv_file: x", "line 5: .*env_file is not known"),
         ("command: x", "command is not known"),
-        ("environment: 5", "neither a mapping nor a list"),
-        ("environment:", "line 4: .*neither a mapping nor a list"),
-        ("ports:", "line 4: .*ports is no list"),
-        ("environment: {A: [1]}", "A is no text"),
-        ("environment: {A: 1.0}", "A: 1.0 has to be in quotes"),
-        ("environment: {A: 0755}", "A: 0755 has to be in quotes"),
-        ("environment: {A: 1, A: 2}", "A is there twice"),
-        ("stop_grace_period: soon", "'soon' is no duration"),
-        ("tmpfs: {a: 1}", "tmpfs is no list"),
+        ("environment: 5", "must be a mapping or a list"),
+        ("environment:", "line 4: .*must be a mapping or a list"),
+        ("ports:", "line 4: .*ports must be a list"),
+        ("environment: {A: [1]}", "A must be a string"),
+        ("environment: {A: 1.0}", "A must be in quotes.*got 1.0"),
+        ("environment: {A: 0755}", "A must be in quotes.*got 0755"),
+        ("environment: {A: 1, A: 2}", "A is defined twice"),
+        ("stop_grace_period: soon", "must be a duration.*got 'soon'"),
+        ("tmpfs: {a: 1}", "tmpfs must be a list"),
         ("build: nowhere", "nowhere/Dockerfile"),
     ],
 )
@@ -232,7 +233,12 @@ def test_versions_are_the_catalogues_in_the_dockerfile(dockerfile: Path) -> None
 def test_what_an_image_copies_is_sent_to_the_engine(dockerfile: Path) -> None:
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE)
-    sources = [source for line in copies for source in line.split()]
+    sources = {source for line in copies for source in line.split()} - {"."}
+    name = dockerfile.relative_to(ROOT)
+    parts = image_parts(ROOT, name)
+    assert f"/src/build/install parts {name}" in dockerfile.read_text()
+    sources |= {f"build/config/{part}" for part in parts} | {part for part in parts if (ROOT / part).is_dir()}
     assert sources
     for source in sources:
+        assert (ROOT / source).exists(), source
         assert {source, *map(str, Path(source).parents)} & sent, source

@@ -1,4 +1,4 @@
-"""README.md against the code."""
+"""The documents against the code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from balancer.config import BalancerConfig
+from common.environment import ConfigError
 from grpc_server.config import ServerConfig
 from registrar.config import RegistrarConfig
-from registrar.environment import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 class Recorder(Mapping[str, str]):
@@ -35,8 +35,8 @@ class Recorder(Mapping[str, str]):
 
 
 def documented() -> set[str]:
-    """The variables of the README's table."""
-    return set(re.findall(r"^\| `([A-Z_]+)` \|", README.split("## Variables")[1].split("\n## ")[0], re.MULTILINE))
+    """The variables of the table."""
+    return set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "variables.md").read_text(), re.MULTILINE))
 
 
 def read_by_code() -> set[str]:
@@ -61,13 +61,17 @@ def test_every_variable_that_is_read_is_in_the_table_and_no_other() -> None:
     assert documented() == found | {"CONSUL_HTTP_ADDR", "LOCAL_STACK_HOME"}
 
 
-def test_every_directory_of_the_structure_exists() -> None:
-    structure = README.split("## Structure")[1]
-    for name in re.findall(r"^ *([\w./-]+?/?) {2,}\S", structure, re.MULTILINE):
-        candidates = [ROOT / name, ROOT / "build" / "config" / name]
-        assert any(path.exists() for path in candidates), name
+def test_every_path_of_the_structure_exists() -> None:
+    structure = (ROOT / "docs" / "structure.md").read_text()
+    names = re.findall(r"^ *([\w./-]+?/?) {2,}\S", structure, re.MULTILINE)
+    names += re.findall(r"`((?:\w+/)+\w+\.\w+)`", structure)
+    assert len(names) > 30
+    places = [ROOT, ROOT / "build" / "config", ROOT / "build" / "config" / "nginx" / "etc" / "nginx"]
+    for name in names:
+        assert any((place / name).exists() for place in places), name
 
 
-def test_every_file_that_the_readme_links_exists() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_a_document_links_exists(document: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+        assert (document.parent / link).exists(), link

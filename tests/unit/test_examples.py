@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from common.names import BALANCED_TAG
 from local_stack.settings import ROOT
 from registrar.checks import GrpcCheck
-from registrar.config import BALANCED_TAG, RegistrarConfig
+from registrar.config import RegistrarConfig
 
 EXAMPLES = ROOT / "examples"
 REPLICA = {"file": "examples/replica.yaml", "service": "replica"}

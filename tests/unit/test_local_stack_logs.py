@@ -1,4 +1,4 @@
-"""``logs --since``, and logs that are begun anew."""
+"""``logs --since``, and logs that are truncated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from local_stack.arguments import parser
-from local_stack.logs import later
+from local_stack.logs import lines_since
 from local_stack.rotation import rotate
 
 NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
@@ -30,24 +30,24 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_from_that_time_on_are_shown() -> None:
-    assert list(later(LINES, NOON)) == LINES[3:]
+    assert list(lines_since(LINES, NOON)) == LINES[3:]
 
 
 @pytest.mark.parametrize("text", ["order 2026-13-45 10:00:00", "2026-13-45 10:00:00 is no time", "0001-01-01 00:00:00"])
-def test_what_only_looks_like_a_time_is_none(text: str) -> None:
-    assert list(later([*LINES[:3], f"app | {text}", *LINES[3:]], NOON)) == LINES[3:]
+def test_a_text_that_only_looks_like_a_time_is_not_one(text: str) -> None:
+    assert list(lines_since([*LINES[:3], f"app | {text}", *LINES[3:]], NOON)) == LINES[3:]
 
 
-def test_without_a_time_all_are_shown() -> None:
-    assert list(later(LINES, None)) == LINES
+def test_without_a_time_all_lines_are_shown() -> None:
+    assert list(lines_since(LINES, None)) == LINES
 
 
-def test_before_the_first_time_nothing_is_known_and_nothing_shown() -> None:
-    assert list(later(["no time yet", *LINES[5:]], NOON)) == LINES[5:]
+def test_lines_before_the_first_time_are_not_shown() -> None:
+    assert list(lines_since(["no time yet", *LINES[5:]], NOON)) == LINES[5:]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("2m", 120), ("0s", 0)])
-def test_since_may_be_how_long_ago(text: str, seconds: int) -> None:
+def test_since_may_be_a_duration(text: str, seconds: int) -> None:
     since = parser().parse_args(["logs", "--since", text]).since
     assert abs((datetime.datetime.now(datetime.UTC) - since).total_seconds() - seconds) < 5
 
@@ -64,7 +64,7 @@ def test_since_of_another_form_is_a_usage_error(text: str, capsys: pytest.Captur
     assert "1h30m" in capsys.readouterr().err
 
 
-def test_a_long_log_begins_anew_and_its_writer_goes_on_there(tmp_path: Path) -> None:
+def test_a_long_log_is_truncated_and_its_writer_continues_there(tmp_path: Path) -> None:
     log, short = tmp_path / "long.log", tmp_path / "short.log"
     short.write_text("one\n")
     with log.open("a", buffering=1) as writer:
@@ -79,7 +79,7 @@ def test_a_long_log_begins_anew_and_its_writer_goes_on_there(tmp_path: Path) -> 
     assert not (tmp_path / "short.log.1").exists()
 
 
-def test_a_log_that_can_not_be_kept_is_emptied_all_the_same(tmp_path: Path) -> None:
+def test_a_log_that_can_not_be_copied_is_truncated_all_the_same(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("one\n")
     (tmp_path / "a.log.1").mkdir()
@@ -88,5 +88,5 @@ def test_a_log_that_can_not_be_kept_is_emptied_all_the_same(tmp_path: Path) -> N
     assert log.read_text() == ""
 
 
-def test_no_log_is_no_fault(tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_an_error(tmp_path: Path) -> None:
     rotate(tmp_path / "none", 1)

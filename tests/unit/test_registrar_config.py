@@ -1,13 +1,13 @@
-"""What the registrar makes of its environment, and what it then asks Consul for."""
+"""The registrar's settings, and the registrations that it makes of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from registrar.agent import registration
+from common.environment import ConfigError
+from registrar.agent import build_registration
 from registrar.checks import GrpcCheck, HttpCheck
 from registrar.config import RegistrarConfig
-from registrar.environment import ConfigError
 
 GOOD = {"APP_NAME": "hello_server", "APP_PORT": "7777", "CONSUL_PORT": "8500", "TAGS": "grpc_server", "HOSTNAME": "box"}
 
@@ -39,12 +39,12 @@ def test_every_missing_variable_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         RegistrarConfig.from_env({})
     assert sorted(caught.value.problems) == [
-        f"{name}: is not set" for name in ("APP_NAME", "APP_PORT", "CONSUL_PORT", "TAGS")
+        f"{name}: must be set" for name in ("APP_NAME", "APP_PORT", "CONSUL_PORT", "TAGS")
     ]
 
 
 def test_blank_is_as_missing() -> None:
-    assert problems(APP_NAME=" ", TAGS="\t") == ["APP_NAME: is not set", "TAGS: is not set"]
+    assert problems(APP_NAME=" ", TAGS="\t") == ["APP_NAME: must be set", "TAGS: must be set"]
 
 
 def test_every_problem_has_a_line() -> None:
@@ -68,7 +68,7 @@ def test_every_problem_has_a_line() -> None:
 @pytest.mark.parametrize("variable", ["APP_PORT", "CONSUL_PORT"])
 @pytest.mark.parametrize("port", ["-1", "0", "65536", "x", "80.0", "0x50", "+80", "1_0", "٨٠"])
 def test_port_outside_1_to_65535_is_refused(variable: str, port: str) -> None:
-    assert problems(**{variable: port}) == [f"{variable}: {port!r} is no whole number from 1 to 65535"]
+    assert problems(**{variable: port}) == [f"{variable}: must be an integer from 1 to 65535 (got {port!r})"]
 
 
 @pytest.mark.parametrize("port", ["1", "65535", " 80 "])
@@ -78,7 +78,7 @@ def test_port_from_1_to_65535_is_taken(port: str) -> None:
 
 @pytest.mark.parametrize("name", ["a b", "-a", "a-", "_a", "a.b", "a/b", 'a"b', "a;b", "a{b", "a$b", "é", "a" * 64])
 def test_name_that_dns_or_nginx_cannot_carry_is_refused(name: str) -> None:
-    assert problems(APP_NAME=name) == [f"APP_NAME: {name!r} is no name of 1 to 63 letters, digits, - and _"]
+    assert problems(APP_NAME=name) == [f"APP_NAME: must be 1 to 63 letters, digits, - and _ (got {name!r})"]
 
 
 @pytest.mark.parametrize("name", ["a", "hello_server", "load-balancer", "7", "a" * 63])
@@ -89,12 +89,13 @@ def test_name_of_a_dns_label_or_a_compose_service_is_taken(name: str) -> None:
 @pytest.mark.parametrize("variable", ["APP_NAME", "TAGS", "APP_ADDRESS", "CONSUL_ADDRESS", "WEIGHT", "APP_PORT"])
 @pytest.mark.parametrize("character", ["\n", "\0", "\x1b", "\x7f"])
 def test_control_character_is_refused_in_one_line(variable: str, character: str) -> None:
-    assert problems(**{variable: f"1{character}1"}) == [f"{variable}: {f'1{character}1'!r} holds a control character"]
+    text = f"1{character}1"
+    assert problems(**{variable: text}) == [f"{variable}: must not contain control characters (got {text!r})"]
 
 
 @pytest.mark.parametrize("address", ["1.2.3", "256.1.1.1", "a b", "a/b", "[::1]", "a..b", "-a", "http://a"])
 def test_address_that_is_neither_a_name_nor_an_ip_is_refused(address: str) -> None:
-    assert problems(APP_ADDRESS=address) == [f"APP_ADDRESS: {address!r} is no host name and no IP address"]
+    assert problems(APP_ADDRESS=address) == [f"APP_ADDRESS: must be a host name or an IP address (got {address!r})"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_each_wrong_tag_has_a_line() -> None:
 
 @pytest.mark.parametrize("weight", ["0", "-1", "65536", "1.5", "x"])
 def test_weight_outside_consuls_range_is_refused(weight: str) -> None:
-    assert problems(WEIGHT=weight) == [f"WEIGHT: {weight!r} is no whole number from 1 to 65535"]
+    assert problems(WEIGHT=weight) == [f"WEIGHT: must be an integer from 1 to 65535 (got {weight!r})"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("2.5", 2.5), ("10s", 10), ("3600", 3600)])
@@ -119,12 +120,12 @@ def test_drain_is_in_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "3601", "nan", "inf", "1e3", "2m", "s"])
-def test_drain_that_is_no_number_of_seconds_is_refused(text: str) -> None:
-    assert problems(DRAIN_SECONDS=text) == [f"DRAIN_SECONDS: {text!r} is no number of seconds from 0 to 3600"]
+def test_drain_that_is_not_a_number_of_seconds_is_refused(text: str) -> None:
+    assert problems(DRAIN_SECONDS=text) == [f"DRAIN_SECONDS: must be a number of seconds from 0 to 3600 (got {text!r})"]
 
 
 def test_unknown_check_type_is_refused_with_the_known_ones() -> None:
-    assert problems(HEALTH_CHECK_TYPE="tcp") == ["HEALTH_CHECK_TYPE: 'tcp' is none of http, grpc"]
+    assert problems(HEALTH_CHECK_TYPE="tcp") == ["HEALTH_CHECK_TYPE: must be one of http, grpc (got 'tcp')"]
 
 
 def test_endpoint_without_a_type_is_refused() -> None:
@@ -189,7 +190,7 @@ def test_grpc_endpoint_of_another_form_is_refused(endpoint: str) -> None:
 
 
 def test_registration_without_a_check_has_none() -> None:
-    assert registration(config(TAGS="a,b", WEIGHT="7"), (), passing=True) == {
+    assert build_registration(config(TAGS="a,b", WEIGHT="7"), (), passing=True) == {
         "ID": "hello_server-box-7777",
         "Name": "hello_server",
         "Port": 7777,
@@ -209,18 +210,18 @@ def test_registration_without_a_check_has_none() -> None:
         ("10.0.0.2:7777/protos.Ping", {}),
     ],
 )
-def test_a_grpc_check_of_the_replica_itself_tells_the_balancer_whom_to_ask_for(
+def test_a_grpc_check_of_the_replica_itself_tells_the_balancer_the_name_to_ask_for(
     endpoint: str, metadata: dict[str, str]
 ) -> None:
     made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT=endpoint)
-    assert registration(made, (), passing=True)["Meta"] == metadata
+    assert build_registration(made, (), passing=True)["Meta"] == metadata
 
 
 def test_services_and_version_are_metadata() -> None:
     made = config(GRPC_SERVICES=" shop.Orders , shop.Prices", VERSION="1.2.0-rc.1")
     assert made.grpc_services == ("shop.Orders", "shop.Prices")
     assert not made.asks_for_services
-    assert registration(made, made.grpc_services, passing=True)["Meta"] == {
+    assert build_registration(made, made.grpc_services, passing=True)["Meta"] == {
         "grpc_services": "shop.Orders,shop.Prices",
         "version": "1.2.0-rc.1",
     }
@@ -246,7 +247,7 @@ def test_a_grpc_service_of_another_form_is_refused(text: str) -> None:
 
 def test_more_services_than_the_catalogue_takes_are_refused() -> None:
     text = ",".join(f"shop.v1.Service{number:05}" for number in range(300))
-    assert problems(GRPC_SERVICES=text) == ["GRPC_SERVICES: does not fit into 8 values of 512 characters"]
+    assert problems(GRPC_SERVICES=text) == ["GRPC_SERVICES: must fit into 8 values of 512 characters (got 300 names)"]
 
 
 @pytest.mark.parametrize("text", ["-1", "1 2", 'v1"', 129 * "1"])
@@ -255,12 +256,12 @@ def test_a_version_of_another_form_is_refused(text: str) -> None:
 
 
 def test_registration_carries_the_address_that_was_given() -> None:
-    assert registration(config(APP_ADDRESS="10.0.0.1"), (), passing=True)["Address"] == "10.0.0.1"
+    assert build_registration(config(APP_ADDRESS="10.0.0.1"), (), passing=True)["Address"] == "10.0.0.1"
 
 
 def test_registration_with_an_http_check_is_consuls() -> None:
     made = config(HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT="/h", HEALTH_CHECK_INTERVAL="2.5s")
-    assert registration(made, (), passing=True)["Check"] == {
+    assert build_registration(made, (), passing=True)["Check"] == {
         "Name": "HTTP GET http://127.0.0.1:7777/h",
         "HTTP": "http://127.0.0.1:7777/h",
         "Interval": "2500ms",
@@ -272,7 +273,7 @@ def test_registration_with_an_http_check_is_consuls() -> None:
 
 def test_registration_with_a_grpc_check_is_consuls() -> None:
     made = config(HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT="/protos.Ping", HEALTH_CHECK_TIMEOUT="0.1")
-    assert registration(made, (), passing=False)["Check"] == {
+    assert build_registration(made, (), passing=False)["Check"] == {
         "Name": "gRPC health of 127.0.0.1:7777/protos.Ping",
         "GRPC": "127.0.0.1:7777/protos.Ping",
         "GRPCUseTLS": False,

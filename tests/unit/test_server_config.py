@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from common.environment import ConfigError
 from grpc_server.config import ServerConfig
-from registrar.environment import ConfigError
 
 
 def problems(**variables: str) -> list[str]:
@@ -42,9 +42,9 @@ def test_every_problem_has_a_line() -> None:
 
 @pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
 def test_port_outside_1_to_65535_is_refused(port: str) -> None:
-    assert problems(APP_PORT=port) == [f"APP_PORT: {port!r} is no whole number from 1 to 65535"]
+    assert problems(APP_PORT=port) == [f"APP_PORT: must be an integer from 1 to 65535 (got {port!r})"]
 
 
 @pytest.mark.parametrize("workers", ["-1", "0", "257", "two"])
 def test_number_of_workers_outside_1_to_256_is_refused(workers: str) -> None:
-    assert problems(GRPC_WORKERS=workers) == [f"GRPC_WORKERS: {workers!r} is no whole number from 1 to 256"]
+    assert problems(GRPC_WORKERS=workers) == [f"GRPC_WORKERS: must be an integer from 1 to 256 (got {workers!r})"]

@@ -1,4 +1,4 @@
-"""Where a stack lives: addresses and ports."""
+"""The addresses and ports of a stack."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_address_base_outside_the_loopback_network_is_refused(base: str) -> None
 
 @pytest.mark.parametrize("port", [-1, 0, 65536])
 def test_port_outside_1_to_65535_is_refused(port: int) -> None:
-    with pytest.raises(LocalStackError, match=f"--port: {port} is no port"):
+    with pytest.raises(LocalStackError, match=f"--port: must be an integer from 1 to 65535 .got {port}"):
         Settings(port=port)
-    with pytest.raises(LocalStackError, match=f"--consul-port: {port} is no port"):
+    with pytest.raises(LocalStackError, match=f"--consul-port: must be an integer from 1 to 65535 .got {port}"):
         Settings(consul_port=port)
 
 

@@ -1,4 +1,4 @@
-"""The shell scripts of the images, under dash (or whatever sh is) and under busybox."""
+"""The shell scripts of the images, under this machine's sh and under busybox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def need(program: str) -> None:
 
 @dataclass(frozen=True)
 class Shell:
-    """A shell, and where it looks for programs."""
+    """A shell with its search path and working directory."""
 
     command: tuple[str, ...]
     path: str
@@ -71,7 +71,7 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     applets.mkdir()
     for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
         (applets / name).symlink_to(str(shutil.which("busybox")))
-    # Only the script itself is ash's: the helpers that it calls are run as their first line says, by /bin/sh.
+    # Only the script itself runs in ash; the scripts that it calls run in /bin/sh, by their first line.
     return Shell(("busybox", "ash"), f"{applets}:{path}", tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_script_passes_shellcheck(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_is_one_of_busyboxs_shell_too(script: Path) -> None:
+def test_script_is_valid_in_busyboxs_shell(script: Path) -> None:
     need("busybox")
     done = subprocess.run(["busybox", "ash", "-n", str(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -190,7 +190,7 @@ def test_available_waits_while_no_server_is_found(shell: Shell) -> None:
     )
     try:
         assert process.stderr
-        waiting = "[consul-available] none of 'no-such-host.invalid' is to be found yet\n"
+        waiting = "[consul-available] none of 'no-such-host.invalid' resolves yet\n"
         assert [process.stderr.readline() for _ in range(2)] == [waiting] * 2
         assert process.poll() is None
     finally:
@@ -263,7 +263,7 @@ def test_ui_is_served_only_when_true(fake_consul: Shell, value: str) -> None:
 def test_unknown_role_is_refused(fake_consul: Shell) -> None:
     done = fake_consul.start(CONSUL_ROLE="king")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "CONSUL_ROLE: 'king' is none of bootstrap, agent\n"
+    assert done.stderr == "CONSUL_ROLE: must be one of bootstrap, agent (got 'king')\n"
 
 
 def test_role_that_names_another_directory_is_refused(fake_consul: Shell) -> None:
@@ -288,7 +288,7 @@ def with_name(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., s
 def test_every_line_has_its_programs_name_at_once(
     with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    # It goes on only when its first line has been read.
+    # It continues only when its first line has been read.
     script = "echo first; read -r _; echo second >&2; echo; printf last"
     with with_name(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -303,10 +303,10 @@ def test_every_line_has_its_programs_name_at_once(
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_program_goes_on_when_its_lines_can_not_be_written(
+def test_a_program_continues_when_its_lines_can_not_be_written(
     with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    # More than the pipe holds, in lines that awk writes one by one; and a line once awk has met its fault.
+    # More than the pipe holds, in lines that awk writes one by one; and a line after awk has failed.
     script = "i=0; while [ $i -lt 3000 ]; do echo 'forty characters are a line of this log.'; i=$((i + 1)); done"
     with Path("/dev/full").open("wb") as full:
         process = with_name(f"{script}; sleep 0.2; echo more && touch done", stdout=full, stderr=subprocess.DEVNULL)

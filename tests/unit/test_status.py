@@ -1,4 +1,4 @@
-"""The tables of ``status``."""
+"""The tables and explanations of ``status``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import datetime
 
 import pytest
 
-from registrar.environment import ConfigError
-from registrar.status import Replica, Source, Status, StatusError
-from registrar.status_command import age, columns, status_source, tables, ways
+from common.environment import ConfigError
+from status.command import find_source
+from status.model import Replica, Status, StatusError
+from status.text import align_columns, explain, format_age, format_tables
+from status.view import Source
 
 NOW = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
@@ -52,15 +54,15 @@ def status(*replicas: Replica, problem: str = "") -> Status:
     ],
 )
 def test_age_is_how_long_ago_it_was_registered(registered: str, shown: str) -> None:
-    assert age(registered, NOW) == shown
+    assert format_age(registered, NOW) == shown
 
 
 def test_columns_are_aligned_and_end_without_spaces() -> None:
-    assert columns([("A", "BB", ""), ("aaa", "b", "")]) == "A    BB\naaa  b"
+    assert align_columns([("A", "BB", ""), ("aaa", "b", "")]) == "A    BB\naaa  b"
 
 
 def test_a_replica_in_which_the_views_differ_is_marked() -> None:
-    shown = tables(status(replica(), replica(node="other", balancer="", difference="it is missing")), NOW)
+    shown = format_tables(status(replica(), replica(node="other", balancer="", difference="it is missing")), NOW)
     assert shown.splitlines() == [
         "   APPLICATION  REPLICA  ADDRESS        WEIGHT  VERSION  CHECK    AGE   BALANCER",
         "   shop         box      10.0.0.2:7777  9       2        passing  60 s  serving",
@@ -68,8 +70,8 @@ def test_a_replica_in_which_the_views_differ_is_marked() -> None:
     ]
 
 
-def test_without_a_balancer_nothing_is_said_of_its_view() -> None:
-    shown = tables(status(replica(balancer="", rendered=None), problem="no balancer"), NOW)
+def test_without_a_balancer_its_view_is_unknown() -> None:
+    shown = format_tables(status(replica(balancer="", rendered=None), problem="no balancer"), NOW)
     assert shown.splitlines()[1].endswith("60 s  ?")
     assert shown.splitlines()[-1] == "! no balancer"
 
@@ -81,23 +83,23 @@ def test_without_a_balancer_nothing_is_said_of_its_view() -> None:
         ({"check": "critical", "rendered": False, "balancer": ""}, "check"),
         ({"id": "", "check": "", "node_check": "", "rendered": False, "balancer": ""}, "catalogue"),
         ({"rendered": False, "balancer": ""}, "rendered list"),
-        ({"balancer": "refused"}, "balancer"),
+        ({"balancer": "ejected: refused"}, "balancer"),
     ],
 )
 def test_the_first_step_that_is_missing_is_named(given: dict[str, object], step: str) -> None:
-    assert ways(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
+    assert explain(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
 
 
 def test_a_replica_that_misses_no_step_gets_calls() -> None:
-    assert ways(status(replica())).endswith("  it gets its share of the calls")
+    assert explain(status(replica())).endswith("  it gets its share of the calls")
 
 
 @pytest.mark.parametrize(
     ("given", "step"),
     [({"check": "critical"}, "check"), ({"id": "", "check": "", "rendered": False, "balancer": "held"}, "catalogue")],
 )
-def test_a_replica_that_the_balancer_still_serves_is_not_said_to_get_none(given: dict[str, object], step: str) -> None:
-    shown = ways(status(replica(**given)))
+def test_a_replica_that_the_balancer_still_serves_is_shown_as_such(given: dict[str, object], step: str) -> None:
+    shown = explain(status(replica(**given)))
     assert shown.endswith(f"it still gets its share of the calls, in spite of: {step}")
 
 
@@ -108,13 +110,15 @@ def test_a_refusal_is_found_by_application_address_and_port() -> None:
     shown = Status(
         replicas=[refused], services=[], refused=[{**entry, "port": 1, "reason": "other"}, entry], problem=""
     )
-    assert reason in ways(shown)
-    assert "other" not in ways(shown)
-    assert reason not in ways(Status(replicas=[replica(address="0.0.0.2")], services=[], refused=[entry], problem=""))
+    assert reason in explain(shown)
+    assert "other" not in explain(shown)
+    assert reason not in explain(
+        Status(replicas=[replica(address="0.0.0.2")], services=[], refused=[entry], problem="")
+    )
 
 
-def test_what_is_registered_can_do_nothing_to_the_terminal() -> None:
-    shown = tables(status(replica(version="1\x1b[2J\nfake", difference="\x07")), NOW)
+def test_registered_text_has_no_effect_on_the_terminal() -> None:
+    shown = format_tables(status(replica(version="1\x1b[2J\nfake", difference="\x07")), NOW)
     assert "1?[2J?fake" in shown
     assert not [character for character in shown if character != "\n" and not character.isprintable()]
 
@@ -122,19 +126,19 @@ def test_what_is_registered_can_do_nothing_to_the_terminal() -> None:
 def test_a_name_is_of_an_application_a_replica_or_a_node() -> None:
     found = status(replica(), replica(application="other", id="other-1", node="elsewhere"))
     for name in ("shop", "shop-box-7777", "box"):
-        assert [one.application for one in found.of(name).replicas] == ["shop"]
+        assert [one.application for one in found.select(name).replicas] == ["shop"]
     with pytest.raises(StatusError, match="is called nothing; there is other, shop"):
-        found.of("nothing")
+        found.select("nothing")
 
 
 def test_addresses_come_from_the_options_then_from_the_environment() -> None:
     env = {"CONSUL_ADDRESS": "agent", "CONSUL_PORT": "8501", "LB_STATUS_PORT": "81"}
-    assert status_source(None, None, {}) == Source("127.0.0.1", 8500, "127.0.0.1:8080")
-    assert status_source(None, None, env) == Source("agent", 8501, "127.0.0.1:81")
-    assert status_source(":1", "[::1]:2", env) == Source("127.0.0.1", 1, "[::1]:2")
+    assert find_source(None, None, {}) == Source("127.0.0.1", 8500, "127.0.0.1:8080")
+    assert find_source(None, None, env) == Source("agent", 8501, "127.0.0.1:81")
+    assert find_source(":1", "[::1]:2", env) == Source("127.0.0.1", 1, "[::1]:2")
 
 
 @pytest.mark.parametrize("address", ["host", "host:", "host:x", ":0", "a b:1"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(ConfigError):
-        status_source(address, None, {})
+        find_source(address, None, {})

@@ -293,10 +293,10 @@ function _M.say(replicas, state_of, age_seconds)
         local app, replica = key:match("^(.*)\t(.*)$")
         ngx.say('grpc_lb_in_flight{application="', app, '",replica="', replica, '"} ', in_flight[key])
     end
-    ngx.say("# HELP grpc_lb_peers Replicas by state.\n# TYPE grpc_lb_peers gauge")
+    ngx.say("# HELP grpc_lb_replicas Replicas by state.\n# TYPE grpc_lb_replicas gauge")
     for _, key in ipairs(sorted(states)) do
         local app, state = key:match("^(.*)\t(.*)$")
-        ngx.say('grpc_lb_peers{application="', app, '",state="', state, '"} ', states[key])
+        ngx.say('grpc_lb_replicas{application="', app, '",state="', state, '"} ', states[key])
     end
     ngx.say("# HELP grpc_lb_last_update_age_seconds Time since the list of replicas last changed.\n",
         "# TYPE grpc_lb_last_update_age_seconds gauge\n",

@@ -1,0 +1,165 @@
+"""From "the agent says passing" to the first answer of a replica, and from "deregistered" to its last."""
+
+from __future__ import annotations
+
+import operator
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+
+import grpc
+
+from benchmarks import report
+from benchmarks.bench import Bench
+from protos import api_pb2_grpc
+from testbed.calls import channel, greeted, wait_for_answers
+from testbed.errors import BenchmarkError
+from testbed.processes import wait_until
+from testbed.programs import ROOT
+from testbed.stats import Spread, percentile
+
+_NAME = "bench-newcomer"
+_REPLICAS = 1
+_CALLERS = 2
+_MOST_SECONDS = 5.0
+# How long calls are watched after a deregistration, and between two of them.
+_WATCH_SECONDS = 0.25
+_BAR = 100.0
+_SERVED_BAR, _GONE_BAR = 27.0, 31.0
+_MILLI = 1000
+_PERCENTS = (50, 90, 99, 100)
+
+
+class Callers:
+    """Threads that call, with a pause or without, and note when the newcomer answered."""
+
+    def __init__(self, target: str, pause_seconds: float = 0.0, callers: int = _CALLERS) -> None:
+        self._pause_seconds = pause_seconds
+        self.failures: list[str] = []
+        self.first: float | None = None
+        self.last = 0.0
+        self._target = target
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        with channel(self._target) as one:
+            ping = api_pb2_grpc.PingStub(one)
+            while not self._ended.wait(self._pause_seconds):
+                try:
+                    name = greeted(ping)
+                except grpc.RpcError as error:
+                    self.failures.append(f"{error.code().name} {error.details()}")
+                    continue
+                if name == _NAME:
+                    self.last = time.monotonic()
+                    if self.first is None:
+                        self.first = self.last
+
+
+def run(bench: Bench) -> report.Section:
+    """Registers and deregisters a replica that is ready, again and again."""
+    bench.stack.ensure(_REPLICAS)
+    joined: list[Spread] = []
+    left: list[Spread] = []
+    with newcomer(bench, bench.address(0)) as peer:
+        for number in range(bench.plan.rounds if bench.plan.long_rounds > 1 else 1):
+            bench.say(f"latency: round {number + 1}, {bench.plan.registrations} registrations")
+            first, last = measure(bench, peer, bench.plan.registrations)
+            joined.append(Spread.of(first))
+            left.append(Spread.of(last))
+    return _section(bench, joined, left)
+
+
+@contextmanager
+def newcomer(bench: Bench, address: str) -> Iterator[str]:
+    """Runs the server that comes and goes, which answers when the block begins; gives its ``address:port``."""
+    environment = {"HOSTNAME": _NAME, "BIND_ADDRESS": address, "APP_PORT": "7777", "GRPC_WORKERS": "1"}
+    server = bench.processes.start("newcomer", [sys.executable, "-m", "grpc_server"], cwd=ROOT, env=environment)
+    try:
+        wait_for_answers(f"{address}:7777", 1, 15)
+        yield f"{address}:7777"
+    finally:
+        bench.processes.stop(server)
+
+
+def measure(
+    bench: Bench,
+    peer: str,
+    registrations: int,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    pause_seconds: float = 0.0,
+) -> tuple[list[float], list[float]]:
+    """Milliseconds to the first answer and to the last one, of each registration of the newcomer.
+
+    Args:
+        bench: the run.
+        peer: the newcomer.
+        registrations: how many.
+        metadata: to register it with.
+        pause_seconds: of each caller, between two calls.
+
+    Raises:
+        BenchmarkError: a call failed meanwhile.
+    """
+    joined, left = [], []
+    with Callers(bench.stack.target, pause_seconds) as callers:
+        for _ in range(registrations):
+            callers.first = None
+            bench.stack.register(peer, metadata)
+            accepted = time.monotonic()
+            wait_until(lambda: callers.first is not None, _MOST_SECONDS, "an answer of a replica that passes", 0.002)
+            # It may have answered before this thread had read the agent's answer.
+            joined.append(max(0.0, (callers.first or accepted) - accepted) * _MILLI)
+            time.sleep(_WATCH_SECONDS / 5)
+            bench.stack.deregister(peer)
+            accepted = time.monotonic()
+            time.sleep(_WATCH_SECONDS)
+            wait_until(lambda: time.monotonic() - callers.last > _WATCH_SECONDS, _MOST_SECONDS, "the last call")
+            left.append(max(0.0, callers.last - accepted) * _MILLI)
+    if callers.failures:
+        raise BenchmarkError(
+            f"{len(callers.failures)} calls failed while replicas came and went: {callers.failures[0]}"
+        )
+    return joined, left
+
+
+def _section(bench: Bench, joined: list[Spread], left: list[Spread]) -> report.Section:
+    section = report.Section(
+        title="From registered to served",
+        method=(
+            f"A replica that is ready is registered with its agent as passing and deregistered again, "
+            f"{bench.plan.registrations} times a round, in the whole stack, while {_CALLERS} callers call without a "
+            "pause. From the agent's answer to the PUT until a call is answered by the replica; and until the last "
+            "call that it answered. No call may fail."
+        ),
+    )
+    rows = []
+    both = (("Passing to served", joined, _SERVED_BAR), ("Deregistered to its last answer", left, _GONE_BAR))
+    for what, rounds, most in both:
+        worst = Spread.of([percentile(one.values, 99) for one in rounds])
+        section.bars.append(report.judge(f"{what}, p99", worst, "ms", "under 100 ms", lambda value: value < _BAR))
+        bar = f"at most {most:.0f} ms"
+        section.bars.append(report.judge(f"{what}, p99", worst, "ms", bar, partial(operator.ge, most)))
+        medians = [Spread.of([percentile(one.values, percent) for one in rounds]).median for percent in _PERCENTS]
+        rows.append([what, *map(report.number, medians)])
+    columns = ["", "p50, ms", "p90, ms", "p99, ms", "longest, ms"]
+    section.tables.append(report.Table(columns=columns, rows=rows))
+    return section

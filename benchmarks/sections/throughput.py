@@ -1,0 +1,119 @@
+"""Calls a second with three Python replicas: this stack beside other balancers in front of the same replicas."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from operator import le
+
+from benchmarks import report
+from benchmarks.bench import Bench
+from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
+from testbed.errors import BenchmarkError, MissingError
+from testbed.load import CONNECTIONS, STREAMS, Load, h2load
+from testbed.processes import cpu_seconds, descendants
+from testbed.stats import Spread, ratios
+
+REPLICAS = 3
+# nginx's default ends a connection after 1,000 calls, and h2load makes no new one.
+TURN_CALLS = 4000
+OURS = "this stack"
+_NAME = "hello_server-1"
+_MICRO = 1_000_000
+
+
+@dataclass
+class Figures:
+    """A candidate's, one of each a round: calls a second, and the balancer's processor time in microseconds a call."""
+
+    rates: list[float] = field(default_factory=list)
+    micros: list[float] = field(default_factory=list)
+
+
+def run(bench: Bench) -> report.Section:
+    """Measures all candidates, round by round."""
+    bench.stack.ensure(REPLICAS)
+    peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
+    kinds = (OriginalNginx, HAProxy, Envoy)
+    candidates: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
+    missing: dict[str, str] = {}
+    with ExitStack() as stops:
+        targets = {OURS: (bench.stack.target, bench.stack.nginx())}
+        for one in candidates:
+            try:
+                one.start(peers)
+            except MissingError as error:
+                missing[one.name] = str(error)
+                continue
+            stops.callback(one.stop)
+            assert one.process is not None  # noqa: S101 - it has just been started
+            targets[one.name] = (one.target, descendants(one.process.pid))
+        for target, _ in targets.values():
+            _load(bench, target)
+        figures = {name: Figures() for name in targets}
+        for number in range(bench.plan.rounds):
+            bench.say(f"throughput: round {number + 1} of {bench.plan.rounds}")
+            _round(bench, targets, figures)
+    return _section(figures, missing)
+
+
+def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dict[str, Figures]) -> None:
+    """All candidates in turns: a machine's speed changes within seconds."""
+    turns = max(1, bench.plan.throughput_calls // TURN_CALLS)
+    seconds, used = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0)
+    answered = 0
+    for turn in range(turns):
+        # Who follows whom changes from turn to turn.
+        for name in list(targets) if turn % 2 == 0 else reversed(targets):
+            target, pids = targets[name]
+            before = cpu_seconds(pids)
+            load = _load(bench, target)
+            used[name] += cpu_seconds(pids) - before
+            seconds[name] += load.seconds
+        answered += load.answered
+    for name in targets:
+        figures[name].rates.append(answered / seconds[name])
+        figures[name].micros.append(used[name] / answered * _MICRO)
+
+
+def _load(bench: Bench, target: str) -> Load:
+    calls = min(TURN_CALLS, bench.plan.throughput_calls)
+    load = h2load(bench.processes, target, calls, f"Hello from {_NAME}.")
+    if load.failed:
+        raise BenchmarkError(f"{target}: {load.failed} of {calls} calls were not answered")
+    return load
+
+
+def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Section:
+    section = report.Section(
+        title="Calls a second with three Python replicas",
+        method=(
+            "Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
+            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all, in turns. Client, "
+            "balancer and replicas share the machine, so a call's processor time in all of them decides. Answers are "
+            "counted by their bytes; a call without an answer would end the run."
+        ),
+    )
+    rates = {name: Spread.of(found.rates) for name, found in figures.items()}
+    for name, bar, least in (
+        (OriginalNginx.name, "at least 1.6 times", 1.6),
+        (HAProxy.name, "at least 0.95 times", 0.95),
+        (Envoy.name, report.NO_BAR, 0.0),
+    ):
+        what = f"Calls a second, {OURS} over {name}"
+        if name not in rates:
+            section.bars.append(report.absent(what, bar, "not installed"))
+            continue
+        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", bar, partial(le, least))
+        section.bars.append(judged)
+    rows = []
+    for name, found in figures.items():
+        micros = Spread.of(found.micros)
+        rows.append([name, report.number(rates[name].median), report.spread(rates[name]), report.number(micros.median)])
+    rows += [[name, f"not installed ({why.partition(': ')[2]})", "", ""] for name, why in missing.items()]
+    columns = ["balancer", "calls a second", "spread", "processor time of the balancer, µs a call"]
+    section.tables.append(report.Table(columns=columns, rows=rows))
+    values = [(name, spread.median) for name, spread in rates.items()]
+    section.charts.append(report.Chart(title=section.title, unit="calls a second", values=values))
+    return section

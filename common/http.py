@@ -1,0 +1,12 @@
+"""Sessions for the HTTP APIs of the stack's own programs."""
+
+from __future__ import annotations
+
+import requests
+
+
+def session() -> requests.Session:
+    """A session that ignores the environment's proxies, which do not reach the programs of this stack."""
+    made = requests.Session()
+    made.trust_env = False
+    return made

@@ -1,0 +1,130 @@
+"""The commands of ``python -m local_stack``; each takes the stack and the parsed command line.
+
+Modules that only some commands need are imported there: the clients of gRPC and Consul take a third of a second, in
+which `up` has started the containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from local_stack import logs
+from local_stack.errors import LocalStackError, say
+from local_stack.settings import BALANCER_PORT
+from local_stack.stack import Stack
+
+
+def up(stack: Stack, arguments: Namespace) -> None:
+    """Starts the stack, waits until it answers, and follows its logs unless detached."""
+    names = ("address_base", "port", "consul_port")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings = replace(stack.settings, **given)
+    detached = arguments.detach or arguments.wait
+    try:
+        stack.up(dict(arguments.scale), settings)
+        _wait_ready(stack, arguments)
+        say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
+        if not detached:
+            logs.show(stack, (), sys.stdout, follow=True, lines=None)
+    except KeyboardInterrupt:
+        if not detached:
+            say("stopping")
+            stack.stop(stack.containers())
+        raise
+
+
+def scale(stack: Stack, arguments: Namespace) -> None:
+    """Changes the number of replicas and waits until they answer."""
+    stack.scale(dict(arguments.scale))
+    _wait_ready(stack, arguments)
+
+
+def rollout(stack: Stack, arguments: Namespace) -> None:
+    """Replaces the replicas of a service."""
+    from local_stack.rollout import replace_replicas
+
+    stack.require_up()
+    replace_replicas(stack, arguments.name, arguments.timeout)
+
+
+def ps(stack: Stack, arguments: Namespace) -> None:
+    """Lists the containers and their programs."""
+    from local_stack import listing
+
+    rows = listing.rows(stack)
+    if arguments.json or arguments.format == "json":
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        listing.print_table(rows)
+
+
+def status(stack: Stack, arguments: Namespace) -> int:
+    """Shows the replicas, in the catalogue and at the balancer."""
+    from status.command import find_source, show_status
+
+    stack.require_up()
+    balancer = stack.publisher(BALANCER_PORT)
+    port = balancer.service.environment.get("LB_STATUS_PORT", "8080")
+    source = find_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:{port}", os.environ)
+    return show_status(source, arguments)
+
+
+def show_logs(stack: Stack, arguments: Namespace) -> None:
+    """Shows the logs of the containers."""
+    logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail, since=arguments.since)
+
+
+def execute(stack: Stack, arguments: Namespace) -> None:
+    """Becomes the command, in the container's directory and with its environment."""
+    stack.require_up()
+    container = stack.containers([arguments.name])[0]
+    if not arguments.argv:
+        raise LocalStackError("exec: no command given, such as: consul members")
+    os.chdir(container.path)
+    shell = ["sh", "-c", '. ./environment; exec "$@"', "sh", *arguments.argv]
+    os.execv("/bin/sh", shell)  # noqa: S606 - the user's own command
+
+
+def control(stack: Stack, arguments: Namespace) -> None:
+    """Stops, starts or signals containers."""
+    stack.require_up()
+    containers = stack.containers(arguments.names)
+    match arguments.command:
+        case "stop":
+            stack.stop(containers)
+        case "start":
+            stack.start(containers)
+        case "restart":
+            stack.stop(containers)
+            stack.start(containers)
+        case "kill":
+            for container in containers:
+                container.kill(arguments.signal)
+        case "pause" | "unpause" as verb:
+            for container in containers:
+                container.pause() if verb == "pause" else container.unpause()
+
+
+def _wait_ready(stack: Stack, arguments: Namespace) -> None:
+    from local_stack.readiness import wait_ready
+
+    wait_ready(stack, arguments.timeout)
+
+
+# By the name on the command line; the result is the exit code, None is 0.
+COMMANDS: dict[str, Callable[[Stack, Namespace], int | None]] = {
+    "up": up,
+    "down": lambda stack, arguments: stack.down(volumes=arguments.volumes),
+    "scale": scale,
+    "rollout": rollout,
+    "ps": ps,
+    "status": status,
+    "logs": show_logs,
+    "exec": execute,
+    **dict.fromkeys(("kill", "pause", "unpause", "stop", "start", "restart"), control),
+}

@@ -1,0 +1,66 @@
+"""The environment of a container: the compose file's, and the addresses and paths that differ without Docker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from local_stack.compose import Service
+from local_stack.container import Container
+from local_stack.processes import CONTAINER, DIRECTORY
+from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT, Settings
+
+
+def container_environment(
+    container: Container, settings: Settings, services: Mapping[str, Service], tools: Mapping[str, Path]
+) -> dict[str, str]:
+    """The variables of a container.
+
+    Args:
+        container: the container.
+        settings: the stack's.
+        services: all services of the compose file, whose names stand for addresses in CONSUL_SERVER.
+        tools: the paths of the programs that are not Python packages.
+    """
+    address = container.address
+    result = dict(container.service.environment)
+    names = result.get("CONSUL_SERVER", "").replace(",", " ").split()
+    result |= {
+        "CONSUL_SERVER": ",".join(settings.address(services, name, 1) if name in services else name for name in names),
+        CONTAINER: container.name,
+        DIRECTORY: str(container.directory.path),
+        "HOSTNAME": container.name,
+        "CONTAINER_STDOUT": str(container.log),
+        "PATH": _search_path(container, tools),
+        "PYTHONPATH": str(ROOT),
+        "APP_ADDRESS": address,
+        "BIND_ADDRESS": address,
+        "CONSUL_BIND": address,
+        "CONSUL_CLIENT": address,
+        "CONSUL_ADDRESS": address,
+        "CONSUL_PORT": str(CONSUL_PORT),
+        "CONSUL_CONFIG_DIR": str(container.path / "etc" / "consul" / "conf.d"),
+        "CONSUL_DATA_DIR": str(container.path / "consul" / "data"),
+        "LB_LISTEN": f"{address}:{BALANCER_PORT} 127.0.0.1:{settings.port}",
+        "LB_STATUS_ADDRESS": address,
+        "PEER_CIDR": "127.0.0.0/8",
+    }
+    if CONSUL_PORT in container.service.published:
+        result |= {
+            "CONSUL_CLIENT": "127.0.0.1",
+            "CONSUL_ADDRESS": "127.0.0.1",
+            "CONSUL_PORT": str(settings.consul_port),
+            # 127.0.0.1 is shared with other stacks, so its DNS port may be in use.
+            "CONSUL_DNS_PORT": "-1",
+        }
+    # consul-template and the consul command read this one.
+    result["CONSUL_HTTP_ADDR"] = f"{result['CONSUL_ADDRESS']}:{result['CONSUL_PORT']}"
+    return result
+
+
+def _search_path(container: Container, tools: Mapping[str, Path]) -> str:
+    directories = [container.path / "usr" / "bin", Path(sys.executable).parent]
+    directories += [path.parent for path in tools.values()]
+    return os.pathsep.join([*dict.fromkeys(map(str, directories)), "/usr/local/bin", "/usr/bin", "/bin"])

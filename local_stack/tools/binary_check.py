@@ -1,0 +1,96 @@
+"""The binary check: whether a program that exists is a suitable one."""
+
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from local_stack.tools.errors import UnavailableError
+from local_stack.tools.places import Places
+from local_stack.tools.tool import NGINX, Tool
+
+_TIMEOUT_SECONDS = 30
+_CHECK_NGINX = Path(__file__).resolve().parents[2] / "build" / "check-nginx"
+# "2026/07/08 11:03:29 [emerg] 7#7: message" once the configuration is read, "nginx: [emerg] message" before.
+_NGINX_MESSAGE = re.compile(r"\[(?:emerg|alert|error)\] (?:\d+#\d+: )?(.*?)(?: in /\S+)?$", re.MULTILINE)
+
+
+def on_path(tool: Tool, places: Places) -> Path:
+    """Return the first suitable program of a tool's name on PATH or in the servers' directories.
+
+    Raises:
+        UnavailableError: if there is none; it names each unsuitable one and why.
+
+    """
+    reasons: dict[Path, str] = {}
+    for program in (directory / tool.name for directory in places.directories):
+        # access() first: it does not raise for a directory that may not be read.
+        if os.access(program, os.X_OK) and program.is_file() and program.resolve() not in reasons:
+            reasons[program.resolve()] = reason = unsuitable(tool, program)
+            if not reason:
+                return program
+    raise UnavailableError("; ".join(reasons.values()) or "none")
+
+
+def in_cache(tool: Tool, places: Places) -> Path:
+    """Return the tool that was downloaded or built before.
+
+    Raises:
+        UnavailableError: if there is none, or it does not run.
+
+    """
+    cached = places.cached(tool)
+    if reason := unsuitable(tool, cached) if cached.is_file() else f"no {cached}":
+        raise UnavailableError(reason)
+    return cached
+
+
+def unsuitable(tool: Tool, program: Path) -> str:
+    """Run a program and say why it is unsuitable; empty if it is suitable."""
+    try:
+        _, output = _run(program, str(program), "-v")
+        found = re.search(rf"^{tool.name}(?: version: \S+/| v)(\d\S*)", output, re.IGNORECASE | re.MULTILINE)
+        if not found:
+            return f"{program} prints no version, but {(output.splitlines() or ['nothing'])[0]!r}"
+        if reason := tool.unsuitable(found[1]):
+            return f"{program}: {reason}"
+        return _unsuitable_nginx(program) if tool is NGINX else ""
+    except subprocess.TimeoutExpired:
+        return f"{program} did not end within {_TIMEOUT_SECONDS} s"
+    except OSError as error:
+        return f"{program} does not run: {error.strerror}"
+
+
+def _unsuitable_nginx(program: Path) -> str:
+    """Say why nginx does not balance by Lua; empty if it does."""
+    code, output = _run(program, "sh", "-c", _read_check())
+    if code == 0:
+        return ""
+    # The last message is the one that ended nginx; the alerts before it may be advice.
+    message = (_NGINX_MESSAGE.findall(output) or [f"exit {code}"])[-1]
+    if "by_lua_block" in message:
+        return f"{program} has no Lua module: {message}"
+    if "module 'cjson' not found" in message:
+        names = " or ".join(packages[-1] for packages in NGINX.packages.values())
+        return f"{program} has no JSON library for its Lua: install {names}"
+    return f"{program} does not run the stack's Lua: {message}"
+
+
+@cache
+def _read_check() -> str:
+    return _CHECK_NGINX.read_text(encoding="utf-8")
+
+
+def _run(program: Path, *command: str) -> tuple[int, str]:
+    """Run a command for which a program is the first of its name; return the exit code and the output."""
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ.get('PATH', '')}:/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace").strip()

@@ -1,0 +1,265 @@
+"""The candidates: each is started in front of some peers, and its membership can be changed while it runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from testbed import programs, render
+from testbed.calls import wait_for_answers
+from testbed.catalogue import catalogue
+from testbed.errors import BenchmarkError
+from testbed.processes import Processes, children, wait_until
+
+_START_SECONDS = 15.0
+_SLOTS = 16
+
+
+def _answers(target: str) -> object:
+    return wait_for_answers(target, 1, _START_SECONDS)
+
+
+class Balancer:
+    """A balancer on 127.0.0.1 that this program starts.
+
+    Args:
+        processes: what starts and ends it.
+        port: where it listens.
+    """
+
+    name = ""
+    how = ""
+
+    def __init__(self, processes: Processes, port: int) -> None:
+        self.processes = processes
+        self.port = port
+        self.directory = processes.directory / f"{type(self).__name__.lower()}-{port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> str:
+        """Where calls go."""
+        return f"127.0.0.1:{self.port}"
+
+    def require(self) -> None:
+        """Raises MissingError when its program is not installed."""
+
+    def start(self, peers: Sequence[str], *, ready: Callable[[str], object] = _answers) -> None:
+        """Starts it and waits until it is ready, which by default is that a call of Ping is answered at its address."""
+        self.require()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        try:
+            self._launch(peers)
+            ready(self.target)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{self.name}: {error}\n{self.tail()}") from error
+
+    def stop(self) -> None:
+        """Ends it."""
+        if self.process:
+            self.processes.stop(self.process)
+            self.process = None
+
+    def tail(self) -> str:
+        """The last lines that it printed."""
+        return self.processes.tail(self._log)
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Makes these peers the ones that are balanced over, while calls go on."""
+        raise NotImplementedError
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        raise NotImplementedError
+
+    @property
+    def _log(self) -> str:
+        return self.directory.name
+
+    def _spawn(self, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+        self.process = self.processes.start(self._log, command, cwd=self.directory, env=env)
+
+
+class LuaNginx(Balancer):
+    """The stack's own nginx with the files of build/config/nginx, without Consul and the control plane."""
+
+    name = "nginx with the Lua balancer"
+    # What is on in one of the variants below, and off in all others.
+    variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "off"}
+
+    def workers(self) -> list[int]:
+        """The worker processes."""
+        if not self.process:
+            raise BenchmarkError("nginx does not run")
+        return children(self.process.pid)
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        shutil.copytree(programs.ROOT / "build" / "config" / "nginx", self.directory, dirs_exist_ok=True)
+        for needed in ("etc/nginx/conf.d", "run", "var/lib/load-balancer"):
+            (self.directory / needed).mkdir(parents=True, exist_ok=True)
+        path = [str(self.directory / "usr" / "bin"), str(programs.tool("nginx").parent), os.environ["PATH"]]
+        env = {
+            "PATH": os.pathsep.join(path),
+            "LB_LISTEN": self.target,
+            "LB_STATUS_PORT": str(self.port + 1),
+            "PEER_CIDR": "127.0.0.0/8",
+            "NGINX_UPDATE": "dynamic",
+            "BIND_ADDRESS": "127.0.0.1",
+            **self.variables,
+        }
+        self._configure(env, peers)
+        self._spawn(["nginx-start"], env)
+
+    def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:
+        self._render(env)
+        # nginx starts with the control plane's snapshot.
+        (self.directory / "var/lib/load-balancer/snapshot.json").write_text(render.snapshot(peers))
+
+    def _render(self, env: Mapping[str, str]) -> None:
+        """Renders the configuration, with consul-template as in the stack."""
+        template = programs.ROOT / "build/config/consul-template/etc/consul-templates/load-balancer.tpl"
+        rendered = self.directory / "etc/nginx/conf.d/load-balancer.conf"
+        command: list[str | Path] = [
+            programs.tool("consul-template"),
+            "-once",
+            "-log-level=err",
+            "-template",
+            f"{template}:{rendered}",
+        ]
+        self.processes.run(command, cwd=self.directory, env=env)
+
+
+class CountingNginx(LuaNginx):
+    """The same with metrics, which nobody reads."""
+
+    name = "the same with metrics"
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        self.variables = {**LuaNginx.variables, "METRICS_PORT": str(self.port + 2)}
+        super()._launch(peers)
+
+
+class LoggingNginx(LuaNginx):
+    """The same with a line of JSON a call, which goes to a file."""
+
+    name = "the same with the access log"
+    variables: Mapping[str, str] = {**LuaNginx.variables, "LB_ACCESS_LOG": "on"}
+
+
+class StaticNginx(LuaNginx):
+    """The stack's own nginx with NGINX_UPDATE=reload: nginx's own round robin, and no Lua."""
+
+    name = "nginx, the same with a static upstream and no Lua"
+    variables: Mapping[str, str] = {**LuaNginx.variables, "NGINX_UPDATE": "reload"}
+
+    def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:
+        with catalogue(self.processes, peers) as address:
+            self._render({**env, "CONSUL_HTTP_ADDR": address})
+
+
+class OriginalNginx(Balancer):
+    """nginx as the original of this stack configured it."""
+
+    name = "nginx, the original's settings"
+    how = "restart"
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Writes the configuration and restarts nginx, as the original's consul-template did."""
+        self._configure(peers)
+        self.stop()
+        self._start_nginx()
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        self._configure(peers)
+        self._start_nginx()
+
+    def _configure(self, peers: Sequence[str]) -> None:
+        text = render.fill("original.conf", {"PORT": str(self.port), "SERVERS": render.servers(peers)})
+        (self.directory / "nginx.conf").write_text(text)
+
+    def _start_nginx(self) -> None:
+        prefix: list[str | Path] = ["-p", self.directory, "-c", self.directory / "nginx.conf", "-e", "error.log"]
+        self._spawn([programs.tool("nginx"), *prefix, "-g", "daemon off;"])
+
+
+class HAProxy(Balancer):
+    """HAProxy as its documents advise for gRPC."""
+
+    name = "HAProxy"
+    how = "runtime API"
+
+    def require(self) -> None:
+        """Raises MissingError when it is not installed."""
+        programs.program("haproxy")
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Gives each peer that is new a free slot; one that goes is drained and its slot is free again."""
+        for peer in set(self._slots) - set(peers):
+            self._say(f"set server grpc_servers/replica{self._slots.pop(peer)} state drain")
+        for peer in peers:
+            if peer not in self._slots:
+                slot = next(number for number in range(1, _SLOTS + 1) if number not in self._slots.values())
+                address, _, port = peer.rpartition(":")
+                self._slots[peer] = slot
+                self._say(f"set server grpc_servers/replica{slot} addr {address} port {port}")
+                self._say(f"set server grpc_servers/replica{slot} state ready")
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        values = {"PORT": str(self.port), "WORKERS": str(worker_count()), "SLOTS": str(_SLOTS)}
+        (self.directory / "haproxy.cfg").write_text(render.fill("haproxy.cfg", values))
+        self._slots: dict[str, int] = {}
+        self._spawn([programs.program("haproxy"), "-f", "haproxy.cfg", "-db"])
+        wait_for_socket(self.directory / "haproxy.sock")
+        self.change(peers)
+
+    def _say(self, command: str) -> None:
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(5)
+            control.connect(str(self.directory / "haproxy.sock"))
+            control.sendall(f"{command}\n".encode())
+            answer = b"".join(iter(lambda: control.recv(4096), b"")).decode().strip()
+        # It says what it changed of an address, and nothing of a state.
+        if answer and "changed" not in answer and "no need to change" not in answer:
+            raise BenchmarkError(f"HAProxy: {command}: {answer}")
+
+
+class Envoy(Balancer):
+    """Envoy as its documents advise, its endpoints in a file."""
+
+    name = "Envoy"
+    how = "EDS file"
+
+    def require(self) -> None:
+        """Raises MissingError when it is not installed."""
+        programs.program("envoy")
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Moves a new list of endpoints into place."""
+        (self.directory / "eds.new").write_text(render.endpoints(peers))
+        (self.directory / "eds.new").replace(self.directory / "eds.yaml")
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        values = {"PORT": str(self.port), "DIRECTORY": str(self.directory)}
+        (self.directory / "envoy.yaml").write_text(render.fill("envoy.yaml", values))
+        self.change(peers)
+        options = ["--concurrency", str(worker_count()), "--log-level", "error", "--disable-hot-restart"]
+        self._spawn([programs.program("envoy"), "-c", "envoy.yaml", *options])
+
+
+def worker_count() -> int:
+    """How many workers or threads every candidate has: one a core, as NGINX_WORKERS=auto."""
+    return os.cpu_count() or 1
+
+
+def wait_for_socket(path: Path) -> None:
+    """Waits until a Unix socket is there and somebody listens at it."""
+
+    def there() -> bool:
+        with socket.socket(socket.AF_UNIX) as one:
+            return one.connect_ex(str(path)) == 0
+
+    wait_until(there, _START_SECONDS, path.name)

@@ -1,0 +1,89 @@
+"""A Consul that lives for a moment: the peers that consul-template renders are registered with it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from testbed import programs
+from testbed.errors import BenchmarkError
+from testbed.processes import Processes, wait_until
+
+_START_SECONDS = 30.0
+# What Consul's transaction endpoint takes at a time (API documentation, "Txn").
+_OPERATIONS = 64
+_NODE, _NODE_ADDRESS = "bench", "127.0.0.1"
+# No connection goes out from here, as from 127.0.0.1, where any that a load makes may take a port that was free.
+_ADDRESS = "127.0.0.3"
+
+
+@contextmanager
+def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
+    """Runs an agent on loopback whose catalogue has these peers; gives the address of its HTTP API.
+
+    Raises:
+        BenchmarkError: it does not start, or refuses a peer.
+    """
+    http, server, serf = _free_ports(3)
+    command: list[str | Path] = [
+        programs.tool("consul"),
+        *("agent", "-dev", "-log-level=err", f"-bind={_ADDRESS}", f"-client={_ADDRESS}"),
+        *(f"-http-port={http}", f"-server-port={server}"),
+        *(f"-serf-lan-port={serf}", "-serf-wan-port=-1", "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"),
+    ]
+    agent = processes.start("catalogue", command, cwd=processes.directory)
+    try:
+        session = requests.Session()
+        session.trust_env = False
+        base = f"http://{_ADDRESS}:{http}/v1"
+        try:
+            wait_until(lambda: _has_leader(session, base), _START_SECONDS, "the catalogue's leader", 0.05)
+            session.put(
+                f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
+            ).raise_for_status()
+            transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
+        except (BenchmarkError, requests.RequestException) as error:
+            raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
+        yield f"{_ADDRESS}:{http}"
+    finally:
+        processes.stop(agent)
+
+
+def _has_leader(session: requests.Session, base: str) -> bool:
+    try:
+        return bool(session.get(f"{base}/status/leader", timeout=5).json())
+    except (requests.ConnectionError, requests.JSONDecodeError):
+        return False
+
+
+def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
+    """Changes the catalogue behind an agent's HTTP API, so many operations at a time as Consul takes.
+
+    Raises:
+        requests.RequestException: the agent is out of reach or refuses.
+    """
+    with requests.Session() as session:
+        session.trust_env = False
+        for begin in range(0, len(operations), _OPERATIONS):
+            part = operations[begin : begin + _OPERATIONS]
+            session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
+
+
+def _operation(peer: str) -> dict[str, object]:
+    address, _, port = peer.rpartition(":")
+    service = {"ID": peer, "Service": "bench", "Address": address, "Port": int(port), "Tags": ["grpc_server"]}
+    return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
+
+
+def _free_ports(count: int) -> list[int]:
+    """TCP ports of that address that were free a moment ago."""
+    sockets = [socket.create_server((_ADDRESS, 0)) for _ in range(count)]
+    try:
+        return [int(taken.getsockname()[1]) for taken in sockets]
+    finally:
+        for taken in sockets:
+            taken.close()

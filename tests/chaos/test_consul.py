@@ -1,0 +1,170 @@
+"""The Consul cluster loses its leader, all its servers, and its data, while calls go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+import requests
+
+from tests.support.balancer import BALANCER, peers
+from tests.support.calls import say_hello, status
+from tests.support.chaos import record
+from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.load import two_clients
+from tests.support.local import with_replicas
+from tests.support.rounds import FULL
+from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.timeout(1800 if FULL else 900)
+
+# The short form runs on machines that do other work as well.
+LIMIT_FACTOR = 1 if FULL else 4
+# Serf's number of a member that is there.
+ALIVE = 1
+SERVERS = ("server-1", "server-2", "server-3")
+
+
+@pytest.fixture
+def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with three replicas; one again afterwards."""
+    yield from with_replicas(stack, 3)
+
+
+def leader(driver: LocalDriver) -> str:
+    """The container of the leader; empty while there is none."""
+    try:
+        response = requests.get(f"http://127.0.0.1:{driver.consul_port}/v1/status/leader", timeout=5)
+    except requests.RequestException:
+        return ""
+    address = str(response.json()).split(":")[0] if response.ok else ""
+    return driver.server_at(address) if address else ""
+
+
+def members(driver: LocalDriver) -> dict[str, int]:
+    """The agents as the UI's agent sees them."""
+    return {one["Name"]: one["Status"] for one in ConsulApi(driver).get("/v1/agent/members")}
+
+
+def states(driver: LocalDriver) -> dict[str, object]:
+    """The balancer's replicas by address."""
+    return {str(peer["address"]): peer["state"] for peer in peers(driver)}
+
+
+# First: for a minute after the catalogue has lost its data, what is absent from it stays while it answers.
+def test_a_deregistration_by_hand_takes_effect_at_once_the_last_one_included(stack: LocalDriver) -> None:
+    stack.up(0)
+    address = stack.run_server(SERVER_NAME)
+    api = ConsulApi(stack)
+    try:
+        api.put(
+            "/v1/agent/service/register",
+            {"ID": "last", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]},
+        )
+        wait_for_replicas(stack, 1)
+        api.put("/v1/agent/service/deregister/last")
+        begin = time.monotonic()
+        wait_for(lambda: status(target(stack))[0], lambda code: code == "UNAVAILABLE", 5, "nobody is there")
+        assert time.monotonic() - begin < LIMIT_FACTOR * 1
+    finally:
+        stack.stop_extras()
+        stack.up(1)
+    wait_for_replicas(stack, 1)
+
+
+@pytest.mark.full
+def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_replicas: LocalDriver) -> None:
+    seconds = 30
+    leaver, _, newcomer = three_replicas.replicas()
+    address = three_replicas.address(newcomer)
+    three_replicas.stop(newcomer)
+    with two_clients(three_replicas) as load:
+        first = wait_for(lambda: leader(three_replicas), bool, PATIENCE_SECONDS, "a leader")
+        three_replicas.local_stack("kill", first)
+        wait_for(lambda: leader(three_replicas), lambda name: name not in ("", first), PATIENCE_SECONDS, "another one")
+        three_replicas.start(first)
+        three_replicas.local_stack("stop", *SERVERS)
+        starting = three_replicas.begin("start", newcomer)
+        # Nobody can tell the balancer of this one but the replica's own health service.
+        leaving = three_replicas.begin("stop", leaver)
+        time.sleep(seconds)
+        assert leaving.wait(60) == 0
+        assert address not in states(three_replicas)
+        three_replicas.local_stack("start", *SERVERS)
+        wait_for(lambda: leader(three_replicas), bool, PATIENCE_SECONDS, "the cluster is back")
+        back = time.monotonic()
+        wait_for(lambda: states(three_replicas).get(address), lambda state: state == "serving", 30, "it is served")
+        served = time.monotonic() - back
+        assert starting.wait(60) == 0
+    # The servers know nothing of the one that left before their start, the others know nothing else of it.
+    three_replicas.start(leaver)
+    wait_for(lambda: members(three_replicas)[leaver], lambda state: state == ALIVE, 10, "all agents know it again")
+    record(
+        f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped",
+        load,
+        f"new replica after {served:.1f} s",
+    )
+    assert load.lost == 0, load
+    assert served < LIMIT_FACTOR * 2, f"{served:.1f} s"
+
+
+def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalDriver) -> None:
+    api = ConsulApi(three_replicas)
+    newcomer = three_replicas.replicas()[-1]
+    with two_clients(three_replicas) as load:
+        three_replicas.local_stack("kill", *SERVERS)
+        for server in SERVERS:
+            volume = three_replicas.home / "volumes" / server
+            shutil.rmtree(volume)
+            volume.mkdir()
+        three_replicas.local_stack("start", *SERVERS)
+        time.sleep(6)
+        os.kill(three_replicas.pid(BALANCER, "consul-template"), signal.SIGKILL)
+        time.sleep(10)
+    before = states(three_replicas)
+    # The restart ends every connection; what survives of them is what has been counted.
+    three_replicas.local_stack("stop", BALANCER)
+    starting = three_replicas.begin("start", BALANCER)
+    balancer = three_replicas.home / "containers" / BALANCER
+    wait_for((balancer / "run" / "supervisord.pid").exists, bool, 30, "the container has started")
+    begin = time.monotonic()
+    while True:
+        try:
+            say_hello(target(three_replicas), timeout=1)
+            break
+        except grpc.RpcError:
+            assert time.monotonic() - begin < PATIENCE_SECONDS, "the balancer does not come back"
+            time.sleep(0.02)
+    from_disk = time.monotonic() - begin
+    wait_for(lambda: states(three_replicas), lambda found: set(found) == set(before), 30, "the same replicas")
+    assert starting.wait(60) == 0
+    wait_for(lambda: _registered(api), lambda count: count == 3, 30, "all have registered again")
+    three_replicas.stop(newcomer)
+    begin = time.monotonic()
+    three_replicas.start(newcomer)
+    wait_for(
+        lambda: list(states(three_replicas).values()),
+        lambda found: found == ["serving"] * 3,
+        PATIENCE_SECONDS,
+        "a replica that starts is served",
+    )
+    new_replica = time.monotonic() - begin
+    remark = f"balancer serves from disk {from_disk:.1f} s after its start, a replica {new_replica:.1f} s after its own"
+    record("Consul's servers come back without their data; consul-template killed 6 s later", load, remark)
+    wait_for(lambda: api.instances("load-balancer"), lambda found: set(found.values()) == {"passing"}, 30, "it is back")
+    assert load.lost == 0, load
+    assert from_disk < LIMIT_FACTOR * 1, f"{from_disk:.2f} s"
+    assert new_replica < LIMIT_FACTOR * 5, f"{new_replica:.2f} s"
+
+
+def _registered(api: ConsulApi) -> int:
+    try:
+        return len(api.instances("hello_server"))
+    except requests.RequestException:
+        return 0

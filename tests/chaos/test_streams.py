@@ -1,0 +1,201 @@
+"""Long calls with silences in them, while the fleet changes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support.chaos import note
+from tests.support.drivers import LocalDriver
+from tests.support.registered import OPTIONS, RegisteredServer, running_server
+from tests.support.rounds import FULL
+from tests.support.scenarios import wait_for_replicas
+from tests.support.server import SERVICE
+from tests.support.wait import wait_for
+
+SILENCE_SECONDS = 30.0 if FULL else 4.0
+CHANGES = 20 if FULL else 4
+EACH_KIND = 4
+# Of a call: one message, and one more after each silence.
+MESSAGES = 4
+DRAIN_SECONDS = 2.0
+# For calls whose own replica leaves.
+GRACE_SECONDS = 6.0
+SHORT_GRACE_SECONDS = 1.0
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def requests(silence: float) -> Iterator[bytes]:
+    """Messages with silences between them."""
+    for number in range(MESSAGES):
+        if number:
+            time.sleep(silence)
+        yield b"message %d" % number
+
+
+def server_stream(channel: Any, silence: float) -> int:
+    request = json.dumps({"count": MESSAGES, "size": 10, "pause": silence}).encode()
+    return len(list(channel.unary_stream(f"/{SERVICE}/ServerStream")(request)))
+
+
+def client_stream(channel: Any, silence: float) -> int:
+    return int(channel.stream_unary(f"/{SERVICE}/ClientStream")(requests(silence)).split()[0])
+
+
+def bidi(channel: Any, silence: float) -> int:
+    return len(list(channel.stream_stream(f"/{SERVICE}/Bidi")(requests(silence)))) - 1
+
+
+KINDS: tuple[Callable[[Any, float], int], ...] = (server_stream, client_stream, bidi)
+
+
+class Streams:
+    """Calls of every kind that are open, each on a connection of its own."""
+
+    def __init__(self, resources: ExitStack, port: int, silence: float) -> None:
+        pool = resources.enter_context(ThreadPoolExecutor(len(KINDS) * EACH_KIND))
+        self._calls: list[tuple[str, Future[str]]] = []
+        for kind in KINDS:
+            for _ in range(EACH_KIND):
+                channel = resources.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS))
+                self._calls.append((kind.__name__, pool.submit(self._outcome, kind, channel, silence)))
+
+    @staticmethod
+    def _outcome(kind: Callable[[Any, float], int], channel: grpc.Channel, silence: float) -> str:
+        try:
+            return f"{kind(channel, silence)} messages"
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+
+    @property
+    def open(self) -> int:
+        """How many have not ended."""
+        return sum(not call.done() for _, call in self._calls)
+
+    def outcomes(self) -> Counter[tuple[str, str]]:
+        """Waits for the ends; what became of how many of each kind."""
+        return Counter((kind, call.result()) for kind, call in self._calls)
+
+
+ALL_FINISHED = {(kind.__name__, f"{MESSAGES} messages"): EACH_KIND for kind in KINDS}
+
+
+def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float) -> int:
+    """Changes the membership, of the calls' own application and in the whole form of the rest; how often."""
+    began = time.monotonic()
+    replicas = 1
+    for number in range(CHANGES):
+        if FULL and number % 5 == 4:
+            replicas = 3 - replicas
+            stack.up(replicas)
+        elif number % 2 == 0:
+            other.register()
+        else:
+            other.deregister()
+        # Spread over the time that the calls take, but for its end: the last change takes its time too.
+        time.sleep(max(0.0, began + 0.8 * seconds * (number + 1) / CHANGES - time.monotonic()))
+    other.deregister(wait=False)
+    return CHANGES
+
+
+def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) -> None:
+    wait_for_replicas(stack, 1)
+    with running_server(stack, 11), running_server(stack, 12) as other, ExitStack() as resources:
+        other.deregister()
+        streams = Streams(resources, stack.port, SILENCE_SECONDS)
+        changes = change_the_fleet(stack, other, SILENCE_SECONDS * (MESSAGES - 1))
+        assert streams.open == len(KINDS) * EACH_KIND, "the changes were made while the calls were open"
+        outcomes = streams.outcomes()
+    count = len(KINDS) * EACH_KIND
+    seconds = SILENCE_SECONDS * (MESSAGES - 1)
+    note(
+        f"{changes} changes of the fleet during streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s",
+        count,
+        count - sum(outcomes[finished] for finished in ALL_FINISHED),
+    )
+    if FULL:
+        stack.up(1)
+        wait_for_replicas(stack, 1)
+    assert outcomes == ALL_FINISHED
+
+
+def leave(server: RegisteredServer) -> None:
+    """As a replica with a registrar leaves: deregister, drain, then the server is told to stop."""
+    server.deregister()
+    time.sleep(DRAIN_SECONDS)
+    server.process.send_signal(signal.SIGTERM)
+
+
+def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalDriver) -> None:
+    with running_server(stack, 13, grace_seconds=GRACE_SECONDS) as server, ExitStack() as resources:
+        # So long that they end after the drain, in the grace.
+        streams = Streams(resources, stack.port, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
+        time.sleep(0.5)
+        leave(server)
+        assert streams.open == len(KINDS) * EACH_KIND
+        outcomes = streams.outcomes()
+        assert server.process.wait(GRACE_SECONDS + 5) == 0
+    count = len(KINDS) * EACH_KIND
+    lost = count - sum(outcomes[finished] for finished in ALL_FINISHED)
+    note("streams whose own replica leaves, and that end within its grace", count, lost)
+    assert outcomes == ALL_FINISHED
+
+
+def test_streams_get_unavailable_after_the_grace(stack: LocalDriver) -> None:
+    with running_server(stack, 14, grace_seconds=SHORT_GRACE_SECONDS) as server, ExitStack() as resources:
+        streams = Streams(resources, stack.port, 4)
+        time.sleep(0.5)
+        leave(server)
+        began = time.monotonic()
+        wait_for(lambda: streams.open, lambda count: count == 0, SHORT_GRACE_SECONDS + 5, "the calls have ended")
+        seconds = time.monotonic() - began
+        outcomes = streams.outcomes()
+    ends = ", ".join(sorted({outcome for _, outcome in outcomes}))
+    note(
+        "streams that outlast the grace of their own replica",
+        outcomes.total(),
+        outcomes.total(),
+        "",
+        f"end with {ends}",
+    )
+    assert seconds > SHORT_GRACE_SECONDS / 2
+    assert {outcome.split(":")[0] for _, outcome in outcomes} == {"UNAVAILABLE"}
+
+
+def test_a_stream_of_a_stopped_replica_finishes(stack: LocalDriver) -> None:
+    """The server and the registrar of the product; reflection is its stream."""
+    (name,) = stack.replicas()
+    stopped = ThreadPoolExecutor(1)
+    with grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=OPTIONS) as plain, stopped:
+        channel: Any = plain
+        list_services = b"\x3a\x01*"  # ServerReflectionRequest.list_services
+        stopping: list[Future[None]] = []
+
+        def asked() -> Iterator[bytes]:
+            yield list_services
+            stopping.append(stopped.submit(stack.stop, name))
+            wait_for(
+                lambda: "\n".join(stack.logs(name)),
+                lambda text: "stopping grace_seconds" in text,
+                30,
+                "the server stops",
+            )
+            yield list_services
+
+        answers = list(channel.stream_stream(REFLECTION)(asked(), timeout=60))
+        stopping[0].result()
+    print(f"{len(answers)} answers")
+    assert len(answers) == 2
+    stack.start(name)
+    wait_for_replicas(stack, 1)

@@ -1,0 +1,27 @@
+"""Where the stacks without Docker of a test run live, so that two runs on one machine don't meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.drivers import LocalDriver
+from tests.support.scenarios import wait_for_replicas
+
+# By process; for addresses and ports.
+SLOT = os.getpid() % 100
+
+
+def with_replicas(stack: LocalDriver, count: int) -> Iterator[LocalDriver]:
+    """The stack with so many replicas, and with one when it is no longer needed."""
+    stack.up(count)
+    wait_for_replicas(stack, count)
+    yield stack
+    stack.up(1)
+    wait_for_replicas(stack, 1)
+
+
+def short_home(name: str) -> Path:
+    """A directory for a stack: a Unix socket's path has few characters, and pytest's own directories many."""
+    return Path(os.environ.get("TMPDIR", "/tmp")) / f"glb-{os.getpid()}" / name  # noqa: S108

@@ -1,0 +1,103 @@
+"""Test servers beside a stack, registered by hand with Consul's HTTP API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.support.balancer import peers
+from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.server import SERVICE
+from tests.support.wait import wait_for
+
+APP = "probe"
+PORT = 7777
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 64 * 1024),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A server in the catalogue, put there by hand."""
+
+    stack: LocalDriver
+    address: str
+    app: str = APP
+    service: str = SERVICE
+    since: str = ""
+
+    @property
+    def target(self) -> str:
+        """Where it is called without the balancer."""
+        return f"{self.address}:{PORT}"
+
+    def register(self, *, wait: bool = True) -> None:
+        """Puts it into the catalogue and waits until the balancer has it."""
+        body = {
+            "ID": self._id,
+            "Name": self.app,
+            "Address": self.address,
+            "Port": PORT,
+            "Tags": ["grpc_server"],
+            "Meta": {"grpc_services": self.service, "grpc_since": self.since},
+        }
+        ConsulApi(self.stack).put("/v1/agent/service/register", body)
+        if wait:
+            self._wait(present=True)
+
+    def deregister(self, *, wait: bool = True) -> None:
+        """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
+        api = ConsulApi(self.stack)
+        if self._id in api.get("/v1/agent/services"):
+            api.put(f"/v1/agent/service/deregister/{self._id}")
+        if wait:
+            self._wait(present=False)
+
+    @property
+    def _id(self) -> str:
+        return f"{self.app}-{self.address}"
+
+    def _wait(self, *, present: bool) -> None:
+        wait_for(
+            lambda: {peer["address"] for peer in peers(self.stack)},
+            lambda found: (self.address in found) == present,
+            20,
+            f"{self.address} is {'known' if present else 'forgotten'}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredServer(Registration):
+    """A server that runs."""
+
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def running_server(
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
+) -> Iterator[RegisteredServer]:
+    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
+    address = stack.own_address(201, number)
+    command = [sys.executable, "-m", "tests.support.server", address, str(PORT), str(grace_seconds)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"serving\n"
+            server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
+            server.register()
+            try:
+                yield server
+            finally:
+                server.deregister(wait=False)
+        finally:
+            process.kill()
