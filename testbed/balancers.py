@@ -13,7 +13,8 @@ from testbed import programs, render
 from testbed.calls import wait_for_answers
 from testbed.catalogue import catalogue
 from testbed.errors import BenchmarkError
-from testbed.processes import Processes, children, wait_until
+from testbed.processes import Processes, children
+from testbed.wait import wait_for
 
 _START_SECONDS = 15.0
 _SLOTS = 16
@@ -262,4 +263,4 @@ def wait_for_socket(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as one:
             return one.connect_ex(str(path)) == 0
 
-    wait_until(there, _START_SECONDS, path.name)
+    wait_for(there, bool, _START_SECONDS, path.name, 0.01)

@@ -11,7 +11,8 @@ import requests
 
 from testbed import programs
 from testbed.errors import BenchmarkError
-from testbed.processes import Processes, wait_until
+from testbed.processes import Processes
+from testbed.wait import wait_for
 
 _START_SECONDS = 30.0
 # What Consul's transaction endpoint takes at a time (API documentation, "Txn").
@@ -41,7 +42,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
         session.trust_env = False
         base = f"http://{_ADDRESS}:{http}/v1"
         try:
-            wait_until(lambda: _has_leader(session, base), _START_SECONDS, "the catalogue's leader", 0.05)
+            wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
             session.put(
                 f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
             ).raise_for_status()

@@ -1,9 +1,9 @@
-"""What ends a measurement."""
+"""The errors that end a measurement."""
 
 
 class BenchmarkError(Exception):
-    """A measurement can't be made; the message says why."""
+    """A measurement is not possible; the message says why."""
 
 
 class MissingError(BenchmarkError):
-    """A program that only one candidate needs is not installed; its row says so."""
+    """A program that only one row needs is not installed, and the row says so."""

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -156,16 +156,3 @@ def pss_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise BenchmarkError(f"/proc/{pid}/smaps_rollup names no Pss")
-
-
-def wait_until(reached: Callable[[], bool], seconds: float, what: str, interval_seconds: float = 0.01) -> None:
-    """Polls until ``reached()``.
-
-    Raises:
-        BenchmarkError: that took longer than ``seconds``.
-    """
-    deadline = time.monotonic() + seconds
-    while not reached():
-        if time.monotonic() > deadline:
-            raise BenchmarkError(f"{what}: not within {seconds:g} s")
-        time.sleep(interval_seconds)

@@ -18,8 +18,9 @@ import requests
 from local_stack import processes as local_processes
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
-from testbed.processes import Processes, wait_until
+from testbed.processes import Processes
 from testbed.programs import ROOT
+from testbed.wait import wait_for
 
 _UP_SECONDS = 60.0
 
@@ -98,7 +99,7 @@ class Stack:
         self._state = None
         if not self.home.exists():
             return
-        wait_until(lambda: not self._kill_supervisor(), 10, "the end of the stack's supervisord")
+        wait_for(lambda: not self._kill_supervisor(), bool, 10, "the end of the stack's supervisord", 0.01)
         local_processes.kill_all(self.home)
         shutil.rmtree(self.home)
 

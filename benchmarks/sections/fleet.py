@@ -17,8 +17,9 @@ from benchmarks.sections import latency
 from benchmarks.sections.memory import program_of
 from testbed import catalogue
 from testbed.errors import BenchmarkError
-from testbed.processes import cpu_seconds, pss_bytes, wait_until
+from testbed.processes import cpu_seconds, pss_bytes
 from testbed.stats import Spread, percentile
+from testbed.wait import wait_for
 
 _APPLICATION = "hello_server"
 _CONTAINER = "load-balancer"
@@ -144,9 +145,8 @@ def _register(bench: Bench, peers: Sequence[str], first: int) -> None:
 
 def _wait_until_known(bench: Bench, size: int) -> None:
     """Waits until nginx has so many replicas."""
-    wait_until(
-        lambda: len(bench.stack.state()["replicas"]) == size, _REGISTERED_SECONDS, f"{size} replicas in nginx", 0.2
-    )
+    what = f"{size} replicas in nginx"
+    wait_for(lambda: len(bench.stack.state()["replicas"]), size.__eq__, _REGISTERED_SECONDS, what, 0.2)
 
 
 def _measure(bench: Bench, newcomer: str, figures: Figures) -> None:
@@ -178,7 +178,7 @@ def _change(bench: Bench, newcomer: str, number: int) -> None:
         bench.stack.register(newcomer, _metadata(_SERVICE))
     else:
         bench.stack.deregister(newcomer)
-    wait_until(lambda: bench.stack.version() != before, _REGISTERED_SECONDS, "a change in nginx", 0.02)
+    wait_for(lambda: bench.stack.version() != before, bool, _REGISTERED_SECONDS, "a change in nginx", 0.02)
 
 
 def _used(bench: Bench, newcomer: str, change: Callable[[Bench, str, int], None]) -> tuple[dict[str, float], float]:

@@ -18,9 +18,9 @@ from benchmarks.bench import Bench
 from protos import api_pb2_grpc
 from testbed.calls import channel, greeted, wait_for_answers
 from testbed.errors import BenchmarkError
-from testbed.processes import wait_until
 from testbed.programs import ROOT
 from testbed.stats import Spread, percentile
+from testbed.wait import wait_for
 
 _NAME = "bench-newcomer"
 _REPLICAS = 1
@@ -125,14 +125,16 @@ def measure(
             callers.first = None
             bench.stack.register(peer, metadata)
             accepted = time.monotonic()
-            wait_until(lambda: callers.first is not None, _MOST_SECONDS, "an answer of a replica that passes", 0.002)
+            wait_for(lambda: callers.first, bool, _MOST_SECONDS, "the first call of a passing replica", 0.002)
             # It may have answered before this thread had read the agent's answer.
             joined.append(max(0.0, (callers.first or accepted) - accepted) * _MILLI)
             time.sleep(_WATCH_SECONDS / 5)
             bench.stack.deregister(peer)
             accepted = time.monotonic()
             time.sleep(_WATCH_SECONDS)
-            wait_until(lambda: time.monotonic() - callers.last > _WATCH_SECONDS, _MOST_SECONDS, "the last call")
+            wait_for(
+                lambda: time.monotonic() - callers.last > _WATCH_SECONDS, bool, _MOST_SECONDS, "the last call", 0.01
+            )
             left.append(max(0.0, callers.last - accepted) * _MILLI)
     if callers.failures:
         raise BenchmarkError(

@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from local_stack.settings import ROOT
+from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.attacker import KINDS
 from tests.support.balancer import Nginx, descriptors
@@ -29,7 +30,6 @@ from tests.support.rounds import FULL
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 from tests.support.twin import twin
-from tests.support.wait import wait_for
 
 SILENT = 2000
 # client_header_timeout, and some more for a busy machine.

@@ -19,6 +19,7 @@ import requests
 from common.environment import ConfigError
 from local_stack.settings import ROOT
 from registrar.config import RegistrarConfig
+from testbed.wait import wait_for
 from tests.support.balancer import Nginx, peers
 from tests.support.calls import OPTIONS, answers
 from tests.support.chaos import record
@@ -27,7 +28,6 @@ from tests.support.frames import DEADLY, WRONG, at_random
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.rounds import FULL
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
-from tests.support.wait import wait_for
 
 RANDOM = 2000 if FULL else 100
 # At a replica those that do not come to what DEADLY is; the same seeds are the same bytes.

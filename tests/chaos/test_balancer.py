@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from testbed.wait import wait_for, wait_for_death
 from tests.support.balancer import BALANCER, Nginx, peers
 from tests.support.calls import say_hello
 from tests.support.chaos import record
@@ -22,7 +23,6 @@ from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import CALLERS, two_clients
 from tests.support.rounds import FULL, rounds
 from tests.support.scenarios import SERVER_NAME, target, wait_for_replicas
-from tests.support.wait import wait_for, wait_for_death
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 600)
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 import requests
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER, peers
 from tests.support.calls import say_hello, status
 from tests.support.chaos import record
@@ -20,7 +21,6 @@ from tests.support.load import two_clients
 from tests.support.local import with_replicas
 from tests.support.rounds import FULL
 from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
-from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.balancer import peers
 from tests.support.chaos import record
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import CALLERS, DEADLINE_SECONDS, Load, two_clients
 from tests.support.rounds import FULL, rounds
 from tests.support.scenarios import wait_for_replicas
-from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 600)
 

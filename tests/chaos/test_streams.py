@@ -14,13 +14,13 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.chaos import note
 from tests.support.drivers import LocalDriver
 from tests.support.registered import OPTIONS, RegisteredServer, running_server
 from tests.support.rounds import FULL
 from tests.support.scenarios import wait_for_replicas
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 SILENCE_SECONDS = 30.0 if FULL else 4.0
 CHANGES = 20 if FULL else 4

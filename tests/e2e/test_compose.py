@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 
+from testbed.wait import wait_for
 from tests.support import scenarios
 from tests.support.drivers import ComposeDriver, ConsulApi, Driver, run
 from tests.support.missing import missing
 from tests.support.scenarios import calls_going_on, wait_for_replicas
-from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -19,12 +19,12 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.wait import wait_for
 from tests.e2e.test_compose import compose_stack
 from tests.support.calls import OPTIONS, answers, say_hello
 from tests.support.drivers import ROOT, ComposeDriver, ConsulApi, run
 from tests.support.missing import missing
 from tests.support.scenarios import PATIENCE_SECONDS, calls_going_on, target, wait_for_replicas
-from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(900)
 

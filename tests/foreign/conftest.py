@@ -17,10 +17,10 @@ from local_stack.supervisor import port_in_use
 from testbed.balancers import LuaNginx
 from testbed.errors import MissingError
 from testbed.processes import Processes
+from testbed.wait import wait_for
 from tests.foreign.programs import LIBRARIES, Command, Library
 from tests.support.local import SLOT
 from tests.support.missing import missing
-from tests.support.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
 CASE_SECONDS = 60

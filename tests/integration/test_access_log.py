@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
 from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,10 +25,10 @@ from grpc_health.v1.health import HealthServicer
 from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
+from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
-from tests.support.wait import wait_for
 
 NAME = "tests.Health"
 PORT = 7777

@@ -13,10 +13,10 @@ import requests
 
 from testbed.processes import Processes
 from testbed.programs import tool
+from testbed.wait import wait_for
 from tests.integration.test_control_plane import NETWORK, PORT, Server
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
-from tests.support.wait import wait_for
 
 HTTP = 22000 + 10 * SLOT
 TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.missing import missing
 from tests.support.scenarios import wait_for_replicas
-from tests.support.wait import wait_for
 
 REPLICAS = ("hello_server-1", "hello_server-2", "hello_server-3")
 _PAGE_SECONDS = 60.0

@@ -24,12 +24,12 @@ import requests
 from balancer.registration import MAX_REPLICAS
 from common.environment import host_port
 from testbed.processes import Processes
+from testbed.wait import wait_for
 from tests.support.calls import OPTIONS, answers, say_hello, status
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 NETWORK = f"127.{200 + SLOT % 50}"
 PORT, DRIP_PORT = 7777, 7780

@@ -18,9 +18,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_stack.settings import ROOT
+from testbed.wait import wait_for
 from tests.integration.test_server import NOT_SERVING, SERVING, free_port
 from tests.support.drivers import run
-from tests.support.wait import wait_for
 
 SERVICE = "examples.numbers.v1.Numbers"
 

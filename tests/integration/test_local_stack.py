@@ -19,6 +19,7 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
+from testbed.wait import is_alive, wait_for, wait_for_death
 from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.disk import small_disk
@@ -26,7 +27,6 @@ from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import SLOT, short_home
 from tests.support.scenarios import PATIENCE_SECONDS, target, wait_for_replicas
-from tests.support.wait import is_alive, wait_for, wait_for_death
 
 REPLICA = "hello_server-1"
 

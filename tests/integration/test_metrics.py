@@ -13,6 +13,7 @@ import grpc
 import pytest
 import requests
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
@@ -20,7 +21,6 @@ from tests.support.local import with_replicas
 from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')

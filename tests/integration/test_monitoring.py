@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import requests
 
+from testbed.wait import wait_for
 from tests.integration.test_registrar import free_ports
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
 from tests.support.missing import missing
-from tests.support.wait import wait_for
 
 CONFIG = ROOT / "build/config/prometheus/etc/prometheus"
 DISCOVERY = re.compile(r"^    consul_sd_configs:\n(?:      .*\n)+", re.MULTILINE)

@@ -16,11 +16,11 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
 from tests.support.registered import OPTIONS, RegisteredServer, running_server
 from tests.support.rounds import FULL
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 MANY_MESSAGES = 20_000 if FULL else 2_000
 CANCELLATIONS = 50 if FULL else 15

@@ -19,7 +19,7 @@ import requests
 
 from local_stack.settings import ROOT
 from local_stack.tools import find
-from tests.support.wait import wait_for
+from testbed.wait import wait_for
 
 ID = "hello_server-box-7777"
 

@@ -14,6 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from testbed.errors import MissingError
+from testbed.wait import wait_for
 from tests.foreign.programs import tool
 from tests.support.balancer import BALANCER, peers, services
 from tests.support.calls import answers, say_hello
@@ -23,7 +24,6 @@ from tests.support.missing import missing
 from tests.support.registered import OPTIONS, RegisteredServer, running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 PING = "protos.Ping"
 HEALTH = "/grpc.health.v1.Health/Check"

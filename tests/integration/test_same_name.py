@@ -14,9 +14,9 @@ import pytest
 from local_stack.container import Container
 from local_stack.settings import Directory
 from local_stack.stack import Stack
+from testbed.wait import wait_for
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import calls_going_on, wait_for_replicas
-from tests.support.wait import wait_for
 
 NAME = "hello_server-1"
 ALIVE = 1

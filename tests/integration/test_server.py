@@ -22,8 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_stack.settings import ROOT
 from protos import api_pb2, api_pb2_grpc
+from testbed.wait import wait_for
 from tests.support.calls import OPTIONS
-from tests.support.wait import wait_for
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -12,12 +12,12 @@ import grpc
 import pytest
 import requests
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER, Nginx
 from tests.support.calls import OPTIONS, answers, status
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 from tests.support.twin import twin
-from tests.support.wait import wait_for
 
 GOOD: dict[str, Any] = {"Name": "hello_server", "Port": 7777, "Tags": ["grpc_server"]}
 # Each is registered as the address of a node, which a replica without an address of its own has.

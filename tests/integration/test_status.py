@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER
 from tests.support.calls import say_hello
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
-from tests.support.wait import wait_for
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import pytest
 
 from local_stack import processes
 from local_stack.settings import ROOT
-from tests.support.wait import wait_for
+from testbed.wait import wait_for
 
 SUPERVISORD = ROOT / "build/config/supervisord"
 PROGRAM = """

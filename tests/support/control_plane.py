@@ -18,8 +18,8 @@ from balancer.errors import BalancerError
 from common.environment import host_port
 from testbed.balancers import LuaNginx
 from testbed.processes import Processes
+from testbed.wait import wait_for
 from tests.support.drivers import ROOT
-from tests.support.wait import wait_for
 
 SOCKET = Path("run/balancer.sock")
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from balancer.fleet import Health
 from balancer.health import Prober
 from balancer.registration import Registration
-from tests.support.wait import wait_for
+from testbed.wait import wait_for
 
 _START_SECONDS = 10
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from testbed.wait import wait_for
 from tests.support.balancer import peers
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.server import SERVICE
-from tests.support.wait import wait_for
 
 APP = "probe"
 PORT = 7777

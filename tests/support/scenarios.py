@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import grpc
 
+from testbed.wait import wait_for
 from tests.support.calls import answers, say_hello, status
 from tests.support.drivers import ConsulApi, Driver
-from tests.support.wait import wait_for
 
 # Processes start slowly on two cores that also run everything else.
 PATIENCE_SECONDS = 60.0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import requests
 
+from testbed.wait import wait_for
 from tests.support.balancer import BALANCER
 from tests.support.drivers import LocalDriver
-from tests.support.wait import wait_for
 
 
 def _serves(address: str) -> bool:

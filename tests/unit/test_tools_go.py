@@ -9,8 +9,8 @@ import pytest
 
 from local_stack.settings import ROOT
 from local_stack.tools import TOOLS, ToolError, find
+from testbed.wait import is_alive, wait_for
 from tests.support.machine import Machine as BareMachine
-from tests.support.wait import is_alive, wait_for
 
 BUILDS = "cd $GOBIN; printf '#!/bin/sh\\necho Consul v1.22.7\\n' > consul; chmod 755 consul"
 

@@ -7,14 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from testbed.errors import BenchmarkError
+
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T], wanted: Callable[[T], bool], seconds: float, what: str) -> T:
+class NotReachedError(BenchmarkError, AssertionError):
+    """A state was not reached in time: a measurement is not possible, and a test fails."""
+
+
+def wait_for(
+    look: Callable[[], T], wanted: Callable[[T], bool], seconds: float, what: str, interval_seconds: float = 0.05
+) -> T:
     """Polls ``look`` until ``wanted`` holds for what it returns.
 
     Raises:
-        AssertionError: that took longer than ``seconds``; with the last value.
+        NotReachedError: that took longer than ``seconds``; with the last value.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -22,8 +30,8 @@ def wait_for(look: Callable[[], T], wanted: Callable[[T], bool], seconds: float,
         if wanted(value):
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {value!r}")
-        time.sleep(0.05)
+            raise NotReachedError(f"{what}: not within {seconds:g} s; last seen: {value!r}")
+        time.sleep(interval_seconds)
 
 
 def is_alive(pid: int) -> bool:
