@@ -47,7 +47,7 @@ def main() -> int:
 
 async def answer(config: BalancerConfig) -> None:
     """Answers for all applications until SIGTERM or SIGINT."""
-    stop = _stopped()
+    stop = _stop_on_signal()
     if config.publishes:
         await answers.serve(config.current, config.answers, stop)
     else:
@@ -57,13 +57,13 @@ async def answer(config: BalancerConfig) -> None:
 
 async def run(config: BalancerConfig) -> None:
     """Runs the control plane until SIGTERM or SIGINT."""
-    stop = _stopped()
+    stop = _stop_on_signal()
     controller = Controller(config)
-    with api.serving(config.socket, controller):
+    with api.serve(config.socket, controller):
         await controller.run(stop)
 
 
-def _stopped() -> asyncio.Event:
+def _stop_on_signal() -> asyncio.Event:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -61,7 +61,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it ships n
                 told = status
                 yield _Status(status=status)
             else:
-                await self._directory.changed()
+                await self._directory.wait_for_change()
 
 
 def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:

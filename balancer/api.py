@@ -30,7 +30,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 @contextlib.contextmanager
-def serving(path: Path, controller: Controller) -> Iterator[None]:
+def serve(path: Path, controller: Controller) -> Iterator[None]:
     """Answers at a Unix socket while the block runs; within it runs the event loop of the controller."""
     loop = asyncio.get_running_loop()
 
@@ -47,7 +47,7 @@ def serving(path: Path, controller: Controller) -> Iterator[None]:
 
         def do_GET(self) -> None:
             if self.path == "/replicas":
-                self._answer(200, ask(controller.view))
+                self._answer(200, ask(controller.describe))
             else:
                 self._answer(404, {"error": "there is /replicas"})
 

@@ -67,11 +67,11 @@ class Catalogue:
         """Whether the catalogue has lost its data within the last ``HOLD_SECONDS``."""
         return self._clock() < self._lost_until
 
-    def knowledge(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What a later run has to know: ``cluster``, ``index`` and ``lost``."""
         return {"cluster": self._cluster, "index": self._index, "lost": self.lost}
 
-    def vouches(self) -> bool:
+    def is_complete(self) -> bool:
         """Asks who the catalogue is; whether what it does not list is gone.
 
         Raises:
@@ -80,7 +80,7 @@ class Catalogue:
         # Read before the question is sent: answers may overtake each other.
         before = self._index
         services = self._get(_SERVICES)
-        cluster = self._cluster_id()
+        cluster = self._read_cluster()
         try:
             index = int(services.headers[_INDEX])
             # Consul does not tell callers without a token of their own that an answer is filtered. One that lists
@@ -88,10 +88,10 @@ class Catalogue:
             filtered = services.headers.get(_FILTERED, "").lower() == "true" or not services.json()
         except (KeyError, ValueError) as error:
             raise BalancerError(f"{self._url}{_SERVICES}: not of the expected form: {error!r}") from error
-        self._note(before, index, cluster)
+        self._record(before, index, cluster)
         return not filtered and not self.lost
 
-    def _note(self, before: int, index: int, cluster: str) -> None:
+    def _record(self, before: int, index: int, cluster: str) -> None:
         with self._lock:
             other = bool(cluster and self._cluster and cluster != self._cluster)
             if other or index < before:
@@ -108,7 +108,7 @@ class Catalogue:
                 self._index = max(self._index, index)
             self._cluster = cluster or self._cluster
 
-    def explained(self, absent: Iterable[Registration]) -> set[str]:
+    def find_unserved(self, absent: Iterable[Registration]) -> set[str]:
         """The keys of those that the catalogue lists, but not to be served: in maintenance, ill, or without weight.
 
         One that it lists as passing has come back, and consul-template has not seen it yet.
@@ -123,13 +123,13 @@ class Catalogue:
         for application, targets in wanted.items():
             path = f"/v1/health/service/{application}"
             try:
-                listed = {_target(instance) for instance in self._get(path).json() if not _serves(instance)}
+                listed = {_read_target(instance) for instance in self._get(path).json() if not _is_served(instance)}
             except (ValueError, KeyError, TypeError) as error:
                 raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
             found |= {f"{application} {target}" for target in targets & listed}
         return found
 
-    def _cluster_id(self) -> str:
+    def _read_cluster(self) -> str:
         """Empty where Consul Connect is off, which Consul says with 500; as servers do too that are not ready yet."""
         path = "/v1/connect/ca/roots"
         try:
@@ -156,7 +156,7 @@ class Catalogue:
         return response
 
 
-def _serves(instance: Mapping[str, Any]) -> bool:
+def _is_served(instance: Mapping[str, Any]) -> bool:
     """Whether peers.tpl has an instance."""
     service = instance["Service"]
     statuses = {check["Status"] for check in instance["Checks"]}
@@ -164,7 +164,7 @@ def _serves(instance: Mapping[str, Any]) -> bool:
     return statuses <= {"passing", "warning"} and weight > 0 and BALANCED_TAG in (service["Tags"] or ())
 
 
-def _target(instance: Mapping[str, Any]) -> str:
+def _read_target(instance: Mapping[str, Any]) -> str:
     """The ``address:port`` of an instance as registrations have it."""
     address = str(instance["Service"]["Address"] or instance["Node"]["Address"])
     with contextlib.suppress(ValueError):

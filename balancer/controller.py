@@ -16,12 +16,12 @@ from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.config import BalancerConfig
 from balancer.errors import BalancerError, RefusedError
-from balancer.files import contents
+from balancer.files import follow_text
 from balancer.fleet import Fleet, Health, Replica
 from balancer.health import Prober
 from balancer.nginx import Nginx
 from balancer.registration import Parser, Refusal
-from balancer.routes import Route, RouteMemory, routes
+from balancer.routes import Route, RouteMemory, compute_routes
 
 LOG = logging.getLogger("balancer")
 
@@ -51,7 +51,7 @@ class Controller:
         self._misses: dict[str, int] = {}
         self._encoder = document.Encoder()
         self._nginx = Nginx(config.nginx_url)
-        self._prober = Prober(report=self._heard)
+        self._prober = Prober(report=self._apply_health)
         self._dirty, self._left = asyncio.Event(), asyncio.Event()
         self._run, self._number = secrets.token_hex(4), 0
         self._changed, self._updated = time.monotonic(), time.time()
@@ -59,13 +59,19 @@ class Controller:
         self._saved: dict[str, Any] = {}
         self._catalogue = Catalogue(config.consul_url, token=config.consul_token)
         self._memory = RouteMemory({}, time.monotonic())
-        self._load()
+        self._restore()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until ``stop`` is set."""
         if self._config.publishes:
-            self._probe_all()
-            tasks = [self._publish(), self._judge(), self._ask_catalogue(), self._watch_nginx(), self._prober.run()]
+            self._update_prober()
+            tasks = [
+                self._publish(),
+                self._decide_about_absent(),
+                self._watch_catalogue(),
+                self._watch_nginx(),
+                self._prober.run(),
+            ]
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
             tasks = []
@@ -83,7 +89,7 @@ class Controller:
 
     # What is asked for from outside.
 
-    def view(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What is decided, as JSON has it: the answer to ``/replicas``."""
         return {
             "replicas": [
@@ -98,7 +104,7 @@ class Controller:
                 for one in self._fleet
             ],
             "refused": [asdict(one) for one in self.refused],
-            "catalogue": self._catalogue.knowledge(),
+            "catalogue": self._catalogue.to_dict(),
             "publishes": self._config.publishes,
         }
 
@@ -111,10 +117,10 @@ class Controller:
     # What is rendered.
 
     async def _read_rendered(self) -> None:
-        async for text in contents(self._config.rendered):
-            self._apply(text)
+        async for text in follow_text(self._config.rendered):
+            self._apply_rendered(text)
 
-    def _apply(self, text: str) -> None:
+    def _apply_rendered(self, text: str) -> None:
         parsed = self._parser.parse(text, (one.registration.key for one in self._fleet))
         if parsed is None:
             return
@@ -135,7 +141,7 @@ class Controller:
 
     # Replicas that are no longer registered.
 
-    async def _judge(self) -> None:
+    async def _decide_about_absent(self) -> None:
         """Decides about those that have left the rendered list, as soon as the catalogue can be asked."""
         reachable = True
         while True:
@@ -146,7 +152,7 @@ class Controller:
             if not absent:
                 continue
             try:
-                await self._judge_absent(absent)
+                await self._hold_or_forget(absent)
                 reachable = True
             except BalancerError as error:
                 if reachable:
@@ -155,10 +161,10 @@ class Controller:
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
                 self._left.set()
 
-    async def _judge_absent(self, absent: Iterable[Replica]) -> None:
+    async def _hold_or_forget(self, absent: Iterable[Replica]) -> None:
         registrations = [one.registration for one in absent]
-        vouched = await asyncio.to_thread(self._catalogue.vouches)
-        explained = set() if vouched else await asyncio.to_thread(self._catalogue.explained, registrations)
+        vouched = await asyncio.to_thread(self._catalogue.is_complete)
+        explained = set() if vouched else await asyncio.to_thread(self._catalogue.find_unserved, registrations)
         still = {one.registration.key for one in self._fleet.absent}
         keys = [one.key for one in registrations if one.key in still]
         gone = [key for key in keys if vouched or key in explained]
@@ -169,20 +175,20 @@ class Controller:
         if held:
             self._note_change("held")
 
-    async def _ask_catalogue(self) -> None:
+    async def _watch_catalogue(self) -> None:
         """Who it is, so that a change is seen; and whether it explains the absence of those that are held."""
         while True:
             await asyncio.sleep(_CATALOGUE_SECONDS)
             held = [one.registration for one in self._fleet if one.held]
             with contextlib.suppress(BalancerError):
-                await asyncio.to_thread(self._catalogue.vouches)
+                await asyncio.to_thread(self._catalogue.is_complete)
                 if held:
-                    explained = await asyncio.to_thread(self._catalogue.explained, held)
+                    explained = await asyncio.to_thread(self._catalogue.find_unserved, held)
                     still = {one.registration.key for one in self._fleet if one.held}
                     self._forget(explained & still, "in the catalogue, and not to be served")
             # What is known of the catalogue is no use in memory only: data may be lost while this program is restarted.
-            new = self._catalogue.knowledge() != self._saved
-            if self._memory.update(self._present(), time.monotonic()) != self._routes or new:
+            new = self._catalogue.to_dict() != self._saved
+            if self._memory.update(self._compute_routes(), time.monotonic()) != self._routes or new:
                 self._dirty.set()
 
     def _forget(self, keys: Iterable[str], why: str) -> None:
@@ -191,11 +197,11 @@ class Controller:
 
     # What replicas say.
 
-    def _probe_all(self) -> None:
+    def _update_prober(self) -> None:
         if self._config.publishes:
             self._prober.update((one.registration, one.held, one.health) for one in self._fleet)
 
-    def _heard(self, key: str, health: Health) -> None:
+    def _apply_health(self, key: str, health: Health) -> None:
         replica = self._fleet.get(key)
         if replica is None:
             return
@@ -217,17 +223,17 @@ class Controller:
         names = [one.registration.key + (" (held)" if one.held else "") for one in first]
         LOG.info("%s, replicas=%d %s", why, len(self._fleet), ", ".join(names))
         self._dirty.set()
-        self._probe_all()
+        self._update_prober()
 
-    def _present(self) -> dict[str, Route]:
-        return routes(one.registration for one in self._fleet)
+    def _compute_routes(self) -> dict[str, Route]:
+        return compute_routes(one.registration for one in self._fleet)
 
     def _build(self) -> bytes:
-        before, self._routes = self._routes, self._memory.update(self._present(), time.monotonic())
+        before, self._routes = self._routes, self._memory.update(self._compute_routes(), time.monotonic())
         for service, route in self._routes.items():
-            _tell(service, before.get(service), route)
+            _log_route(service, before.get(service), route)
         self._number += 1
-        self._saved = self._catalogue.knowledge()
+        self._saved = self._catalogue.to_dict()
         return self._encoder.encode(
             list(self._fleet),
             self._routes,
@@ -245,14 +251,14 @@ class Controller:
             self._dirty.clear()
             began = time.monotonic()
             text = self._build()
-            refused, problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
-            failed = _tell_once(failed, problem, "nginx has not taken the document")
+            refused, problem = await asyncio.to_thread(_attempt, self._nginx.publish, text)
+            failed = _log_once(failed, problem, "nginx has not taken the document")
             if not refused:
-                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.current, text)
-                shown = _tell_once(shown, problem, "health and reflection for all applications stay as they are")
+                _, problem = await asyncio.to_thread(_attempt, snapshot.save, self._config.current, text)
+                shown = _log_once(shown, problem, "health and reflection for all applications stay as they are")
                 # An nginx that starts would not take that either.
-                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
-                saved = _tell_once(saved, problem, "a restart would not know the replicas")
+                _, problem = await asyncio.to_thread(_attempt, snapshot.save, self._config.snapshot, text)
+                saved = _log_once(saved, problem, "a restart would not know the replicas")
             if failed:
                 await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
                 self._dirty.set()
@@ -267,17 +273,17 @@ class Controller:
             await asyncio.sleep(_NGINX_SECONDS)
             with contextlib.suppress(BalancerError):
                 number = self._number
-                version = await asyncio.to_thread(self._nginx.version)
+                version = await asyncio.to_thread(self._nginx.read_version)
                 if version != f"{self._run}-{number}" and number == self._number:
                     LOG.info("nginx has another document version=%s", version or "none")
                     self._dirty.set()
 
-    def _load(self) -> None:
+    def _restore(self) -> None:
         """Takes the document of an earlier run: all of it, or nothing."""
         try:
             known = snapshot.load(self._config.snapshot)
             if known:
-                replicas = document.replicas_of(known)
+                replicas = document.read_replicas(known)
                 for one in replicas:
                     # A machine that was started anew has a clock that began anew.
                     one.since = min(one.since, time.monotonic())
@@ -293,7 +299,7 @@ class Controller:
             LOG.warning("%s is not a document: %r", self._config.snapshot, error)
 
 
-def _problem(work: Callable[..., None], *arguments: Any) -> tuple[bool, str]:
+def _attempt(work: Callable[..., None], *arguments: Any) -> tuple[bool, str]:
     """Whether nginx refuses, and what went wrong."""
     try:
         work(*arguments)
@@ -302,13 +308,13 @@ def _problem(work: Callable[..., None], *arguments: Any) -> tuple[bool, str]:
     return False, ""
 
 
-def _tell_once(before: str, problem: str, what: str) -> str:
+def _log_once(before: str, problem: str, what: str) -> str:
     if problem and problem != before:
         LOG.warning("%s reason=%s", what, problem)
     return problem
 
 
-def _tell(service: str, before: Route | None, now: Route) -> None:
+def _log_route(service: str, before: Route | None, now: Route) -> None:
     """Says in the log what an operator should know of a route."""
     if before and before.application != now.application:
         LOG.info("service=%s goes to app=%s, before to app=%s", service, now.application, before.application)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer import document
-from balancer.files import contents
+from balancer.files import follow_text
 
 LOG = logging.getLogger("balancer.directory")
 
@@ -39,19 +39,19 @@ class Directory:
 
     async def follow(self, path: Path) -> None:
         """Takes each new document for ever; one that can't be read is left out."""
-        async for text in contents(path):
+        async for text in follow_text(path):
             try:
-                self.take(json.loads(text))
+                self.update(json.loads(text))
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 LOG.warning("%s is not a document: %r", path, error)
 
-    def take(self, found: Mapping[str, Any]) -> None:
+    def update(self, found: Mapping[str, Any]) -> None:
         """Takes a document (see document.py).
 
         Raises:
             KeyError, TypeError, ValueError, IndexError, AttributeError: it is none.
         """
-        replicas = document.replicas_of(found)
+        replicas = document.read_replicas(found)
         pools = [[replicas[number - 1] for number in pool["replicas"]] for pool in found["pools"]]
         serving = {OVERALL: any(one.serves for one in replicas)}
         targets: dict[str, list[str]] = {}
@@ -71,6 +71,6 @@ class Directory:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed(self) -> None:
+    async def wait_for_change(self) -> None:
         """Waits for the next document."""
         await self._changed.wait()

@@ -57,10 +57,10 @@ def build(
     catalogue: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The document of some replicas."""
-    sets = _service_sets(replicas)
+    sets = _number_sets(replicas)
     return {
-        **_frame(replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue),
-        "replicas": [_replica(one, sets[one.registration.services]) for one in replicas],
+        **_build_frame(replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue),
+        "replicas": [_describe(one, sets[one.registration.services]) for one in replicas],
     }
 
 
@@ -81,8 +81,10 @@ class Encoder:
         catalogue: Mapping[str, Any],
     ) -> bytes:
         """The same as :func:`build`, as JSON."""
-        sets = _service_sets(replicas)
-        frame = _frame(replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue)
+        sets = _number_sets(replicas)
+        frame = _build_frame(
+            replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue
+        )
         before, self._known = self._known, {}
         for one in replicas:
             number, key = sets[one.registration.services], one.registration.key
@@ -92,14 +94,14 @@ class Encoder:
             self._known[key] = known
         entries = ",".join(known.text for known in self._known.values())
         # A frame is never empty.
-        return f'{_json(frame)[:-1]},"replicas":[{entries}]}}'.encode()
+        return f'{_to_json(frame)[:-1]},"replicas":[{entries}]}}'.encode()
 
 
 class _Known:
     """A replica's text, and what it was made of."""
 
     def __init__(self, replica: Replica, number: int) -> None:
-        self.text = _json(_replica(replica, number))
+        self.text = _to_json(_describe(replica, number))
         self._of = (replica.since, replica.health, replica.held, number)
         self._registration = replica.registration
 
@@ -113,11 +115,11 @@ class _Known:
         )
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def _to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _frame(
+def _build_frame(
     replicas: Sequence[Replica],
     routes: Mapping[str, Route],
     sets: Mapping[tuple[str, ...], int],
@@ -128,26 +130,28 @@ def _frame(
     catalogue: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All but the replicas themselves."""
-    members = _members(replicas)
+    members = _group(replicas)
     pools = _Pools()
-    applications = {name: pools.number(name, name, _all(sets)) for name, sets in members.items()}
+    applications = {name: pools.number(name, name, _merge(sets)) for name, sets in members.items()}
     document: dict[str, Any] = {
         "version": version,
         "changed": changed,
         "updated": updated,
         "service_sets": list(sets),
         "applications": applications,
-        "routes": {service: _route(service, route, members, applications, pools) for service, route in routes.items()},
+        "routes": {
+            service: _describe_route(service, route, members, applications, pools) for service, route in routes.items()
+        },
         "catalogue": dict(catalogue),
     }
-    default = _default(members, applications, pools)
+    default = _add_default(members, applications, pools)
     if default:
         document["default"] = default
     document["pools"] = pools.entries
     return document
 
 
-def _service_sets(replicas: Iterable[Replica]) -> dict[tuple[str, ...], int]:
+def _number_sets(replicas: Iterable[Replica]) -> dict[tuple[str, ...], int]:
     """The sets of services that replicas have, and the number of each."""
     sets: dict[tuple[str, ...], int] = {}
     for one in replicas:
@@ -155,7 +159,7 @@ def _service_sets(replicas: Iterable[Replica]) -> dict[tuple[str, ...], int]:
     return sets
 
 
-def _replica(replica: Replica, services: int) -> dict[str, Any]:
+def _describe(replica: Replica, services: int) -> dict[str, Any]:
     registration = replica.registration
     return {
         "application": registration.application,
@@ -173,7 +177,7 @@ def _replica(replica: Replica, services: int) -> dict[str, Any]:
     }
 
 
-def _members(replicas: Sequence[Replica]) -> dict[str, dict[tuple[str, ...], list[int]]]:
+def _group(replicas: Sequence[Replica]) -> dict[str, dict[tuple[str, ...], list[int]]]:
     """By application and set of services, the numbers of the replicas."""
     found: dict[str, dict[tuple[str, ...], list[int]]] = {}
     for number, one in enumerate(replicas, 1):
@@ -181,11 +185,11 @@ def _members(replicas: Sequence[Replica]) -> dict[str, dict[tuple[str, ...], lis
     return found
 
 
-def _all(sets: Mapping[tuple[str, ...], list[int]]) -> list[int]:
+def _merge(sets: Mapping[tuple[str, ...], list[int]]) -> list[int]:
     return sorted(number for numbers in sets.values() for number in numbers)
 
 
-def _route(
+def _describe_route(
     service: str,
     route: Route,
     members: Mapping[str, Mapping[tuple[str, ...], list[int]]],
@@ -202,11 +206,11 @@ def _route(
     if 1 < len(sets) <= _MAX_SETS:
         having = {services: numbers for services, numbers in sets.items() if not services or service in services}
         if any(having) and len(having) < len(sets):
-            pool = pools.number(f"{route.application}/{service}", route.application, _all(having))
+            pool = pools.number(f"{route.application}/{service}", route.application, _merge(having))
     return {"pool": pool, "application": route.application, "also": ",".join(route.also)}
 
 
-def _default(
+def _add_default(
     members: Mapping[str, Mapping[tuple[str, ...], list[int]]], applications: Mapping[str, int], pools: _Pools
 ) -> int:
     """A single application gets all other calls; of several, those that do not say which services they have.
@@ -215,11 +219,11 @@ def _default(
     """
     if len(members) == 1:
         return next(iter(applications.values()))
-    rest = sorted(number for sets in members.values() if not any(sets) for number in _all(sets))
+    rest = sorted(number for sets in members.values() if not any(sets) for number in _merge(sets))
     return pools.number("", "", rest) if rest or not members else 0
 
 
-def replicas_of(document: Mapping[str, Any]) -> list[Replica]:
+def read_replicas(document: Mapping[str, Any]) -> list[Replica]:
     """The replicas of a document.
 
     Raises:
@@ -238,12 +242,12 @@ def replicas_of(document: Mapping[str, Any]) -> list[Replica]:
                 since=str(entry["registered_since"]),
             ),
             since=float(entry["since"]),
-            health=_health(str(entry["state"])),
+            health=_read_health(str(entry["state"])),
             held=bool(entry["held"]),
         )
         for entry in document["replicas"]
     ]
 
 
-def _health(state: str) -> Health:
+def _read_health(state: str) -> Health:
     return Health(state.removeprefix("ejected: ")) if state.startswith("ejected: ") else Health.SERVING

@@ -16,11 +16,11 @@ LOG = logging.getLogger("balancer")
 _LOOK_SECONDS = 1.0
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str:
     return path.read_text("utf-8")
 
 
-async def contents(path: Path) -> AsyncIterator[str]:
+async def follow_text(path: Path) -> AsyncIterator[str]:
     """The text of a file, now and whenever it has changed; it need not be there."""
     changed = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ async def contents(path: Path) -> AsyncIterator[str]:
             leave.callback(loop.remove_reader, watcher.fileno())
         while True:
             with contextlib.suppress(OSError, UnicodeDecodeError):
-                text = _text(path)
+                text = _read(path)
                 if text != before:
                     before = text
                     yield text

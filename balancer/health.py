@@ -157,7 +157,7 @@ class Prober:
 
     def _start(self, probe: _Probe) -> None:
         if probe.turn is None and not probe.closed:
-            probe.turn = self._spawn(self._turn(probe))
+            probe.turn = self._spawn(self._take_turn(probe))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -165,17 +165,17 @@ class Prober:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _turn(self, probe: _Probe) -> None:
+    async def _take_turn(self, probe: _Probe) -> None:
         try:
             health = await self._ask(probe)
-            self._found(probe, health)
+            self._record(probe, health)
             if health is Health.SERVING and probe.registration.health:
                 self._start_watch(probe)
         finally:
             probe.asked = self.clock()
             probe.turn = None
 
-    def _found(self, probe: _Probe, health: Health) -> None:
+    def _record(self, probe: _Probe, health: Health) -> None:
         if probe.closed:
             return
         now = self.clock()
@@ -250,7 +250,7 @@ class Prober:
             async for response in call:
                 if response is None:
                     break  # What grpcio gives for what is no such message.
-                self._found(probe, _STATUS.get(response.status, Health.NOT_SERVING))
+                self._record(probe, _STATUS.get(response.status, Health.NOT_SERVING))
                 # One that never stops talking, or changes its mind all the time, waits for its turn (HTTP/2's flow
                 # control), each time longer.
                 quick = quick + 1 if self.clock() < due else 0
@@ -277,9 +277,9 @@ class Prober:
 
     def _close(self, probe: _Probe) -> None:
         probe.closed = True
-        self._spawn(self._end(probe))
+        self._spawn(self._finish(probe))
 
-    async def _end(self, probe: _Probe) -> None:
+    async def _finish(self, probe: _Probe) -> None:
         # First the question: it may make a channel yet, and must not be left with one that is closed.
         if probe.turn is not None:
             probe.turn.cancel()

@@ -34,7 +34,7 @@ class Nginx:
         """
         self._call("POST", "/configuration", text)
 
-    def version(self) -> str:
+    def read_version(self) -> str:
         """The version of the document that it has; empty where it has none.
 
         Raises:

@@ -64,7 +64,7 @@ class Session:
         if not own.HasField("error_response"):
             return own
         problem = own
-        for application in self._candidates(request, kind):
+        for application in self._find_candidates(request, kind):
             found = await self._ask(application, request)
             if not found.HasField("error_response"):
                 self._last = application
@@ -88,7 +88,7 @@ class Session:
             list_services_response=reflection_pb2.ListServiceResponse(service=services),
         )
 
-    def _candidates(self, request: Any, kind: str | None) -> list[str]:
+    def _find_candidates(self, request: Any, kind: str | None) -> list[str]:
         """The applications that may have the answer, the likeliest first."""
         if kind == "file_containing_symbol":
             # A service, or one of its methods.
@@ -106,12 +106,12 @@ class Session:
             if peer is not None:
                 peer.close()
             if not targets:
-                return _error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
+                return _make_error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
             peer = self._peers[application] = _Peer(random.choice(targets), self._metadata)  # noqa: S311 - no secret
         try:
             return await peer.ask(request)
         except grpc.aio.AioRpcError as error:
-            return _error(request, error.code(), f"{application}: {error.details()}")
+            return _make_error(request, error.code(), f"{application}: {error.details()}")
 
 
 class _Peer:
@@ -146,7 +146,7 @@ class _Peer:
         )(iter([request]), metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
         answer = await call.read()
         if answer is grpc.aio.EOF or answer is None:
-            return _error(request, grpc.StatusCode.INTERNAL, f"{self.target} gave no answer")
+            return _make_error(request, grpc.StatusCode.INTERNAL, f"{self.target} gave no answer")
         return answer
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class _Peer:
 _closing: set[asyncio.Future[None]] = set()
 
 
-def _error(request: Any, code: grpc.StatusCode, message: str) -> Any:
+def _make_error(request: Any, code: grpc.StatusCode, message: str) -> Any:
     return reflection_pb2.ServerReflectionResponse(
         valid_host=request.host,
         original_request=request,

@@ -99,7 +99,9 @@ class Parser:
         if len(lines) < 2 or lines[-1] or lines[-2] != _END:
             return None
         # Only the lines of this file: what was registered once must not stay in memory for ever.
-        self._known = {line: self._known[line] if line in self._known else self._line(line) for line in lines[:-2]}
+        self._known = {
+            line: self._known[line] if line in self._known else self._parse_line(line) for line in lines[:-2]
+        }
         found: dict[str, Registration] = {}
         refused = []
         for one in self._known.values():
@@ -108,25 +110,25 @@ class Parser:
             elif one is not None:
                 # Of two with the same key, one decides for every balancer: the greater.
                 other = found.get(one.key)
-                found[one.key] = one if other is None else max(one, other, key=_precedence)
+                found[one.key] = one if other is None else max(one, other, key=_rank)
         if len(found) > MAX_REPLICAS:
             known = set(present)
             order = sorted(found, key=lambda key: (key not in known, key))
             reason = f"there are more than {MAX_REPLICAS} replicas"
-            refused += [_refusal(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
-        if sum(map(_length, {one.services for one in found.values()})) > _MAX_LISTS:
+            refused += [_refuse(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
+        if sum(map(_measure, {one.services for one in found.values()})) > _MAX_LISTS:
             known, room, lists = set(present), _MAX_LISTS, set[tuple[str, ...]]()
             for key in sorted(found, key=lambda key: (key not in known, key)):
                 services = found[key].services
                 if services not in lists:
-                    room -= _length(services)
+                    room -= _measure(services)
                     if room < 0:
-                        refused.append(_refusal(found.pop(key), "there are too many lists of services"))
+                        refused.append(_refuse(found.pop(key), "there are too many lists of services"))
                         continue
                     lists.add(services)
         return [found[key] for key in sorted(found)], refused
 
-    def _line(self, line: str) -> Registration | Refusal | None:
+    def _parse_line(self, line: str) -> Registration | Refusal | None:
         if not line.strip():
             return None
         try:
@@ -136,7 +138,7 @@ class Parser:
         if not isinstance(fields, list) or len(fields) != 6:
             return Refusal(application="", address="", port=0, reason=f"not of the expected form: {line[:_SHOWN]!r}")
         try:
-            return self._registration(fields)
+            return self._parse_fields(fields)
         except _RefusedError as error:
             name, address, port = fields[0], fields[1] or fields[4], fields[2]
             return Refusal(
@@ -147,51 +149,51 @@ class Parser:
                 reason=str(error),
             )
 
-    def _registration(self, fields: Sequence[Any]) -> Registration | None:
+    def _parse_fields(self, fields: Sequence[Any]) -> Registration | None:
         name, address, port, weight, node_address, meta = fields
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise _RefusedError("the name is not of 1 to 63 letters, digits, - and _")
         if not _is_integer(port, 1, 65535) or port in _CONSUL_PORTS:
             raise _RefusedError(
-                f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_shown(port)})"
+                f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_show(port)})"
             )
         if not _is_integer(weight, 0, _MAX_WEIGHT):
-            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_shown(weight)})")
-        ip = self._address(address or node_address, node_address)
+            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_show(weight)})")
+        ip = self._parse_address(address or node_address, node_address)
         meta = meta if isinstance(meta, dict) else {}
         registration = Registration(
             application=name,
             address=str(ip),
             port=port,
             weight=weight,
-            services=_services(meta),
-            health=_name(meta, "grpc_health"),
-            since=_since(meta),
-            own_node=ip == _ip(node_address),
+            services=_read_services(meta),
+            health=_read_name(meta, "grpc_health"),
+            since=_read_since(meta),
+            own_node=ip == _parse_ip(node_address),
         )
         return registration if weight else None
 
-    def _address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
-        ip = _ip(text)
+    def _parse_address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
+        ip = _parse_ip(text)
         if ip is None:
-            raise _RefusedError(f"the address must be an IP address (got {_shown(text)})")
+            raise _RefusedError(f"the address must be an IP address (got {_show(text)})")
         if ip.is_unspecified or ip.is_multicast:
             raise _RefusedError(f"{ip} is not the address of one host")
-        if ip != _ip(node_address) and not any(ip in network for network in self._networks):
+        if ip != _parse_ip(node_address) and not any(ip in network for network in self._networks):
             raise _RefusedError(f"{ip} is neither its node's address nor in PEER_CIDR")
         return ip
 
 
-def _precedence(registration: Registration) -> tuple[bool, str]:
+def _rank(registration: Registration) -> tuple[bool, str]:
     """A replica's own node speaks for it, whatever another node says of its address."""
     return registration.own_node, repr(registration)
 
 
-def _length(services: Sequence[str]) -> int:
+def _measure(services: Sequence[str]) -> int:
     return sum(map(len, services))
 
 
-def _refusal(registration: Registration, reason: str) -> Refusal:
+def _refuse(registration: Registration, reason: str) -> Refusal:
     return Refusal(
         application=registration.application, address=registration.address, port=registration.port, reason=reason
     )
@@ -202,14 +204,14 @@ def _is_integer(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _shown(value: object) -> str:
+def _show(value: object) -> str:
     """What is shown of a value; of a list or an object, which may be deep, only that it is one."""
     if isinstance(value, str):
         return repr(value[:_SHOWN])
     return repr(value)[:_SHOWN] if isinstance(value, int | float | None) else f"a {type(value).__name__}"
 
 
-def _ip(text: object) -> IPv4Address | IPv6Address | None:
+def _parse_ip(text: object) -> IPv4Address | IPv6Address | None:
     try:
         # A scope such as %eth0 is one host's own.
         return ip_address(text) if isinstance(text, str) and "%" not in text else None
@@ -217,16 +219,16 @@ def _ip(text: object) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _name(meta: Mapping[str, object], key: str) -> str:
+def _read_name(meta: Mapping[str, object], key: str) -> str:
     value = meta.get(key)
     if not value:
         return ""
     if not isinstance(value, str) or not GRPC_SERVICE.fullmatch(value):
-        raise _RefusedError(f"{key} must be a gRPC service's name (got {_shown(value)})")
+        raise _RefusedError(f"{key} must be a gRPC service's name (got {_show(value)})")
     return value
 
 
-def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
+def _read_services(meta: Mapping[str, object]) -> tuple[str, ...]:
     found: set[str] = set()
     for key in SERVICES_KEYS:
         value = meta.get(key)
@@ -234,12 +236,12 @@ def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
             names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
             wrong = [name for name in names if name and not GRPC_SERVICE.fullmatch(name)]
             if wrong or not names:
-                raise _RefusedError(f"{key} must be gRPC services' names (got {_shown(wrong[0] if wrong else value)})")
+                raise _RefusedError(f"{key} must be gRPC services' names (got {_show(wrong[0] if wrong else value)})")
             found.update(filter(None, names))
     return tuple(sorted(found))
 
 
-def _since(meta: Mapping[str, object]) -> str:
+def _read_since(meta: Mapping[str, object]) -> str:
     """Of another form than the registrar's, which is text that sorts by time, it is as if there were none."""
     value = meta.get("grpc_since")
     return value if isinstance(value, str) and SINCE.fullmatch(value) else ""

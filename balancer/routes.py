@@ -33,7 +33,7 @@ class Route:
     also: tuple[str, ...] = ()
 
 
-def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
+def compute_routes(registrations: Iterable[Registration]) -> dict[str, Route]:
     """The route of each service that a replica has, by the service's name.
 
     Of very many services those that have an application for longest: nobody takes calls away by registering others.

@@ -11,7 +11,7 @@ import pytest
 from balancer import document
 from balancer.fleet import Health, Replica
 from balancer.registration import Registration
-from balancer.routes import Route, RouteMemory, routes
+from balancer.routes import Route, RouteMemory, compute_routes
 
 
 def replica(application: str, number: int, *services: str, health: Health = Health.SERVING, **given: Any) -> Replica:
@@ -24,7 +24,7 @@ def replica(application: str, number: int, *services: str, health: Health = Heal
 def build(replicas: Sequence[Replica], found: dict[str, Route] | None = None, **given: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"version": "v-1", "changed": 1.0, "updated": 2.0, "catalogue": {}} | given
     if found is None:
-        found = routes(one.registration for one in replicas)
+        found = compute_routes(one.registration for one in replicas)
     # As nginx gets it.
     return dict(json.loads(json.dumps(document.build(replicas, found, **values))))
 
@@ -79,7 +79,7 @@ def test_an_encoder_writes_what_is_built_whatever_has_changed_since_the_last_tim
     fleet = [replica("shop", 1, "shop.A"), replica("shop", 2, "shop.A"), replica("bank", 3)]
 
     def check() -> None:
-        found = routes(one.registration for one in fleet)
+        found = compute_routes(one.registration for one in fleet)
         values: dict[str, Any] = {"version": "v-1", "changed": 1.0, "updated": 2.0, "catalogue": {"index": 7}}
         text = encoder.encode(fleet, found, **values)
         assert json.loads(text) == json.loads(json.dumps(document.build(fleet, found, **values)))
@@ -222,8 +222,8 @@ FLEET = [
 
 
 def test_the_replicas_of_a_document_are_those_that_it_was_built_of() -> None:
-    assert document.replicas_of(build(FLEET)) == FLEET
-    assert document.replicas_of(build([])) == []
+    assert document.read_replicas(build(FLEET)) == FLEET
+    assert document.read_replicas(build([])) == []
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_the_replicas_of_a_document_are_those_that_it_was_built_of() -> None:
 )
 def test_what_is_no_document_is_told(wrong: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
-        document.replicas_of(wrong)
+        document.read_replicas(wrong)
 
 
 @pytest.mark.parametrize(
@@ -249,4 +249,4 @@ def test_a_replica_of_another_form_is_told(name: str, value: object) -> None:
     built = build(FLEET)
     built["replicas"][0][name] = value
     with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
-        document.replicas_of(built)
+        document.read_replicas(built)

@@ -9,7 +9,7 @@ import pytest
 
 from balancer import routes as module
 from balancer.registration import Registration
-from balancer.routes import MAX_SERVICES, Route, RouteMemory, routes
+from balancer.routes import MAX_SERVICES, Route, RouteMemory, compute_routes
 
 OLD, NEW = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
 
@@ -21,7 +21,7 @@ def replica(application: str, *services: str, since: str = "", number: int = 1) 
 
 
 def test_a_service_goes_to_the_application_that_has_it() -> None:
-    assert routes([replica("shop", "shop.A", "shop.B"), replica("mail", "mail.C")]) == {
+    assert compute_routes([replica("shop", "shop.A", "shop.B"), replica("mail", "mail.C")]) == {
         "mail.C": Route(application="mail"),
         "shop.A": Route(application="shop"),
         "shop.B": Route(application="shop"),
@@ -29,24 +29,24 @@ def test_a_service_goes_to_the_application_that_has_it() -> None:
 
 
 def test_without_services_there_are_no_routes() -> None:
-    assert routes([]) == {}
-    assert routes([replica("shop")]) == {}
+    assert compute_routes([]) == {}
+    assert compute_routes([replica("shop")]) == {}
 
 
 def test_the_application_that_has_had_its_services_for_longest_gets_the_calls() -> None:
-    assert routes([replica("a", "x.X", since=NEW), replica("b", "x.X", since=OLD)]) == {
+    assert compute_routes([replica("a", "x.X", since=NEW), replica("b", "x.X", since=OLD)]) == {
         "x.X": Route(application="b", also=("a",))
     }
 
 
 def test_an_application_that_does_not_say_since_when_comes_last() -> None:
-    found = routes([replica("a", "x.X"), replica("b", "x.X", since=NEW), replica("c", "x.X", since=OLD)])
+    found = compute_routes([replica("a", "x.X"), replica("b", "x.X", since=NEW), replica("c", "x.X", since=OLD)])
     assert found == {"x.X": Route(application="c", also=("a", "b"))}
 
 
 @pytest.mark.parametrize("since", ["", OLD])
 def test_among_equals_the_first_by_name_gets_the_calls(since: str) -> None:
-    found = routes([replica(name, "x.X", since=since) for name in ("c", "a", "b")])
+    found = compute_routes([replica(name, "x.X", since=since) for name in ("c", "a", "b")])
     assert found == {"x.X": Route(application="a", also=("b", "c"))}
 
 
@@ -54,8 +54,8 @@ def test_the_time_is_the_earliest_of_the_replicas_that_have_the_service() -> Non
     """An old application is not senior for a service that only its new version has."""
     other = replica("a", "x.X", since="2026-01-01T12:00:00+00:00", number=4)
     new = [replica("shop", "x.X", "y.Y", since=NEW, number=1), replica("shop", "x.X", number=3)]
-    assert routes([*new, replica("shop", "x.X", since=OLD, number=2), other])["x.X"].application == "shop"
-    assert routes([*new, replica("shop", "y.Y", since=OLD, number=2), other])["x.X"].application == "a"
+    assert compute_routes([*new, replica("shop", "x.X", since=OLD, number=2), other])["x.X"].application == "shop"
+    assert compute_routes([*new, replica("shop", "y.Y", since=OLD, number=2), other])["x.X"].application == "a"
 
 
 def test_the_order_of_the_registrations_does_not_matter() -> None:
@@ -66,7 +66,7 @@ def test_the_order_of_the_registrations_does_not_matter() -> None:
         replica("c", "x.X", "z.Z", number=4),
         replica("d", "z.Z", number=5),
     ]
-    results = [routes(order) for order in itertools.permutations(fleet)]
+    results = [compute_routes(order) for order in itertools.permutations(fleet)]
     assert all(result == results[0] for result in results)
 
 
@@ -83,27 +83,27 @@ def test_a_fleet_at_random_has_the_same_routes_in_any_order(seed: int) -> None:
         )
         for number in range(30)
     ]
-    first = routes(fleet)
+    first = compute_routes(fleet)
     for _ in range(20):
         source.shuffle(fleet)
-        assert routes(fleet) == first
+        assert compute_routes(fleet) == first
 
 
 def test_the_other_applications_are_sorted_and_ten_at_the_most() -> None:
     names = [f"a{number:02}" for number in range(15)]
-    found = routes([replica(name, "x.X", since=OLD if name == "a07" else "") for name in reversed(names)])
+    found = compute_routes([replica(name, "x.X", since=OLD if name == "a07" else "") for name in reversed(names)])
     assert found["x.X"].application == "a07"
     assert found["x.X"].also == tuple(name for name in names if name != "a07")[:10]
 
 
 def test_of_very_many_services_the_first_by_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SERVICES", 3)
-    assert list(routes([replica("shop", "e", "a", "d", "c", "b")])) == ["a", "b", "c"]
+    assert list(compute_routes([replica("shop", "e", "a", "d", "c", "b")])) == ["a", "b", "c"]
 
 
 def test_very_many_services_of_a_new_application_do_not_crowd_out_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SERVICES", 3)
-    found = routes([replica("new", "a", "b", "c", since=NEW), replica("old", "x", "y", since=OLD)])
+    found = compute_routes([replica("new", "a", "b", "c", since=NEW), replica("old", "x", "y", since=OLD)])
     assert sorted(found) == ["a", "x", "y"]
 
 
