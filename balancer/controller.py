@@ -235,12 +235,14 @@ class Controller:
         self._number += 1
         self._saved = self._catalogue.to_dict()
         return self._encoder.encode(
-            list(self._fleet),
-            self._routes,
-            version=f"{self._run}-{self._number}",
-            changed=self._changed,
-            updated=self._updated,
-            catalogue=self._saved,
+            document.Content(
+                replicas=list(self._fleet),
+                routes=self._routes,
+                version=f"{self._run}-{self._number}",
+                changed=self._changed,
+                updated=self._updated,
+                catalogue=self._saved,
+            )
         )
 
     async def _publish(self) -> None:

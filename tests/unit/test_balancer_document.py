@@ -22,11 +22,11 @@ def replica(application: str, number: int, *services: str, health: Health = Heal
 
 
 def build(replicas: Sequence[Replica], found: dict[str, Route] | None = None, **given: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"version": "v-1", "changed": 1.0, "updated": 2.0, "catalogue": {}} | given
     if found is None:
         found = compute_routes(one.registration for one in replicas)
+    content = document.Content(**{"replicas": replicas, "routes": found, "version": "v-1", **given})
     # As nginx gets it.
-    return dict(json.loads(json.dumps(document.build(replicas, found, **values))))
+    return dict(json.loads(json.dumps(document.build(content))))
 
 
 def members(built: dict[str, Any], number: int) -> list[str]:
@@ -80,9 +80,10 @@ def test_an_encoder_writes_what_is_built_whatever_has_changed_since_the_last_tim
 
     def check() -> None:
         found = compute_routes(one.registration for one in fleet)
-        values: dict[str, Any] = {"version": "v-1", "changed": 1.0, "updated": 2.0, "catalogue": {"index": 7}}
-        text = encoder.encode(fleet, found, **values)
-        assert json.loads(text) == json.loads(json.dumps(document.build(fleet, found, **values)))
+        content = document.Content(
+            replicas=fleet, routes=found, version="v-1", changed=1.0, updated=2.0, catalogue={"index": 7}
+        )
+        assert json.loads(encoder.encode(content)) == json.loads(json.dumps(document.build(content)))
 
     check()
     fleet[0].health = Health.TIMEOUT

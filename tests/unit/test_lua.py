@@ -45,7 +45,7 @@ def replica(
 def build(replicas: Sequence[Replica], remembered: Iterable[str] = (), version: str = "v") -> dict[str, Any]:
     found = {service: Route(application="gone") for service in remembered}
     found |= compute_routes(one.registration for one in replicas)
-    return document.build(replicas, found, version=version, changed=1, updated=2, catalogue={})
+    return document.build(document.Content(replicas=replicas, routes=found, version=version, changed=1, updated=2))
 
 
 class Balancer:
