@@ -18,8 +18,8 @@ from balancer.config import BalancerConfig
 from balancer.errors import BalancerError, RefusedError
 from balancer.files import follow_text
 from balancer.fleet import Fleet, Health, Replica
-from balancer.health import Prober
 from balancer.nginx import Nginx
+from balancer.prober import Prober
 from balancer.registration import Parser, Refusal
 from balancer.routes import Route, RouteMemory, compute_routes
 
@@ -199,7 +199,7 @@ class Controller:
 
     def _update_prober(self) -> None:
         if self._config.publishes:
-            self._prober.update((one.registration, one.held, one.health) for one in self._fleet)
+            self._prober.update(self._fleet)
 
     def _apply_health(self, key: str, health: Health) -> None:
         replica = self._fleet.get(key)
