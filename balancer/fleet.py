@@ -87,6 +87,11 @@ class Fleet:
         """The replicas that are not registered."""
         return [one for key, one in self._replicas.items() if key not in self._registered]
 
+    @property
+    def held(self) -> list[Replica]:
+        """The replicas that are held."""
+        return [one for one in self if one.held]
+
     def restore(self, replicas: Iterable[Replica]) -> None:
         """Takes the replicas of an earlier run; all count as registered until the next :meth:`apply`."""
         self._replicas = {one.registration.key: one for one in replicas}
