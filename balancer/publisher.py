@@ -53,13 +53,11 @@ class Publisher:
             error = await self._attempt("nginx has not taken the document", self._nginx.publish, text)
             # nginx would refuse the snapshot too when it starts.
             if not isinstance(error, RefusedError):
-                await self._attempt(
-                    "health and reflection for all applications stay as they are",
-                    snapshot.save,
-                    self._config.current,
-                    text,
-                )
-                await self._attempt("a restart would not know the replicas", snapshot.save, self._config.snapshot, text)
+                for path, failure in (
+                    (self._config.current, "health and reflection for all applications stay as they are"),
+                    (self._config.snapshot, "a restart would not know the replicas"),
+                ):
+                    await self._attempt(failure, snapshot.save, path, text)
             if error:
                 await asyncio.sleep(_AGAIN_SECONDS)
                 self._due.set()
