@@ -1,6 +1,6 @@
-"""What is registered, as consul-template has rendered it: checked field by field.
+"""Reads the registrations that consul-template renders.
 
-Anybody who reaches Consul can put something into it, so nothing is taken that is not of the expected form.
+Each field is checked, because any program that reaches Consul can register anything.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from common.names import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"
-# Consul's own ports are no replica's, whatever is registered: its API would be within reach of every caller.
+# A replica must not have one of Consul's own ports, because every caller could reach its API.
 _CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
 # By Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
 _LARGEST = 10**9
 MAX_REPLICAS = 10_000
-# Characters in all the different lists of services: the document must fit into nginx's shared memory.
+# Characters in all the different lists of services, because the document must fit into nginx's shared memory.
 _MAX_LISTS = 4_000_000
 _SHOWN = 80
 
@@ -35,10 +35,10 @@ class Registration:
 
     Attributes:
         weight: its share of the calls, 1 to 65535.
-        services: the gRPC services that it has, sorted; empty where it does not say.
-        health: the name that its health service knows; empty where it does not say.
-        since: since when its application has had its services, in ISO 8601; empty where it does not say.
-        own_node: whether its address is that of the Consul node which registered it.
+        services: its gRPC services, sorted; empty if it registers none.
+        health: the name in its health service; empty if it registers none.
+        since: the time from which its application has had its services, in ISO 8601; empty if it registers none.
+        own_node: whether its address is that of its own Consul node.
     """
 
     application: str
@@ -50,10 +50,10 @@ class Registration:
     since: str = ""
     own_node: bool = field(default=True, compare=False)
 
-    # Both are asked for many times at each change of the fleet.
+    # Both are read many times at each change of the fleet.
     @cached_property
     def key(self) -> str:
-        """What tells it from all others."""
+        """Identifies the replica."""
         return f"{self.application} {self.target}"
 
     @cached_property
@@ -64,7 +64,7 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A registration that is not taken, as far as it can be shown, and why."""
+    """A registration that is not taken, with values of limited size, and the reason."""
 
     application: str
     address: str
@@ -73,14 +73,14 @@ class Refusal:
 
 
 class _RefusedError(Exception):
-    """Why a registration is not taken."""
+    """The reason for which a registration is not taken."""
 
 
 class Parser:
-    """Reads the rendered file; a line that it has read before costs next to nothing.
+    """Reads the rendered file, and parses only the lines that the last file did not have.
 
     Args:
-        networks: a replica's address is in one of them, or its own Consul node's.
+        networks: a replica's address must be in one of them, or be its own Consul node's.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
@@ -88,17 +88,15 @@ class Parser:
         self._known: dict[str, Registration | Refusal | None] = {}
 
     def parse(self, text: str, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]] | None:
-        """The registrations of a file in the order of their keys, and those that are refused.
+        """Returns the registrations of a file in the order of their keys, and the refusals; None for half a file.
 
-        One of weight 0 is neither. Beyond ``MAX_REPLICAS`` those are taken first whose keys are in ``present``: nobody
-        puts a replica out by registering others.
-
-        None while the file is not whole.
+        A registration of weight 0 is in neither list. Replicas with keys in ``present`` are taken before others, so
+        that new registrations beyond a limit do not displace them.
         """
         lines = text.split("\n")
         if len(lines) < 2 or lines[-1] or lines[-2] != _END:
             return None
-        # Only the lines of this file: what was registered once must not stay in memory for ever.
+        # Keeps only the lines of this file, because old lines would fill the memory.
         self._known = {
             line: self._known[line] if line in self._known else self._parse_line(line) for line in lines[:-2]
         }
@@ -108,24 +106,11 @@ class Parser:
             if isinstance(one, Refusal):
                 refused.append(one)
             elif one is not None:
-                # Of two with the same key, one decides for every balancer: the greater.
+                # Every balancer must take the same one of two with the same key.
                 other = found.get(one.key)
                 found[one.key] = one if other is None else max(one, other, key=_rank)
-        if len(found) > MAX_REPLICAS:
-            known = set(present)
-            order = sorted(found, key=lambda key: (key not in known, key))
-            reason = f"there are more than {MAX_REPLICAS} replicas"
-            refused += [_refuse(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
-        if sum(map(_measure, {one.services for one in found.values()})) > _MAX_LISTS:
-            known, room, lists = set(present), _MAX_LISTS, set[tuple[str, ...]]()
-            for key in sorted(found, key=lambda key: (key not in known, key)):
-                services = found[key].services
-                if services not in lists:
-                    room -= _measure(services)
-                    if room < 0:
-                        refused.append(_refuse(found.pop(key), "there are too many lists of services"))
-                        continue
-                    lists.add(services)
+        if len(found) > MAX_REPLICAS or sum(map(_measure, {one.services for one in found.values()})) > _MAX_LISTS:
+            refused += _remove_excess(found, set(present))
         return [found[key] for key in sorted(found)], refused
 
     def _parse_line(self, line: str) -> Registration | Refusal | None:
@@ -144,7 +129,7 @@ class Parser:
             return Refusal(
                 application=name[:_SHOWN] if isinstance(name, str) else "",
                 address=address[:_SHOWN] if isinstance(address, str) else "",
-                # Consul takes any number; status looks for it.
+                # Consul takes any number, and status compares it.
                 port=port if _is_integer(port, -_LARGEST, _LARGEST) else 0,
                 reason=str(error),
             )
@@ -185,7 +170,7 @@ class Parser:
 
 
 def _rank(registration: Registration) -> tuple[bool, str]:
-    """A replica's own node speaks for it, whatever another node says of its address."""
+    """Ranks the registration by a replica's own node above those by other nodes."""
     return registration.own_node, repr(registration)
 
 
@@ -193,10 +178,22 @@ def _measure(services: Sequence[str]) -> int:
     return sum(map(len, services))
 
 
-def _refuse(registration: Registration, reason: str) -> Refusal:
-    return Refusal(
-        application=registration.application, address=registration.address, port=registration.port, reason=reason
-    )
+def _remove_excess(found: dict[str, Registration], present: set[str]) -> list[Refusal]:
+    """Removes the registrations beyond the limits, and returns them as refusals."""
+    refused = []
+    room, lists = _MAX_LISTS, set[tuple[str, ...]]()
+    for number, key in enumerate(sorted(found, key=lambda key: (key not in present, key))):
+        services = found[key].services
+        if number >= MAX_REPLICAS:
+            reason = f"there are more than {MAX_REPLICAS} replicas"
+        elif services in lists or (room := room - _measure(services)) >= 0:
+            lists.add(services)
+            continue
+        else:
+            reason = "there are too many lists of services"
+        one = found.pop(key)
+        refused.append(Refusal(application=one.application, address=one.address, port=one.port, reason=reason))
+    return refused
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:
@@ -205,7 +202,7 @@ def _is_integer(value: object, low: int, high: int) -> bool:
 
 
 def _show(value: object) -> str:
-    """What is shown of a value; of a list or an object, which may be deep, only that it is one."""
+    """Returns the start of a value as text; of a list or an object, which may be deep, only the type."""
     if isinstance(value, str):
         return repr(value[:_SHOWN])
     return repr(value)[:_SHOWN] if isinstance(value, int | float | None) else f"a {type(value).__name__}"
@@ -242,6 +239,6 @@ def _read_services(meta: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _read_since(meta: Mapping[str, object]) -> str:
-    """Of another form than the registrar's, which is text that sorts by time, it is as if there were none."""
+    """Returns the time as the registrar writes it, so that it sorts as text; empty for any other form."""
     value = meta.get("grpc_since")
     return value if isinstance(value, str) and SINCE.fullmatch(value) else ""
