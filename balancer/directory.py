@@ -1,7 +1,6 @@
-"""What all applications together have: their gRPC services, who serves them, and what is known of their health.
+"""The gRPC services of all applications, their replicas and their health, as the control plane's document has them.
 
-It follows the document that the control plane writes, in a program of its own: whoever asks much keeps no health probe
-waiting.
+It is used in a program of its own, so that many calls do not delay the health probes.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from balancer.files import follow_text
 
 LOG = logging.getLogger("balancer.directory")
 
-# The name of health checks for all services together (grpc.health.v1, "health.proto").
+# This name stands for all services together (grpc.health.v1, "health.proto").
 OVERALL = ""
 
 
 class Directory:
-    """The latest document, as questions need it.
+    """The latest document, indexed.
 
     Attributes:
         serving: by gRPC service, and by each name of a replica's own health service, whether a replica serves it.
@@ -38,7 +37,7 @@ class Directory:
         self._changed = asyncio.Event()
 
     async def follow(self, path: Path) -> None:
-        """Takes each new document for ever; one that can't be read is left out."""
+        """Takes each new document for ever, and skips one that can't be read."""
         async for text in follow_text(path):
             try:
                 self.update(json.loads(text))
@@ -49,7 +48,7 @@ class Directory:
         """Takes a document (see document.py).
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError, AttributeError: it is none.
+            KeyError, TypeError, ValueError, IndexError, AttributeError: the value is not a document.
         """
         replicas = document.read_replicas(found)
         pools = [[replicas[number - 1] for number in pool["replicas"]] for pool in found["pools"]]
@@ -64,7 +63,7 @@ class Directory:
         owners = {}
         for service, route in found["routes"].items():
             owners[service] = str(route["application"])
-            # 0 is the pool of nobody.
+            # Pool 0 has no replica.
             members = pools[route["pool"] - 1] if route["pool"] else []
             serving[service] = any(one.serves for one in members)
         self.serving, self.owners, self.targets = serving, owners, targets

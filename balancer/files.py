@@ -1,4 +1,4 @@
-"""Files that another program replaces: read when they have changed."""
+"""Reads a file each time that another program replaces it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import inotify_simple
 
 LOG = logging.getLogger("balancer")
 
-# For a change that inotify has not told, which it does not owe on every file system.
+# The file is also read at this interval, because inotify does not report changes on every file system.
 _LOOK_SECONDS = 1.0
 
 
@@ -21,14 +21,14 @@ def _read(path: Path) -> str:
 
 
 async def follow_text(path: Path) -> AsyncIterator[str]:
-    """The text of a file, now and whenever it has changed; it need not be there."""
+    """Yields the text of a file, now and after each change; the file need not exist."""
     changed = asyncio.Event()
     loop = asyncio.get_running_loop()
     before = None
     with contextlib.ExitStack() as leave:
         try:
             watcher = leave.enter_context(inotify_simple.INotify(nonblocking=True))
-            # Whoever writes it writes another file and renames that.
+            # The other program writes another file and renames it.
             watcher.add_watch(path.parent, inotify_simple.flags.MOVED_TO | inotify_simple.flags.CLOSE_WRITE)
         except OSError as error:
             LOG.warning("no notice of changes, looking every %g s reason=%s", _LOOK_SECONDS, error)
