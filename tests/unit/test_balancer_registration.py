@@ -36,7 +36,9 @@ def file(lines: Iterable[str]) -> str:
     return "".join(f"{one}\n" for one in (*lines, "# end"))
 
 
-def parse(*lines: str, parser: Parser | None = None, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]]:
+def parse(
+    *lines: str, parser: Parser | None = None, present: Iterable[str] = ()
+) -> tuple[list[Registration], list[Refusal]]:
     found = (parser or make_parser()).parse(file(lines), present)
     assert found is not None
     return found
@@ -153,22 +155,26 @@ def test_a_node_whose_address_stands_for_no_host_does_not_help(address: str, nod
 
 
 def test_without_networks_only_the_nodes_own_address_is_taken() -> None:
-    found = Parser([]).parse(file([line(), line(address=NODE)]))
-    assert found is not None
-    assert [one.address for one in found[0]] == [NODE]
-    assert [one.address for one in found[1]] == ["10.0.0.2"]
+    found, refused = parse(line(), line(address=NODE), parser=Parser([]))
+    assert [one.address for one in found] == [NODE]
+    assert [one.address for one in refused] == ["10.0.0.2"]
+
+
+EMPTY: tuple[object, ...] = (None, "", 0, False, [], {})
 
 
 @pytest.mark.parametrize(
-    "meta", [None, {}, [], [1, 2], 5, "grpc_services", True, {"other": "x"}, {"grpc_services": None}]
+    "meta",
+    [
+        *(None, {}, [], [1, 2], 5, "grpc_services", True, {"other": "x"}, {"grpc_services": None}),
+        *(
+            dict.fromkeys(("grpc_services", "grpc_health", "grpc_since"), empty)
+            for empty in (None, "", 0, False, [], {})
+        ),
+    ],
 )
-def test_metadata_of_another_form_says_nothing(meta: object) -> None:
+def test_metadata_of_another_form_or_without_values_is_ignored(meta: object) -> None:
     assert take(meta=meta) == WHOLE
-
-
-@pytest.mark.parametrize("empty", [None, "", 0, False, [], {}])
-def test_metadata_that_is_empty_says_nothing(empty: object) -> None:
-    assert take(meta={"grpc_services": empty, "grpc_health": empty, "grpc_since": empty}) == WHOLE
 
 
 def test_services_of_several_values_are_one_sorted_list() -> None:
@@ -181,40 +187,34 @@ def test_services_of_several_values_are_one_sorted_list() -> None:
     assert take(meta=meta).services == ("a.A", "b.B", "c", "z.Z")
 
 
+SERVICES = ["a b", "a;", "a.", ".a", "1a", "a\n.b", "a/b", "ä", "a,$(x)", "\ud800", True, 5, [1], {"a": 1}]
+
+
 @pytest.mark.parametrize(
-    "value", ["a b", "a;", "a.", ".a", "1a", "a\n.b", "a/b", "ä", "a,$(x)", "\ud800", True, 5, [1], {"a": 1}]
+    ("key", "value"),
+    pair(
+        grpc_services=SERVICES,
+        grpc_services_8=SERVICES,
+        grpc_health=["a b", "a,b", "a.", "\ud800", "ä", True, 5, ["a"], {"a": 1}],
+    ),
 )
-def test_services_that_are_no_names_are_refused(value: object) -> None:
-    assert refuse(meta={"grpc_services": value}).reason.startswith("grpc_services must be gRPC services' names (got ")
-    assert refuse(meta={"grpc_services_8": value}).reason.startswith("grpc_services_8 must be gRPC services' names")
-
-
-@pytest.mark.parametrize("value", ["a b", "a,b", "a.", "\ud800", "ä", True, 5, ["a"], {"a": 1}])
-def test_a_health_name_that_is_none_is_refused(value: object) -> None:
-    assert refuse(meta={"grpc_health": value}).reason.startswith("grpc_health must be a gRPC service's name (got ")
+def test_metadata_with_something_else_than_names_is_refused(key: str, value: object) -> None:
+    names = "a gRPC service's name" if key == "grpc_health" else "gRPC services' names"
+    assert refuse(meta={key: value}).reason.startswith(f"{key} must be {names} (got ")
 
 
 @pytest.mark.parametrize(
     "since",
     [
-        "2026-01-02T03:04:05Z",
-        "2026-01-02T03:04:05+01:00",
-        "2026-01-02T03:04:05.5+00:00",
-        "2026-01-02 03:04:05+00:00",
-        "2026-01-02T03:04:05+00:00\n",
-        "٢٠٢٦-01-02T03:04:05+00:00",
-        "0",
-        "",
-        0,
-        True,
-        ["2026-01-02T03:04:05+00:00"],
+        *(f"2026-01-02T03:04:05{zone}" for zone in ("Z", "+01:00", ".5+00:00", "+00:00\n")),
+        *("2026-01-02 03:04:05+00:00", "٢٠٢٦-01-02T03:04:05+00:00", "0", "", 0, True, [SINCE]),
     ],
 )
-def test_a_time_of_another_form_is_as_if_there_were_none(since: object) -> None:
+def test_a_time_of_another_form_is_ignored(since: object) -> None:
     assert take(meta={"grpc_since": since}).since == ""
 
 
-def test_a_refusal_shows_what_was_registered_and_why() -> None:
+def test_a_refusal_shows_the_registration_and_the_reason() -> None:
     assert refuse(name="a b", address="10.0.0.9", port=80) == Refusal(
         application="a b", address="10.0.0.9", port=80, reason="the name is not of 1 to 63 letters, digits, - and _"
     )
@@ -222,40 +222,21 @@ def test_a_refusal_shows_what_was_registered_and_why() -> None:
     assert refuse(port=70000).port == 70000
 
 
-def test_a_refusal_is_of_limited_size_whatever_was_registered() -> None:
+def test_a_refusal_is_of_limited_size() -> None:
     vast = "x" * 10**6
-    for given in (
-        {"name": vast, "address": vast},
-        {"address": vast},
-        {"port": vast},
-        {"weight": vast},
-        {"port": 10**4000},
-        {"weight": 10**4000},
-        {"meta": {"grpc_services": vast + "!"}},
-        {"meta": {"grpc_health": vast + "!"}},
-    ):
-        assert len(json.dumps(vars(refuse(**given)))) < 1000
+    metas = [{key: vast + "!"} for key in ("grpc_services", "grpc_health")]
+    for field, value in pair(address=[vast], port=[vast, 10**4000], weight=[vast, 10**4000], meta=metas):
+        assert len(json.dumps(vars(refuse(**{field: value})))) < 1000
+    assert len(json.dumps(vars(refuse(name=vast, address=vast)))) < 1000
     _, refusals = parse(vast)
     assert len(refusals[0].reason) < 200
 
 
+AFTER = ("", "\n", "\n# end", "\n# en", f"\n# end\n{line()[:9]}", f"\n# end\n{line()}\n", "\n#end\n")
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n",
-        "# end",
-        "# end\n\n",
-        "# end\n\n# end",
-        line(),
-        line() + "\n",
-        line() + "\n# end",
-        line() + "\n# en",
-        line() + "\n# end\n" + line()[:9],
-        line() + "\n# end\n" + line() + "\n",
-        line()[:20],
-        line() + "\n#end\n",
-    ],
+    "text", ["", "\n", "# end", "# end\n\n", "# end\n\n# end", line()[:20], *(line() + after for after in AFTER)]
 )
 def test_a_file_that_is_not_whole_is_not_read(text: str) -> None:
     assert make_parser().parse(text) is None
@@ -298,13 +279,21 @@ def test_replicas_beyond_the_limit_are_refused_with_their_names(monkeypatch: pyt
     ]
 
 
-def test_replicas_that_were_there_stay_whoever_registers_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_present_replicas_stay_when_new_ones_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "MAX_REPLICAS", 3)
-    present = ["shop 10.0.0.4:7777", "shop 10.0.0.3:7777", "shop 10.9.9.9:7777"]
-    found = make_parser().parse(file([*many(5), line(name="a", address="10.0.0.0")]), iter(present))
-    assert found is not None
-    assert [one.key for one in found[0]] == ["a 10.0.0.0:7777", "shop 10.0.0.3:7777", "shop 10.0.0.4:7777"]
-    assert len(found[1]) == 3
+    present = iter(["shop 10.0.0.4:7777", "shop 10.0.0.3:7777", "shop 10.9.9.9:7777"])
+    found, refusals = parse(*many(5), line(name="a", address="10.0.0.0"), present=present)
+    assert [one.key for one in found] == ["a 10.0.0.0:7777", "shop 10.0.0.3:7777", "shop 10.0.0.4:7777"]
+    assert len(refusals) == 3
+
+
+def test_lists_of_services_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "_MAX_LISTS", 6)
+    lists = enumerate(("a.A", "b.B", "c.C", "a.A"), 1)
+    lines = [line(port=port, meta={"grpc_services": services}) for port, services in lists]
+    found, refusals = parse(*lines, present=["shop 10.0.0.2:3"])
+    assert [one.port for one in found] == [1, 3, 4]
+    assert [(one.port, one.reason) for one in refusals] == [(2, "there are too many lists of services")]
 
 
 def test_a_whole_fleet_is_taken() -> None:
@@ -312,47 +301,26 @@ def test_a_whole_fleet_is_taken() -> None:
     assert (len(found), len(refusals)) == (registration.MAX_REPLICAS, 1)
 
 
-def test_a_line_that_was_read_before_is_not_parsed_again() -> None:
-    reader = make_parser()
-    first, second = reader.parse(file([line()])), reader.parse(file([line(), line(port=1)]))
-    assert first
-    assert second
-    assert next(one for one in second[0] if one.port == 7777) is first[0][0]
-
-
-def test_a_line_that_has_left_the_file_is_forgotten() -> None:
-    reader = make_parser()
-    first, without, again = reader.parse(file([line()])), reader.parse(file([])), reader.parse(file([line()]))
-    assert first
-    assert again
-    assert without == ([], [])
-    assert again[0] == first[0]
-    assert again[0][0] is not first[0][0]
-
-
-def test_a_file_that_is_not_whole_forgets_nothing() -> None:
-    reader = make_parser()
-    first = reader.parse(file([line()]))
-    assert reader.parse(line()) is None
-    again = reader.parse(file([line()]))
-    assert first
-    assert again
-    assert again[0][0] is first[0][0]
+def test_a_line_is_parsed_again_only_after_a_whole_file_without_it() -> None:
+    parser = make_parser()
+    [first], _ = parse(line(), parser=parser)
+    assert parser.parse(line()) is None
+    found, _ = parse(line(), line(port=1), parser=parser)
+    assert next(one for one in found if one.port == 7777) is first
+    assert parse(parser=parser) == ([], [])
+    [again], _ = parse(line(), parser=parser)
+    assert again == first
+    assert again is not first
 
 
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
-DEPTHS = (
-    10,
-    sys.getrecursionlimit() // 2,
-    *range(sys.getrecursionlimit() - 120, sys.getrecursionlimit() + 5, 3),
-    10**5,
-)
+LIMIT = sys.getrecursionlimit()
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [10, LIMIT // 2, *range(LIMIT - 120, LIMIT + 5, 3), 10**5])
 def test_json_of_any_depth_is_refused(depth: int) -> None:
     template = line(name="NAME", port=0)
     deep = [nested(depth), template.replace('"NAME"', nested(depth)), template.replace(" 0,", f" {nested(depth)},")]
@@ -366,32 +334,26 @@ def test_json_of_any_depth_is_refused(depth: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x",
-        "null",
-        "5",
-        '"text"',
-        "{}",
-        "[]",
-        "[1,2,3,4,5]",
-        "[1,2,3,4,5,6,7]",
-        "[,,,,,]",
-        line()[:-1],
-        line() + line(),
-        "9" * 5000,
-        "[" + ",".join(["9" * 4300] * 6) + "]",
-        "[" + ",".join(["9" * 5000] * 6) + "]",
-        "[NaN, NaN, NaN, NaN, NaN, NaN]",
+        *(
+            "x",
+            "null",
+            "5",
+            '"text"',
+            "{}",
+            "[]",
+            "[1,2,3,4,5]",
+            "[1,2,3,4,5,6,7]",
+            "[,,,,,]",
+            "\0",
+            "# another comment",
+        ),
+        *("9" * 5000, line()[:-1], line() + line(), "\ufeff" + line()),
+        *(f"[{','.join([value] * 6)}]" for value in ("9" * 4300, "9" * 5000, "NaN", "null", "{}", '"\\ud800"')),
         "[Infinity, -Infinity, 1e999, -1e999, null, null]",
-        "[" + ",".join(['"\\ud800"'] * 6) + "]",
-        "[null, null, null, null, null, null]",
         "[false, true, false, true, false, true]",
-        "[{}, {}, {}, {}, {}, {}]",
-        "\0",
-        "\ufeff" + line(),
-        "# another comment",
     ],
 )
-def test_a_line_of_another_form_is_refused_and_can_be_told_as_json(text: str) -> None:
+def test_a_line_of_another_form_is_refused_and_can_be_shown_as_json(text: str) -> None:
     found, refusals = parse(line(), text)
     assert found == [WHOLE]
     assert len(refusals) == 1
