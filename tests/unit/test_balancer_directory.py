@@ -8,7 +8,7 @@ import pytest
 
 from balancer.directory import OVERALL, Directory
 from balancer.fleet import Health
-from tests.unit.test_balancer_document import build, replica
+from tests.support.replicas import build, replica
 
 
 def test_nothing_serves_before_the_first_document() -> None:

@@ -160,17 +160,15 @@ def test_without_networks_only_the_nodes_own_address_is_taken() -> None:
     assert [one.address for one in refused] == ["10.0.0.2"]
 
 
-EMPTY: tuple[object, ...] = (None, "", 0, False, [], {})
+def repeat(value: object) -> dict[str, object]:
+    return dict.fromkeys(("grpc_services", "grpc_health", "grpc_since"), value)
 
 
 @pytest.mark.parametrize(
     "meta",
     [
         *(None, {}, [], [1, 2], 5, "grpc_services", True, {"other": "x"}, {"grpc_services": None}),
-        *(
-            dict.fromkeys(("grpc_services", "grpc_health", "grpc_since"), empty)
-            for empty in (None, "", 0, False, [], {})
-        ),
+        *map(repeat, (None, "", 0, False, [], {})),
     ],
 )
 def test_metadata_of_another_form_or_without_values_is_ignored(meta: object) -> None:
