@@ -1,4 +1,4 @@
-"""What the balancer answers about all applications at once."""
+"""The gRPC services of all applications and their health."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_without_a_replica_that_serves_nothing_does() -> None:
     assert directory.serving == {OVERALL: False, "shop.A": False}
 
 
-def test_what_is_no_document_is_refused_and_changes_nothing() -> None:
+def test_a_value_that_is_not_a_document_raises_and_changes_nothing() -> None:
     directory = Directory()
     directory.update(build([replica("shop", 1, "shop.A")]))
     with pytest.raises((KeyError, TypeError)):
@@ -38,7 +38,7 @@ def test_what_is_no_document_is_refused_and_changes_nothing() -> None:
     assert directory.serving["shop.A"]
 
 
-def test_who_waits_hears_of_each_change() -> None:
+def test_each_task_that_waits_goes_on_after_a_change() -> None:
     async def run() -> None:
         directory = Directory()
         waiting = [asyncio.create_task(directory.wait_for_change()) for _ in range(3)]
