@@ -102,7 +102,7 @@ class Probe:
     _watch_due: float = float("-inf")
     _closed: bool = False
 
-    def interval(self, now: float, fair: float) -> float:
+    def compute_interval(self, now: float, fair: float) -> float:
         """Returns the seconds between two questions; ``fair`` is the shortest interval that all replicas can have."""
         if self.health is not Health.SERVING:
             return min(max((now - self.changed) * AGAIN_PART, AGAIN_SECONDS), AGAIN_MOST_SECONDS)

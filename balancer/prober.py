@@ -72,7 +72,7 @@ class Prober:
         due = []
         for probe in self._probes.values():
             if probe.turn is None:
-                waited, interval = now - probe.asked, probe.interval(now, fair)
+                waited, interval = now - probe.asked, probe.compute_interval(now, fair)
                 if waited >= interval:
                     due.append((probe.health is not Health.SERVING, -waited / interval**2, probe))
         due.sort(key=lambda one: one[:2])

@@ -97,7 +97,7 @@ def start(processes: Processes, tools: None) -> Iterator[Callable[..., Balancer]
 
 @pytest.fixture
 def consul(stack: LocalDriver) -> dict[str, str]:
-    """The variables for a catalogue that vouches: the shared stack's."""
+    """The variables for the complete catalogue of the shared stack."""
     return {"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)}
 
 
