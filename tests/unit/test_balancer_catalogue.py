@@ -12,7 +12,7 @@ import requests
 
 from balancer.catalogue import HOLD_SECONDS, Catalogue
 from balancer.errors import BalancerError
-from tests.support.replicas import registration
+from tests.support.fleet import registration
 
 URL = "http://127.0.0.1:8500"
 SERVICES, ROOTS, HEALTH = "/v1/catalog/services", "/v1/connect/ca/roots", "/v1/health/service/"

@@ -8,7 +8,7 @@ import pytest
 
 from balancer.directory import OVERALL, Directory
 from balancer.fleet import Health
-from tests.support.replicas import build, replica
+from tests.support.fleet import build, replica
 
 
 def test_nothing_serves_before_the_first_document() -> None:

@@ -12,7 +12,7 @@ from balancer import document
 from balancer.fleet import Health, Replica
 from balancer.registration import Registration
 from balancer.routes import Route, RouteMemory, compute_routes
-from tests.support.replicas import build, replica
+from tests.support.fleet import build, replica
 
 SINCE = "2026-01-02T03:04:05+00:00"
 

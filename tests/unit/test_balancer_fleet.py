@@ -8,7 +8,7 @@ import pytest
 
 from balancer.fleet import Fleet, Health, Replica
 from balancer.registration import Registration
-from tests.support.replicas import registration
+from tests.support.fleet import registration
 
 A, B, C = (registration("shop", number) for number in (1, 2, 3))
 

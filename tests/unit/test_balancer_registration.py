@@ -13,7 +13,7 @@ import pytest
 
 from balancer import registration
 from balancer.registration import Parser, Refusal, Registration
-from tests.support.replicas import registration as make_registration
+from tests.support.fleet import registration as make_registration
 
 NETWORKS = ("10.0.0.0/8", "fd00::/8")
 NODE = "192.0.2.1"

@@ -11,7 +11,7 @@ import pytest
 from balancer import routes as module
 from balancer.registration import Registration
 from balancer.routes import MAX_SERVICES, Route, RouteMemory, compute_routes
-from tests.support.replicas import registration
+from tests.support.fleet import registration
 
 OLD, NEW = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
 
