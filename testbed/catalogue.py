@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import requests
 
 from testbed import programs
 from testbed.errors import BenchmarkError
+from testbed.ports import free_ports
 from testbed.processes import Processes
 from testbed.wait import wait_for
 
@@ -29,7 +29,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     Raises:
         BenchmarkError: it does not start, or refuses a peer.
     """
-    http, server, serf = _free_ports(3)
+    http, server, serf = free_ports(3, _ADDRESS)
     command: list[str | Path] = [
         programs.tool("consul"),
         *("agent", "-dev", "-log-level=err", f"-bind={_ADDRESS}", f"-client={_ADDRESS}"),
@@ -78,13 +78,3 @@ def _operation(peer: str) -> dict[str, object]:
     address, _, port = peer.rpartition(":")
     service = {"ID": peer, "Service": "bench", "Address": address, "Port": int(port), "Tags": ["grpc_server"]}
     return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
-
-
-def _free_ports(count: int) -> list[int]:
-    """TCP ports of that address that were free a moment ago."""
-    sockets = [socket.create_server((_ADDRESS, 0)) for _ in range(count)]
-    try:
-        return [int(taken.getsockname()[1]) for taken in sockets]
-    finally:
-        for taken in sockets:
-            taken.close()

@@ -19,9 +19,9 @@ import requests
 from common.environment import ConfigError
 from local_stack.settings import ROOT
 from registrar.config import RegistrarConfig
+from testbed.calls import answers, open_channel
 from testbed.wait import wait_for
 from tests.support.balancer import Nginx, peers
-from tests.support.calls import OPTIONS, answers
 from tests.support.chaos import record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.frames import DEADLY, WRONG, at_random
@@ -260,9 +260,7 @@ def test_a_server_that_a_call_has_ended_is_started_again(stack: LocalDriver) -> 
 
 def test_a_path_that_is_no_method_is_unimplemented(stack: LocalDriver) -> None:
     wait_for_replicas(stack, 1)
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/tests.Größe/Method")(b"", timeout=10)
+    with open_channel(target(stack)) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/tests.Größe/Method")(b"", timeout=10)
     found: Any = caught.value
     assert (found.code(), found.details()) == (grpc.StatusCode.UNIMPLEMENTED, "no such method")

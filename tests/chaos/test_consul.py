@@ -12,9 +12,9 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import say_hello, status
 from testbed.wait import wait_for
 from tests.support.balancer import BALANCER, peers
-from tests.support.calls import say_hello, status
 from tests.support.chaos import record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients

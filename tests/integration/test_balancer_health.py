@@ -25,6 +25,7 @@ from grpc_health.v1.health import HealthServicer
 from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
+from testbed.calls import open_channel
 from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.drivers import ROOT
@@ -315,7 +316,7 @@ class Slot(grpc.GenericRpcHandler):
 
 def held(replica: Registration) -> grpc.StatusCode:
     """The status of a call that lasts until the slot ends."""
-    with grpc.insecure_channel(replica.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(replica.target) as channel:
         try:
             channel.unary_unary(HOLD, request_serializer=bytes, response_deserializer=bytes)(b"", timeout=20)
         except grpc.RpcError as error:

@@ -19,8 +19,8 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
+from testbed.calls import say_hello
 from testbed.wait import is_alive, wait_for, wait_for_death
-from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.disk import small_disk
 from tests.support.drivers import ROOT, LocalDriver

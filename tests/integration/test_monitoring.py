@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import requests
 
+from testbed.ports import free_ports
 from testbed.wait import wait_for
-from tests.integration.test_registrar import free_ports
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,10 @@ import requests
 
 from local_stack.settings import ROOT
 from local_stack.tools import find
+from testbed.ports import free_ports
 from testbed.wait import wait_for
 
 ID = "hello_server-box-7777"
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that nothing listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Consul:

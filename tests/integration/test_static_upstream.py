@@ -12,9 +12,9 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import answers, open_channel, status
 from testbed.wait import wait_for
 from tests.support.balancer import BALANCER, Nginx
-from tests.support.calls import OPTIONS, answers, status
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 from tests.support.twin import twin
@@ -123,8 +123,7 @@ def test_a_configuration_that_has_not_changed_is_not_applied_again(stack: LocalD
 
 def test_the_access_log_has_the_status_of_grpc(stack: LocalDriver) -> None:
     wait_for_replicas(stack, 1)
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
+    with open_channel(target(stack)) as channel:
         for path in ("/protos.Ping/SayHello", "/protos.Ping/Nothing", "/protos.Größe/Nothing"):
             with contextlib.suppress(grpc.RpcError):
                 channel.unary_unary(path)(b"", timeout=10, metadata=(("x-request-id", "static"),))

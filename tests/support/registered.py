@@ -15,14 +15,6 @@ from tests.support.server import SERVICE
 
 APP = "probe"
 PORT = 7777
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 64 * 1024),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
