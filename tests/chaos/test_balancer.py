@@ -15,8 +15,9 @@ import grpc
 import pytest
 
 from testbed.calls import say_hello
+from testbed.stack import BALANCER
 from testbed.wait import wait_for, wait_for_death
-from tests.support.balancer import BALANCER, Nginx, peers
+from tests.support.balancer import Nginx, peers
 from tests.support.chaos import record
 from tests.support.disk import small_disk
 from tests.support.drivers import ConsulApi, LocalDriver

@@ -13,8 +13,9 @@ import pytest
 import requests
 
 from testbed.calls import say_hello, status
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER, peers
+from tests.support.balancer import peers
 from tests.support.chaos import record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients

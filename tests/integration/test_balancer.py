@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.calls import answers
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support import frames
-from tests.support.balancer import BALANCER, Nginx
+from tests.support.balancer import Nginx
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.registered import Registration
 from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas

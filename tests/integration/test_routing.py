@@ -15,9 +15,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 
 from testbed.calls import answers, open_channel, say_hello
 from testbed.errors import MissingError
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.foreign.programs import tool
-from tests.support.balancer import BALANCER, peers, services
+from tests.support.balancer import peers, services
 from tests.support.drivers import ConsulApi, LocalDriver, run
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.missing import missing

@@ -13,8 +13,9 @@ import pytest
 import requests
 
 from testbed.calls import answers, open_channel, status
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER, Nginx
+from tests.support.balancer import Nginx
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 from tests.support.twin import twin

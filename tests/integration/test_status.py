@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from testbed.calls import say_hello
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas

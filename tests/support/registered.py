@@ -34,29 +34,17 @@ class Registration:
 
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
-        body = {
-            "ID": self._id,
-            "Name": self.app,
-            "Address": self.address,
-            "Port": PORT,
-            "Tags": ["grpc_server"],
-            "Meta": {"grpc_services": self.service, "grpc_since": self.since},
-        }
-        ConsulApi(self.stack).put("/v1/agent/service/register", body)
+        metadata = {"grpc_services": self.service, "grpc_since": self.since}
+        self.stack.register(self.target, metadata, application=self.app)
         if wait:
             self._wait(present=True)
 
     def deregister(self, *, wait: bool = True) -> None:
         """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
-        api = ConsulApi(self.stack)
-        if self._id in api.get("/v1/agent/services"):
-            api.put(f"/v1/agent/service/deregister/{self._id}")
+        if f"{self.app}-{self.address}" in ConsulApi(self.stack).get("/v1/agent/services"):
+            self.stack.deregister(self.target, application=self.app)
         if wait:
             self._wait(present=False)
-
-    @property
-    def _id(self) -> str:
-        return f"{self.app}-{self.address}"
 
     def _wait(self, *, present: bool) -> None:
         wait_for(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import requests
 
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
 from tests.support.drivers import LocalDriver
 
 
