@@ -30,6 +30,7 @@ from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
+from tests.support.scripted import RawServer
 
 NAME = "tests.Health"
 PORT = 7777
@@ -201,60 +202,21 @@ def test_what_a_server_answers_is_what_it_is(service: object, names: tuple[str, 
         assert set(probing.of(replica)) == {found}
 
 
-class Raw:
-    """A server that nobody else wrote: it speaks HTTP/2 as far as the test wants, and counts its connections.
+@contextlib.contextmanager
+def raw(registration: Registration, answer: Callable[[int, int], bytes | None]) -> Iterator[RawServer]:
+    """A server that nobody else wrote, while the block runs.
 
-    Args:
-        registration: its address.
-        answer: what is sent on a connection (its number) when it has been made, and for each call (its stream's
-            number); None ends it.
+    ``answer`` has what is sent on a connection (its number) when it has been made, and for each call (its stream's
+    number); None ends it.
     """
 
-    def __init__(self, registration: Registration, answer: Callable[[int, int], bytes | None]) -> None:
-        self.accepted = 0
-        self.open: set[socket.socket] = set()
-        self._answer = answer
-        self._listener = socket.create_server((registration.address, registration.port))
-        threading.Thread(target=self._accept, daemon=True).start()
+    def reply(number: int, found: list[frames.Frame]) -> bytes | None:
+        streams = [one.stream for one in found if one.kind == frames.HEADERS] if found else [0]
+        said = [answer(number, stream) for stream in streams]
+        return None if None in said else b"".join(filter(None, said))
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.accepted += 1
-                self.open.add(connection)
-                threading.Thread(target=self._speak, args=(connection, self.accepted), daemon=True).start()
-
-    def _speak(self, connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError), connection:
-            received, said = b"", self._answer(number, 0)
-            while said is not None:
-                connection.sendall(said)
-                part = connection.recv(65536)
-                if not part:
-                    break
-                found, received = frames.whole((received + part).removeprefix(frames.MAGIC))
-                calls = [self._answer(number, stream) for kind, stream in found if kind == frames.HEADERS]
-                acknowledged = [frames.frame(frames.SETTINGS, frames.ACK)] if (frames.SETTINGS, 0) in found else []
-                said = None if None in calls else b"".join([*acknowledged, *filter(None, calls)])
-        self.open.discard(connection)
-
-    def close(self) -> None:
-        """Ends it with its connections."""
-        for one in (self._listener, *list(self.open)):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-@contextlib.contextmanager
-def raw(registration: Registration, answer: Callable[[int, int], bytes | None]) -> Iterator[Raw]:
-    """Such a server while the block runs."""
-    server = Raw(registration, answer)
-    try:
+    with contextlib.closing(RawServer(registration.address, registration.port, reply)) as server:
         yield server
-    finally:
-        server.close()
 
 
 OK_HEADER = frames.block([(":status", "200"), ("content-type", "application/grpc")])
