@@ -13,9 +13,9 @@ import pytest
 from local_stack.tools import TOOLS, ToolError, find
 from testbed.processes import Processes
 from tests.support import chaos
+from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
 from tests.support.local import SLOT, short_home, with_replicas
-from tests.support.rounds import FULL
 
 
 def pytest_configure() -> None:

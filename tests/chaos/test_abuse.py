@@ -22,11 +22,10 @@ from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.attacker import KINDS
 from tests.support.balancer import Nginx, descriptors
-from tests.support.chaos import note, record
+from tests.support.chaos import FULL, note, record
 from tests.support.drivers import LocalDriver
 from tests.support.load import FEW_CALLS_A_SECOND, Load, measure, two_clients
 from tests.support.registered import RegisteredServer, running_server
-from tests.support.rounds import FULL
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 from tests.support.twin import twin

@@ -16,10 +16,9 @@ import pytest
 
 from testbed.calls import open_channel
 from testbed.wait import wait_for
-from tests.support.chaos import note
+from tests.support.chaos import FULL, note
 from tests.support.drivers import LocalDriver
 from tests.support.registered import RegisteredServer, running_server
-from tests.support.rounds import FULL
 from tests.support.scenarios import wait_for_replicas
 from tests.support.server import SERVICE
 
@@ -185,12 +184,7 @@ def test_a_stream_of_a_stopped_replica_finishes(stack: LocalDriver) -> None:
         def asked() -> Iterator[bytes]:
             yield list_services
             stopping.append(stopped.submit(stack.stop, name))
-            wait_for(
-                lambda: "\n".join(stack.logs(name)),
-                lambda text: "stopping grace_seconds" in text,
-                30,
-                "the server stops",
-            )
+            stack.wait_for_log(name, "stopping grace_seconds")
             yield list_services
 
         answers = list(channel.stream_stream(REFLECTION)(asked(), timeout=60))

@@ -18,9 +18,9 @@ import pytest
 
 from testbed.calls import open_channel
 from testbed.wait import wait_for
+from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
 from tests.support.registered import RegisteredServer, running_server
-from tests.support.rounds import FULL
 from tests.support.server import SERVICE
 
 MANY_MESSAGES = 20_000 if FULL else 2_000

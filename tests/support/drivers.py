@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import requests
 
 from testbed.stack import BALANCER, Stack
+from testbed.wait import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(os.environ.get("TEST_RESULTS", "/tmp/grpc-load-balancing-tests"))  # noqa: S108 - logs for people
@@ -123,6 +124,10 @@ class LocalDriver(Stack):
 
     def logs(self, container: str) -> list[str]:
         return [line.partition(" | ")[2] for line in self.local_stack("logs", container).splitlines()]
+
+    def wait_for_log(self, container: str, text: str) -> None:
+        """Waits until a container has printed a text."""
+        wait_for(lambda: "\n".join(self.logs(container)), lambda printed: text in printed, 30, f"{container}: {text}")
 
     def server_at(self, address: str) -> str:
         return next(str(row["name"]) for row in self.rows() if row["address"] == address)

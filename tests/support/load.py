@@ -81,6 +81,11 @@ class Load:
         """Asserts that every call was answered."""
         assert self.lost == 0, self
 
+    def lost_at_most(self, count: int) -> None:
+        """Asserts that ours, which tries again, has lost nothing, and the other at most so many calls."""
+        assert self.ours.lost == 0, self
+        assert self.other is None or self.other.lost <= count, self
+
     def __str__(self) -> str:
         parts = []
         for name, outcome in zip(("grpc_client", "ghz"), self.outcomes, strict=False):
