@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.plan import Plan
@@ -63,24 +66,24 @@ class Bench:
             (directory / "nginx.conf").write_text(render.fill("backend.conf", {"PORT": str(port)}))
             # Module files name modules below the prefix.
             (directory / "modules").symlink_to(programs.nginx_modules())
-            command: list[str | Path] = [
-                programs.tool("nginx"),
-                "-e",
-                "stderr",
-                "-p",
-                directory,
-                "-c",
-                directory / "nginx.conf",
-                "-g",
-                "daemon off;",
-            ]
-            self.processes.start("backend", command, cwd=directory)
-            try:
+            where: list[str | Path] = ["-p", directory, "-c", directory / "nginx.conf", "-e", "stderr"]
+            self.processes.start("backend", [programs.tool("nginx"), *where, "-g", "daemon off;"], cwd=directory)
+            with self.processes.explained("the backend", "backend"):
                 wait_for_answers(peers[0], 1, 10)
-            except BenchmarkError as error:
-                raise BenchmarkError(f"the backend: {error}\n{self.processes.tail('backend')}") from error
             self._backend = True
         return peers
+
+    @contextmanager
+    def replica(self, name: str, address: str, workers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs a ``grpc_server`` at ``address:7777``, which answers when the block begins."""
+        env = {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777", "GRPC_WORKERS": str(workers)}
+        server = self.processes.start(name, [sys.executable, "-m", "grpc_server"], cwd=programs.ROOT, env=env)
+        try:
+            with self.processes.explained(name, name):
+                wait_for_answers(f"{address}:7777", 1, 15)
+            yield server
+        finally:
+            self.processes.stop(server)
 
     def say(self, text: str) -> None:
         """Progress for the person at the terminal."""

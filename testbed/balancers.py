@@ -54,11 +54,9 @@ class Balancer:
         self.require()
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
-        try:
+        with self.processes.explained(self.name, self._log):
             self._launch(peers)
             ready(self.target)
-        except BenchmarkError as error:
-            raise BenchmarkError(f"{self.name}: {error}\n{self.tail()}") from error
 
     def stop(self) -> None:
         """Ends it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,8 @@ import grpc
 from benchmarks import report
 from benchmarks.bench import Bench
 from protos import api_pb2_grpc
-from testbed.calls import greet, open_channel, wait_for_answers
+from testbed.calls import greet, open_channel
 from testbed.errors import BenchmarkError
-from testbed.programs import ROOT
 from testbed.stats import Spread, percentile
 from testbed.wait import wait_for
 
@@ -89,14 +87,9 @@ def run(bench: Bench) -> report.Section:
 
 @contextmanager
 def newcomer(bench: Bench, address: str) -> Iterator[str]:
-    """Runs the server that comes and goes, which answers when the block begins; gives its ``address:port``."""
-    environment = {"HOSTNAME": _NAME, "BIND_ADDRESS": address, "APP_PORT": "7777", "GRPC_WORKERS": "1"}
-    server = bench.processes.start("newcomer", [sys.executable, "-m", "grpc_server"], cwd=ROOT, env=environment)
-    try:
-        wait_for_answers(f"{address}:7777", 1, 15)
+    """Runs the server that comes and goes; gives its ``address:port``."""
+    with bench.replica(_NAME, address):
         yield f"{address}:7777"
-    finally:
-        bench.processes.stop(server)
 
 
 def measure(
