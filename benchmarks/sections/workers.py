@@ -28,7 +28,7 @@ def run(bench: Bench) -> report.Section:
         title="GRPC_WORKERS in one replica",
         method=(
             f"h2load calls one `grpc_server` directly, {CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections. "
-            f"The client takes its share of the {os.cpu_count()} cores, so two workers can't have two of them here."
+            f"The client takes its share of the {os.cpu_count()} cores, so two workers don't get two of them here."
         ),
     )
     rows = []
