@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.plan import Plan
 from local_stack.supervisor import port_in_use
 from testbed import programs, render
+from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
 from testbed.processes import Processes
@@ -84,6 +85,11 @@ class Bench:
             yield server
         finally:
             self.processes.stop(server)
+
+    def candidates(self) -> list[Balancer]:
+        """Returns the other balancers, each at a port of its own."""
+        kinds: list[type[Balancer]] = [OriginalNginx, HAProxy, Envoy]
+        return [kind(self.processes, port) for port, kind in enumerate(kinds, self.port + 1)]
 
     def say(self, text: str) -> None:
         """Progress for the person at the terminal."""

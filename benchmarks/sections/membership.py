@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import grpc_load
@@ -40,8 +39,6 @@ class Figures:
 def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
     peers = bench.cheap_backend(BACKENDS)
-    kinds = (OriginalNginx, HAProxy, Envoy)
-    others: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
     figures: dict[tuple[str, str], Figures] = {}
     missing: dict[tuple[str, str], str] = {}
     client = ""
@@ -52,7 +49,7 @@ def run(bench: Bench) -> report.Section:
                 change = _stack(bench, mode, peers, leave)
                 key = ("this stack", f"NGINX_UPDATE={mode}")
                 client = _measure(bench, bench.stack.target, peers, change, figures.setdefault(key, Figures()))
-        for one in others:
+        for one in bench.candidates():
             bench.say(f"membership: round {number + 1} of {bench.plan.long_rounds}: {one.name}")
             try:
                 one.start(peers)

@@ -9,7 +9,7 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
+from testbed.balancers import Envoy, HAProxy, OriginalNginx
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
@@ -35,12 +35,10 @@ def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
     bench.stack.ensure(REPLICAS)
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
-    kinds = (OriginalNginx, HAProxy, Envoy)
-    candidates: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
     missing: dict[str, str] = {}
     with ExitStack() as stops:
         targets = {OURS: (bench.stack.target, bench.stack.nginx())}
-        for one in candidates:
+        for one in bench.candidates():
             try:
                 one.start(peers)
             except MissingError as error:
