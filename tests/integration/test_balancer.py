@@ -15,9 +15,9 @@ from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.balancer import BALANCER, Nginx
 from tests.support.calls import answers
-from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.drivers import LocalDriver
 from tests.support.registered import Registration
-from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
+from tests.support.scenarios import SERVER_NAME, calls_going_on, replica_by_hand, target, wait_for_replicas
 
 TRIES = 30
 
@@ -199,16 +199,6 @@ def kinds_of(received: bytes) -> list[int]:
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:
-    names = wait_for_replicas(stack, 1)
-    api = ConsulApi(stack)
-    address = stack.run_server("heavy")
-    body = {"ID": "heavy", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-    api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": 9, "Warning": 1}})
-    try:
-        wait_for_replicas(stack, 2)
+    with replica_by_hand(stack, weight=9):
         shares = answers(target(stack), 500)
-        assert 440 <= shares["heavy"] <= 460, shares
-    finally:
-        api.put("/v1/agent/service/deregister/heavy")
-        stack.stop_extras()
-    wait_for(lambda: set(tried_answers(stack, 20)), lambda seen: seen == names, 10, "all as before")
+        assert 440 <= shares[SERVER_NAME] <= 460, shares

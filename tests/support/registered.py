@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from testbed.wait import wait_for
 from tests.support.balancer import peers
@@ -27,13 +28,21 @@ OPTIONS: list[tuple[str, int | str]] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A server in the catalogue, put there by hand."""
+    """A server in the catalogue, put there by hand.
+
+    Attributes:
+        service: its gRPC services, separated by commas; empty for one that registers none.
+        meta: more metadata.
+        more: more fields of Consul's API page "Register Service".
+    """
 
     stack: LocalDriver
     address: str
     app: str = APP
     service: str = SERVICE
     since: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -42,15 +51,10 @@ class Registration:
 
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
-        body = {
-            "ID": self._id,
-            "Name": self.app,
-            "Address": self.address,
-            "Port": PORT,
-            "Tags": ["grpc_server"],
-            "Meta": {"grpc_services": self.service, "grpc_since": self.since},
-        }
-        ConsulApi(self.stack).put("/v1/agent/service/register", body)
+        meta = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
+        body = {"ID": self._id, "Name": self.app, "Address": self.address, "Port": PORT, "Tags": ["grpc_server"]}
+        body["Meta"] = {key: value for key, value in meta.items() if value}
+        ConsulApi(self.stack).put("/v1/agent/service/register", {**body, **self.more})
         if wait:
             self._wait(present=True)
 
@@ -61,6 +65,15 @@ class Registration:
             api.put(f"/v1/agent/service/deregister/{self._id}")
         if wait:
             self._wait(present=False)
+
+    @contextmanager
+    def registered(self, *, wait: bool = True) -> Iterator[None]:
+        """Registers it while the block runs."""
+        try:
+            self.register(wait=wait)
+            yield
+        finally:
+            self.deregister(wait=wait)
 
     @property
     def _id(self) -> str:
