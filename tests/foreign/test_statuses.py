@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from testbed.processes import Processes
 from tests.foreign.conftest import Client, listens
 from tests.support import frames
 from tests.support.local import SLOT
-from tests.support.scripted import Script, Scripted, scripted
+from tests.support.scripted import Script, Scripted
 
 ADDRESS = f"127.{100 + SLOT}.251.1"
 PORT = 7777
@@ -73,7 +74,7 @@ def balancer(request: pytest.FixtureRequest, tools: None, directory: Path) -> It
 
 @pytest.fixture
 def replica() -> Iterator[Scripted]:
-    with scripted(ADDRESS, PORT, resets(2)) as made:
+    with closing(Scripted(ADDRESS, PORT, resets(2))) as made:
         yield made
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -29,9 +30,10 @@ from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
+from tests.support.replicas import PORT, ServerProcess, dripping
+from tests.support.scripted import Answer, RawReplica
 
 NAME = "tests.Health"
-PORT = 7777
 Status = health_pb2.HealthCheckResponse
 _numbers = itertools.count(1)
 # Nothing else is to be told from a check in its turn.
@@ -200,60 +202,9 @@ def test_what_a_server_answers_is_what_it_is(service: object, names: tuple[str, 
         assert set(probing.of(replica)) == {found}
 
 
-class Raw:
-    """A server that nobody else wrote: it speaks HTTP/2 as far as the test wants, and counts its connections.
-
-    Args:
-        registration: its address.
-        answer: what is sent on a connection (its number) when it has been made, and for each call (its stream's
-            number); None ends it.
-    """
-
-    def __init__(self, registration: Registration, answer: Callable[[int, int], bytes | None]) -> None:
-        self.accepted = 0
-        self.open: set[socket.socket] = set()
-        self._answer = answer
-        self._listener = socket.create_server((registration.address, registration.port))
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.accepted += 1
-                self.open.add(connection)
-                threading.Thread(target=self._speak, args=(connection, self.accepted), daemon=True).start()
-
-    def _speak(self, connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError), connection:
-            received, said = b"", self._answer(number, 0)
-            while said is not None:
-                connection.sendall(said)
-                part = connection.recv(65536)
-                if not part:
-                    break
-                found, received = frames.whole((received + part).removeprefix(frames.MAGIC))
-                calls = [self._answer(number, stream) for kind, stream in found if kind == frames.HEADERS]
-                acknowledged = [frames.frame(frames.SETTINGS, frames.ACK)] if (frames.SETTINGS, 0) in found else []
-                said = None if None in calls else b"".join([*acknowledged, *filter(None, calls)])
-        self.open.discard(connection)
-
-    def close(self) -> None:
-        """Ends it with its connections."""
-        for one in (self._listener, *list(self.open)):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-@contextlib.contextmanager
-def raw(registration: Registration, answer: Callable[[int, int], bytes | None]) -> Iterator[Raw]:
-    """Such a server while the block runs."""
-    server = Raw(registration, answer)
-    try:
-        yield server
-    finally:
-        server.close()
+def raw(registration: Registration, answer: Answer) -> contextlib.closing[RawReplica]:
+    """A replica that speaks HTTP/2 as far as the test wants, while the block runs."""
+    return contextlib.closing(RawReplica(registration.address, registration.port, answer))
 
 
 OK_HEADER = frames.block([(":status", "200"), ("content-type", "application/grpc")])
@@ -360,26 +311,15 @@ def test_a_server_that_accepts_and_does_not_answer_is_found_out_in_time(name: st
         assert set(probing.of(replica)) == {Health.TIMEOUT}
 
 
-@contextlib.contextmanager
-def process(replica: Registration) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own."""
-    env = {**os.environ, "BIND_ADDRESS": replica.address, "APP_PORT": str(replica.port), "GRPC_GRACE_SECONDS": "0"}
-    server = subprocess.Popen([sys.executable, "-m", "grpc_server"], cwd=ROOT, env=env)
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.wait()
-
-
 def test_a_stopped_process_is_found_out_within_about_a_second_and_is_back_within_one() -> None:
     replica = registered("protos.Ping")
     gone, back = [], []
-    with process(replica) as server, Probing(replica) as probing:
+    with ServerProcess("replica", replica.address) as server, Probing(replica) as probing:
+        send = server.process.send_signal
         probing.wait(replica, Health.SERVING, 20)
         for _ in range(3):
-            gone.append(probing.wait(replica, Health.TIMEOUT, 3, after=lambda: server.send_signal(signal.SIGSTOP)))
-            back.append(probing.wait(replica, Health.SERVING, 3, after=lambda: server.send_signal(signal.SIGCONT)))
+            gone.append(probing.wait(replica, Health.TIMEOUT, 3, after=partial(send, signal.SIGSTOP)))
+            back.append(probing.wait(replica, Health.SERVING, 3, after=partial(send, signal.SIGCONT)))
         assert set(probing.of(replica)) <= {Health.REFUSED, Health.TIMEOUT, Health.SERVING}
     assert min(gone) < 1.1, gone
     assert min(back) < 1, back
@@ -387,7 +327,7 @@ def test_a_stopped_process_is_found_out_within_about_a_second_and_is_back_within
 
 def test_a_killed_process_is_refused_and_not_timed_out() -> None:
     replica = registered("protos.Ping")
-    with process(replica) as server, Probing(replica) as probing:
+    with ServerProcess("replica", replica.address) as server, Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 20)
         began = time.monotonic()
         probing.wait(replica, Health.REFUSED, 1, after=server.kill)
@@ -497,51 +437,6 @@ def test_a_connection_that_is_dead_is_given_up_for_a_new_one() -> None:
         probing.wait(replica, Health.SERVING, 6)
 
 
-class Dripping:
-    """Servers at every loopback address and one port: they accept, and send a byte now and then."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("0.0.0.0", 0), backlog=1024)
-        self._listener.setblocking(False)
-        self._end = threading.Event()
-        self.port = int(self._listener.getsockname()[1])
-        self.open = 0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        connections: list[socket.socket] = []
-        with self._listener:
-            while not self._end.wait(0.4):
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        connections.append(self._listener.accept()[0])
-                connections = [one for one in connections if drip(one)]
-                self.open = len(connections)
-        for one in connections:
-            one.close()
-
-    def close(self) -> None:
-        """Ends them."""
-        self._end.set()
-        self._thread.join()
-
-
-def drip(connection: socket.socket) -> bool:
-    """Sends a byte; whether the other end is still there."""
-    try:
-        connection.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            if not connection.recv(65536):
-                connection.close()
-                return False
-        connection.send(b"\0")
-    except OSError:
-        connection.close()
-        return False
-    return True
-
-
 class Program:
     """The prober as a program of its own, and what it has said last of each replica."""
 
@@ -612,10 +507,8 @@ def program(registrations: list[Registration]) -> Iterator[Program]:
 @pytest.fixture
 def crowd() -> Iterator[list[Registration]]:
     """150 replicas that are gone and 300 that hang, half of them with a health name."""
-    dripping = Dripping()
-    names = (NAME, "")
-    yield [registered(names[number % 2], port=dripping.port if number % 3 else PORT) for number in range(450)]
-    dripping.close()
+    with dripping() as port:
+        yield [registered((NAME, "")[number % 2], port=port if number % 3 else PORT) for number in range(450)]
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ import requests
 from testbed.processes import Processes
 from testbed.programs import tool
 from testbed.wait import wait_for
-from tests.integration.test_control_plane import NETWORK, PORT, Server
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
+from tests.support.replicas import NETWORK, PORT, ServerProcess
 
 HTTP = 22000 + 10 * SLOT
 TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"
@@ -79,7 +79,7 @@ class Consul:
         response = requests.put(url, json=body, headers={"X-Consul-Token": TOKEN}, timeout=10)
         assert response.ok, f"{path}: {response.text}"
 
-    def register(self, server: Server) -> None:
+    def register(self, server: ServerProcess) -> None:
         """Registers a replica."""
         self.put(
             "/v1/agent/service/register",
@@ -106,11 +106,10 @@ def consul(processes: Processes, tools: None) -> Consul:  # noqa: ARG001
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[ServerProcess]:
     """A replica."""
-    one = Server("kept", f"{NETWORK}.5.1")
-    yield one
-    one.kill()
+    with ServerProcess("kept", f"{NETWORK}.5.1") as one:
+        yield one
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def start(processes: Processes) -> Iterator[Callable[[], ControlPlane]]:
         yield make
 
 
-def served(one: ControlPlane, server: Server) -> None:
+def served(one: ControlPlane, server: ServerProcess) -> None:
     """Renders a replica and waits until it serves."""
     one.render([server.line()])
     wait_for(one.states, lambda found: found == {server.address: "serving"}, 10, "it is served")
@@ -134,7 +133,7 @@ def served(one: ControlPlane, server: Server) -> None:
     wait_for(lambda: one.view()["catalogue"]["index"], bool, 5, "the catalogue is known")
 
 
-def serving(consul: Consul, start: Callable[[], ControlPlane], server: Server) -> ControlPlane:
+def serving(consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess) -> ControlPlane:
     """A control plane whose replica is registered and serves."""
     one = start()
     consul.register(server)
@@ -143,7 +142,7 @@ def serving(consul: Consul, start: Callable[[], ControlPlane], server: Server) -
 
 
 def test_what_the_catalogue_does_not_list_is_gone(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess
 ) -> None:
     one = serving(consul, start, server)
     consul.put(f"/v1/agent/service/deregister/{server.name}")
@@ -154,7 +153,7 @@ def test_what_the_catalogue_does_not_list_is_gone(
 
 @pytest.mark.parametrize(("token", "left"), [(OWN, ["other"]), (ANONYMOUS, [])], ids=["a token", "no token"])
 def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server, token: str, left: list[str]
+    consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess, token: str, left: list[str]
 ) -> None:
     if token == OWN:
         # The agent asks with it for who has none.
@@ -174,7 +173,7 @@ def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
 
 
 def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operator_does(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess
 ) -> None:
     one = serving(consul, start, server)
     # More has happened in the old cluster than in the new one.
@@ -201,7 +200,7 @@ def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operat
 
 
 def test_a_replica_in_maintenance_is_never_held(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess
 ) -> None:
     one = serving(consul, start, server)
     consul.lose()
@@ -214,7 +213,7 @@ def test_a_replica_in_maintenance_is_never_held(
 
 
 def test_a_held_replica_leaves_when_it_stops_answering(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, start: Callable[[], ControlPlane], server: ServerProcess
 ) -> None:
     one = serving(consul, start, server)
     consul.lose()
@@ -229,7 +228,7 @@ def test_a_held_replica_leaves_when_it_stops_answering(
 def test_without_a_leader_nothing_is_known_of_an_absence(
     processes: Processes,
     start: Callable[[], ControlPlane],
-    server: Server,
+    server: ServerProcess,
     tools: None,  # noqa: ARG001
 ) -> None:
     Consul(processes, expect=3)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +20,25 @@ import pytest
 import requests
 
 from balancer.registration import MAX_REPLICAS
-from common.environment import host_port
+from testbed.calls import wait_for_answers
 from testbed.processes import Processes
 from testbed.wait import wait_for
-from tests.support.calls import OPTIONS, answers, say_hello, status
+from tests.support.calls import OPTIONS, answers, status
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
+from tests.support.replicas import HEALTH, NETWORK, PORT, ServerProcess, dripping
 from tests.support.server import SERVICE
 
-NETWORK = f"127.{200 + SLOT % 50}"
-PORT, DRIP_PORT = 7777, 7780
-HEALTH: dict[str, Any] = {"grpc_health": "protos.Ping"}
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
-class Server:
-    """A ``grpc_server`` that can be killed and started again."""
-
-    def __init__(self, name: str, address: str) -> None:
-        self.name, self.address = name, address
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Starts it, and waits for an answer."""
-        environment = {**os.environ, "HOSTNAME": self.name, "BIND_ADDRESS": self.address, "APP_PORT": str(PORT)}
-        with Path(os.devnull).open("wb") as nothing:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "grpc_server"], cwd=ROOT, env=environment, stdout=nothing, stderr=nothing
-            )
-        target = host_port(self.address, PORT)
-        wait_for(lambda: quiet(lambda: say_hello(target)), bool, 20, f"{self.name} answers")
-        return self.process
-
-    def kill(self) -> None:
-        """Kills it outright."""
-        self.process.kill()
-        self.process.wait()
-
-    def line(self, **given: Any) -> list[Any]:
-        """Its registration."""
-        return line(self.address, PORT, **{**HEALTH, "grpc_services": "protos.Ping", **given})
-
-
-def quiet(call: Callable[[], str]) -> str:
-    """The answer of a call; empty where it fails."""
-    try:
-        return call()
-    except grpc.RpcError:
-        return ""
-
-
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[Server]]:
+def servers() -> Iterator[list[ServerProcess]]:
     """Three of them."""
-    found = [Server(f"server-{number}", f"{NETWORK}.1.{number}") for number in (1, 2, 3)]
-    yield found
-    for one in found:
-        one.kill()
+    with ExitStack() as leave:
+        found = [ServerProcess(f"server-{number}", f"{NETWORK}.1.{number}") for number in (1, 2, 3)]
+        yield [leave.enter_context(one) for one in found]
 
 
 @pytest.fixture
@@ -101,7 +60,7 @@ def consul(stack: LocalDriver) -> dict[str, str]:
     return {"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)}
 
 
-def serve(one: Balancer, servers: list[Server], *more: list[Any], seconds: float = 10) -> None:
+def serve(one: Balancer, servers: list[ServerProcess], *more: list[Any], seconds: float = 10) -> None:
     """Renders the servers and more, and waits until nginx has the servers, serving, and no other server."""
     one.control_plane.render([*(server.line() for server in servers), *more])
     wanted = {server.address for server in servers}
@@ -114,48 +73,6 @@ def serve(one: Balancer, servers: list[Server], *more: list[Any], seconds: float
     )
 
 
-@contextmanager
-def dripping() -> Iterator[None]:
-    """At every loopback address, a program that accepts and sends a byte each 0.4 s."""
-    ended = threading.Event()
-    listener = socket.create_server(("0.0.0.0", DRIP_PORT), backlog=1024)
-    listener.setblocking(False)
-
-    def run() -> None:
-        connections: list[socket.socket] = []
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            drip = time.monotonic()
-            while not ended.is_set():
-                for _ in selector.select(0.1):
-                    while True:
-                        try:
-                            connections.append(listener.accept()[0])
-                        except BlockingIOError:
-                            break
-                if time.monotonic() < drip:
-                    continue
-                drip = time.monotonic() + 0.4
-                alive = []
-                for connection in connections:
-                    try:
-                        connection.send(b"\0")
-                        alive.append(connection)
-                    except OSError:
-                        connection.close()
-                connections = alive
-        for connection in [*connections, listener]:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def many(count: int, port: int) -> list[list[Any]]:
     """So many registrations of another application at loopback addresses of their own, each with a health service."""
     crowd = {**HEALTH, "app": "crowd", "grpc_services": "shop.Crowd"}
@@ -163,11 +80,11 @@ def many(count: int, port: int) -> list[list[Any]]:
 
 
 def test_registrations_that_drip_stop_no_update(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
+    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
 ) -> None:
     one = start(consul)
-    drips = many(1100, DRIP_PORT)
-    with dripping():
+    with dripping() as port:
+        drips = many(1100, port)
         serve(one, servers[:1], *drips)
         # The probes of all of them are under way.
         wait_for(lambda: Counter(one.states().values())["ejected: timeout"], lambda count: count > 100, 20, "it drips")
@@ -177,7 +94,7 @@ def test_registrations_that_drip_stop_no_update(
 
 
 def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Callable[..., Balancer], servers: list[ServerProcess]
 ) -> None:
     one = start()
     dead = many(150, 1)
@@ -195,7 +112,7 @@ def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
 
 
 def test_calls_that_never_end_take_no_connection_that_an_update_needs(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
+    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
 ) -> None:
     one = start(consul, open_files=600)
     address = f"{NETWORK}.2.1"
@@ -229,7 +146,7 @@ def test_calls_that_never_end_take_no_connection_that_an_update_needs(
 
 
 def test_small_weights_are_shares_while_another_application_changes(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Callable[..., Balancer], servers: list[ServerProcess]
 ) -> None:
     one = start()
     heavy, light, other = servers
@@ -261,7 +178,7 @@ def test_small_weights_are_shares_while_another_application_changes(
 
 
 def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
-    start: Callable[..., Balancer], servers: list[Server], stack: LocalDriver
+    start: Callable[..., Balancer], servers: list[ServerProcess], stack: LocalDriver
 ) -> None:
     one = start({"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)})
     dead = line(f"{NETWORK}.3.1", 1, **HEALTH)
@@ -285,7 +202,7 @@ def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
 
 
 def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Callable[..., Balancer], servers: list[ServerProcess]
 ) -> None:
     one = start()
     serve(one, servers)
@@ -297,17 +214,17 @@ def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
     )
     one.control_plane.kill()
     one.nginx.restart()
-    wait_for(lambda: quiet(lambda: say_hello(one.target)), bool, 10, "it answers")
+    wait_for_answers(one.target, 1, 10)
     assert set(answers(one.target, 60, 4)) == {server.name for server in servers}
     # And one that has lost its snapshot is given the document again.
     one.control_plane.start()
     one.nginx.restart(snapshot=False)
-    wait_for(lambda: quiet(lambda: say_hello(one.target)), bool, 10, "it answers")
+    wait_for_answers(one.target, 1, 10)
 
 
 @pytest.mark.skipif(not LIBFAKETIME.exists(), reason="libfaketime is not installed: apt-get install faketime")
 def test_a_wall_clock_that_is_set_changes_nothing(
-    start: Callable[..., Balancer], servers: list[Server], tmp_path: Path
+    start: Callable[..., Balancer], servers: list[ServerProcess], tmp_path: Path
 ) -> None:
     offset = tmp_path / "offset"
 
@@ -348,7 +265,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(
 
 
 def test_more_registrations_than_there_is_room_for_are_refused_by_name(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
+    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
 ) -> None:
     one = start(consul)
     serve(one, servers)
@@ -370,8 +287,7 @@ def test_more_registrations_than_there_is_room_for_are_refused_by_name(
 
 
 def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[..., Balancer]) -> None:
-    server = Server("six", "::1")
-    try:
+    with ServerProcess("six", "::1") as server:
         port = 21000 + 4 * SLOT
         listen = {"LB_LISTEN": f"127.0.0.1:{port} [::1]:{port}", "LB_STATUS_ADDRESS": "::1"}
         one = start({**listen, "BIND_ADDRESS": "::1", "METRICS_PORT": str(port + 2)})
@@ -385,8 +301,6 @@ def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[.
         server.start()
         wait_for(one.states, lambda found: found == {"::1": "serving"}, 5, "it is back")
         assert set(answers(one.target, 20, 4)) == {"six"}
-    finally:
-        server.kill()
 
 
 def test_networks_that_are_none_are_refused_at_the_start_in_one_line(tmp_path: Path) -> None:
@@ -404,7 +318,7 @@ def test_networks_that_are_none_are_refused_at_the_start_in_one_line(tmp_path: P
 
 
 def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to_another(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Callable[..., Balancer], servers: list[ServerProcess]
 ) -> None:
     one = start({"PEER_CIDR": "0.0.0.0/0"})
     # The broadcast address: connect(2) refuses it (EACCES). It has no health service, so it is tried.
@@ -415,7 +329,7 @@ def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
-    start: Callable[..., Balancer], servers: list[Server], stack: LocalDriver, name: str
+    start: Callable[..., Balancer], servers: list[ServerProcess], stack: LocalDriver, name: str
 ) -> None:
     one = start({"CONSUL_ADDRESS": name, "CONSUL_PORT": str(stack.consul_port)})
     serve(one, servers)
@@ -426,7 +340,7 @@ def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
 
 
 def test_without_the_catalogue_a_replica_that_leaves_the_list_stays(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Callable[..., Balancer], servers: list[ServerProcess]
 ) -> None:
     one = start()
     serve(one, servers)

@@ -54,12 +54,12 @@ def block(headers: Iterable[tuple[str, str]]) -> bytes:
     return found
 
 
-def whole(received: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """The kind and the stream of each frame that has arrived as a whole (an acknowledgement is none), and the rest."""
+def whole(received: bytes) -> tuple[list[tuple[int, int, int]], bytes]:
+    """Reads the kind, flags and stream of each frame but an acknowledgement; returns half of a frame as the rest."""
     found, at = [], 0
     while at + 9 <= len(received) and at + 9 + int.from_bytes(received[at : at + 3], "big") <= len(received):
         if (received[at + 3], received[at + 4] & ACK) != (SETTINGS, ACK):
-            found.append((received[at + 3], int.from_bytes(received[at + 5 : at + 9], "big")))
+            found.append((received[at + 3], received[at + 4], int.from_bytes(received[at + 5 : at + 9], "big")))
         at += 9 + int.from_bytes(received[at : at + 3], "big")
     return found, received[at:]
 
