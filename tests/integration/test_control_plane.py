@@ -47,9 +47,7 @@ def start(processes: Processes, tools: None) -> Iterator[Callable[..., Balancer]
     with ExitStack() as leave:
 
         def make(environment: dict[str, str] | None = None, *, open_files: int = 0) -> Balancer:
-            made = Balancer(processes, 21000 + 4 * SLOT, environment, open_files=open_files)
-            leave.callback(made.close)
-            return made
+            return leave.enter_context(Balancer(processes, 21000 + 4 * SLOT, environment, open_files=open_files))
 
         yield make
 
@@ -206,12 +204,7 @@ def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
 ) -> None:
     one = start()
     serve(one, servers)
-    wait_for(
-        (one.nginx.directory / "var/lib/load-balancer/snapshot.json").read_text,
-        lambda text: len(json.loads(text)["replicas"]) == 3,
-        5,
-        "the snapshot is there",
-    )
+    wait_for(one.control_plane.snapshot, lambda kept: len(kept["replicas"]) == 3, 5, "the snapshot is there")
     one.control_plane.kill()
     one.nginx.restart()
     wait_for_answers(one.target, 1, 10)
@@ -358,23 +351,12 @@ def test_two_control_planes_agree_on_routes_whatever_they_saw_first(tmp_path: Pa
     ]
     found = []
     for number, order in enumerate((fleet, fleet[::-1])):
-        home = tmp_path / str(number)
-        one = ControlPlane(home, {})
-        try:
+        with ControlPlane(tmp_path / str(number), {}) as one:
             for count in range(1, len(order) + 1):
                 one.render(order[:count])
-                wait_for(lambda one=one: len(one.states()), lambda seen, count=count: seen == count, 10, "it is taken")  # type: ignore[misc]
-            wait_for((home / "var/lib/load-balancer/snapshot.json").exists, bool, 10, "it is saved")
-            found.append(
-                wait_for(
-                    lambda home=home: json.loads((home / "var/lib/load-balancer/snapshot.json").read_text()),  # type: ignore[misc]
-                    lambda document: len(document["replicas"]) == len(fleet),
-                    10,
-                    "all is saved",
-                )["routes"]
-            )
-        finally:
-            one.close()
+                wait_for(one.states, lambda seen, count=count: len(seen) == count, 10, "it is taken")  # type: ignore[misc]
+            whole = wait_for(one.snapshot, lambda kept: len(kept.get("replicas", ())) == len(fleet), 10, "all is saved")
+            found.append(whole["routes"])
     routes = {service: (route["application"], route["also"]) for service, route in found[0].items()}
     assert found[0] == found[1]
     assert routes == {"shop.Orders": ("old", "by-hand,new"), "shop.Carts": ("new", "by-hand")}
@@ -382,27 +364,22 @@ def test_two_control_planes_agree_on_routes_whatever_they_saw_first(tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["", "[]", "5", "catalogue", "since"])
 def test_a_control_plane_starts_with_any_snapshot(tmp_path: Path, damage: str) -> None:
-    one = ControlPlane(tmp_path, {})
-    kept = tmp_path / "var/lib/load-balancer/snapshot.json"
-    try:
+    with ControlPlane(tmp_path, {}) as one:
         one.render([line(f"{NETWORK}.4.1", 1, grpc_services="shop.Orders")])
         wait_for(one.states, bool, 10, "it is taken")
-        wait_for(lambda: kept.exists() and len(json.loads(kept.read_text())["replicas"]), lambda n: n == 1, 10, "saved")
+        document = wait_for(one.snapshot, lambda kept: len(kept.get("replicas", ())) == 1, 10, "it is saved")
         one.kill()
-        document = json.loads(kept.read_text())
         if damage == "catalogue":
             document["catalogue"] = {"index": "x"}
         elif damage == "since":
             # Of a machine that had run for long.
             document["replicas"][0]["since"] = 1e9
-        kept.write_text(json.dumps(document) if damage in ("catalogue", "since") else damage)
+        one.kept.write_text(json.dumps(document) if damage in ("catalogue", "since") else damage)
         one.start()
         assert set(one.states()) == {f"{NETWORK}.4.1"}
         wait_for(
-            lambda: json.loads(kept.read_text() or "[]"),
-            lambda found: isinstance(found, dict) and found["replicas"][0]["since"] <= time.monotonic(),
+            one.snapshot,
+            lambda kept: isinstance(kept, dict) and bool(kept) and kept["replicas"][0]["since"] <= time.monotonic(),
             10,
             "it is saved again",
         )
-    finally:
-        one.close()
