@@ -29,7 +29,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     Raises:
         BenchmarkError: it does not start, or refuses a peer.
     """
-    http, server, serf = _free_ports(3)
+    http, server, serf = free_ports(3, _ADDRESS)
     command: list[str | Path] = [
         programs.tool("consul"),
         *("agent", "-dev", "-log-level=err", f"-bind={_ADDRESS}", f"-client={_ADDRESS}"),
@@ -80,9 +80,9 @@ def _operation(peer: str) -> dict[str, object]:
     return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
 
 
-def _free_ports(count: int) -> list[int]:
-    """TCP ports of that address that were free a moment ago."""
-    sockets = [socket.create_server((_ADDRESS, 0)) for _ in range(count)]
+def free_ports(count: int = 1, address: str = "127.0.0.1") -> list[int]:
+    """Finds TCP ports of an address that nothing listens on."""
+    sockets = [socket.create_server((address, 0)) for _ in range(count)]
     try:
         return [int(taken.getsockname()[1]) for taken in sockets]
     finally:
