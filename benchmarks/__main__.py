@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import requests
+
 from benchmarks import machine, plot, report
 from benchmarks.bench import Bench
 from benchmarks.plan import FULL, QUICK
@@ -67,7 +69,7 @@ def main() -> int:
     try:
         sections = measure(arguments)
         write(arguments, sections)
-    except BenchmarkError as error:
+    except (BenchmarkError, requests.RequestException) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -30,9 +30,8 @@ class Bench:
     def __init__(self, plan: Plan, directory: Path, *, address_base: str, port: int, consul_port: int) -> None:
         self.plan = plan
         self.processes = Processes(directory)
-        self.stack = Stack(self.processes, address_base=address_base, port=port, consul_port=consul_port)
+        self.stack = Stack(directory / "stack", address_base=address_base, port=port, consul_port=consul_port)
         self.port = port
-        self._network = address_base.removesuffix(".0.0")
         self._backend = False
 
     def check_ports(self) -> None:
@@ -52,7 +51,7 @@ class Bench:
 
     def address(self, number: int) -> str:
         """A loopback address that no container of the stack has; all are as long."""
-        return f"{self._network}.{200 + number // 150}.{100 + number % 150}"
+        return self.stack.own_address(200 + number // 150, 100 + number % 150)
 
     def cheap_backend(self, count: int) -> list[str]:
         """So many peers that cost next to nothing: addresses of one nginx that answers every call itself."""

@@ -20,8 +20,8 @@ _START_SECONDS = 15.0
 _SLOTS = 16
 
 
-def _answers(target: str) -> object:
-    return wait_for_answers(target, 1, _START_SECONDS)
+def _answers(target: str) -> None:
+    wait_for_answers(target, 1, _START_SECONDS)
 
 
 class Balancer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import requests
 
 from testbed import programs
 from testbed.errors import BenchmarkError
+from testbed.ports import free_ports
 from testbed.processes import Processes
 from testbed.wait import wait_for
 
@@ -78,13 +78,3 @@ def _operation(peer: str) -> dict[str, object]:
     address, _, port = peer.rpartition(":")
     service = {"ID": peer, "Service": "bench", "Address": address, "Port": int(port), "Tags": ["grpc_server"]}
     return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
-
-
-def free_ports(count: int = 1, address: str = "127.0.0.1") -> list[int]:
-    """Finds TCP ports of an address that nothing listens on."""
-    sockets = [socket.create_server((address, 0)) for _ in range(count)]
-    try:
-        return [int(taken.getsockname()[1]) for taken in sockets]
-    finally:
-        for taken in sockets:
-            taken.close()

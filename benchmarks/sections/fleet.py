@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import requests
-
 from benchmarks import report
 from benchmarks.bench import Bench
 from benchmarks.sections import latency
@@ -18,11 +16,11 @@ from benchmarks.sections.memory import program_of
 from testbed import catalogue
 from testbed.errors import BenchmarkError
 from testbed.processes import cpu_seconds, pss_bytes
+from testbed.stack import BALANCER
 from testbed.stats import Spread, percentile
 from testbed.wait import wait_for
 
 _APPLICATION = "hello_server"
-_CONTAINER = "load-balancer"
 # The fleet has a service of its own, so that calls of the newcomer's service reach the newcomer alone.
 _FLEET_SERVICE, _SERVICE = "bench.Fleet", "protos.Ping"
 _REGISTERED_SECONDS = 60.0
@@ -137,10 +135,7 @@ def _register(bench: Bench, peers: Sequence[str], first: int) -> None:
             {"Check": {"Verb": "set", "Check": alive}},
             {"Check": {"Verb": "set", "Check": check}},
         ]
-    try:
-        catalogue.transact(bench.stack.consul, operations)
-    except requests.RequestException as error:
-        raise BenchmarkError(f"the replicas can't be registered: {error}") from error
+    catalogue.transact(bench.stack.consul, operations)
 
 
 def _wait_until_known(bench: Bench, size: int) -> None:
@@ -164,7 +159,7 @@ def _measure(bench: Bench, newcomer: str, figures: Figures) -> None:
         raise BenchmarkError(f"{len(calls.failures)} calls failed while a replica came and went: {calls.failures[0]}")
     part = used_seconds / idle_seconds
     figures.cpu.append({name: (used[name] - idle.get(name, 0.0) * part) / changes * _MILLI for name in used})
-    figures.memory.append(sum(map(pss_bytes, bench.stack.pids()[_CONTAINER])) / _MEGA)
+    figures.memory.append(sum(map(pss_bytes, bench.stack.pids()[BALANCER])) / _MEGA)
 
 
 def _rest(bench: Bench, _newcomer: str, _number: int) -> None:
@@ -198,7 +193,7 @@ def _used(bench: Bench, newcomer: str, change: Callable[[Bench, str, int], None]
 
 def _cpu(bench: Bench) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
-    for pid in bench.stack.pids()[_CONTAINER]:
+    for pid in bench.stack.pids()[BALANCER]:
         # One that has just ended was short-lived: of no account.
         with suppress(OSError):
             found[program_of(pid)] += cpu_seconds([pid])

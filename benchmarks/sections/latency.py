@@ -16,7 +16,7 @@ import grpc
 from benchmarks import report
 from benchmarks.bench import Bench
 from protos import api_pb2_grpc
-from testbed.calls import channel, greeted, wait_for_answers
+from testbed.calls import greet, open_channel, wait_for_answers
 from testbed.errors import BenchmarkError
 from testbed.programs import ROOT
 from testbed.stats import Spread, percentile
@@ -59,11 +59,11 @@ class Callers:
             thread.join()
 
     def _call(self) -> None:
-        with channel(self._target) as one:
-            ping = api_pb2_grpc.PingStub(one)
+        with open_channel(self._target) as channel:
+            ping = api_pb2_grpc.PingStub(channel)
             while not self._ended.wait(self._pause_seconds):
                 try:
-                    name = greeted(ping)
+                    name = greet(ping, timeout=2)
                 except grpc.RpcError as error:
                     self.failures.append(f"{error.code().name} {error.details()}")
                     continue

@@ -29,12 +29,12 @@ def run(bench: Bench) -> report.Section:
         command = bench.stack.begin_up(1)
         wait_for_answers(bench.stack.target, 1, _MOST_SECONDS)
         ups.append(time.monotonic() - began)
-        bench.stack.finish("up", command)
+        bench.stack.finish_up(command)
         began = time.monotonic()
         command = bench.stack.begin_up(_REPLICAS)
         wait_for_answers(bench.stack.target, _REPLICAS, _MOST_SECONDS)
         scales.append(time.monotonic() - began)
-        bench.stack.finish("up", command)
+        bench.stack.finish_up(command)
     section = report.Section(
         title="Start and scale",
         method=(

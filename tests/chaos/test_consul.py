@@ -12,14 +12,14 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import say_hello, status
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER, peers
-from tests.support.calls import say_hello, status
-from tests.support.chaos import record
+from tests.support.balancer import peers
+from tests.support.chaos import FULL, record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
-from tests.support.rounds import FULL
 from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
@@ -60,15 +60,11 @@ def states(driver: LocalDriver) -> dict[str, object]:
 # First: for a minute after the catalogue has lost its data, what is absent from it stays while it answers.
 def test_a_deregistration_by_hand_takes_effect_at_once_the_last_one_included(stack: LocalDriver) -> None:
     stack.up(0)
-    address = stack.run_server(SERVER_NAME)
-    api = ConsulApi(stack)
+    last = f"{stack.run_server(SERVER_NAME)}:7777"
     try:
-        api.put(
-            "/v1/agent/service/register",
-            {"ID": "last", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]},
-        )
+        stack.register(last)
         wait_for_replicas(stack, 1)
-        api.put("/v1/agent/service/deregister/last")
+        stack.deregister(last)
         begin = time.monotonic()
         wait_for(lambda: status(target(stack))[0], lambda code: code == "UNAVAILABLE", 5, "nobody is there")
         assert time.monotonic() - begin < LIMIT_FACTOR * 1
@@ -110,7 +106,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         load,
         f"new replica after {served:.1f} s",
     )
-    assert load.lost == 0, load
+    load.lost_nothing()
     assert served < LIMIT_FACTOR * 2, f"{served:.1f} s"
 
 
@@ -158,7 +154,7 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     remark = f"balancer serves from disk {from_disk:.1f} s after its start, a replica {new_replica:.1f} s after its own"
     record("Consul's servers come back without their data; consul-template killed 6 s later", load, remark)
     wait_for(lambda: api.instances("load-balancer"), lambda found: set(found.values()) == {"passing"}, 30, "it is back")
-    assert load.lost == 0, load
+    load.lost_nothing()
     assert from_disk < LIMIT_FACTOR * 1, f"{from_disk:.2f} s"
     assert new_replica < LIMIT_FACTOR * 5, f"{new_replica:.2f} s"
 

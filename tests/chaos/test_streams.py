@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.calls import open_channel
 from testbed.wait import wait_for
-from tests.support.chaos import note
+from tests.support.chaos import FULL, note
 from tests.support.drivers import LocalDriver
-from tests.support.registered import OPTIONS, RegisteredServer, running_server
-from tests.support.rounds import FULL
+from tests.support.registered import RegisteredServer, running_server
 from tests.support.scenarios import wait_for_replicas
 from tests.support.server import SERVICE
 
@@ -68,7 +68,7 @@ class Streams:
         self._calls: list[tuple[str, Future[str]]] = []
         for kind in KINDS:
             for _ in range(EACH_KIND):
-                channel = resources.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS))
+                channel = resources.enter_context(open_channel(f"127.0.0.1:{port}"))
                 self._calls.append((kind.__name__, pool.submit(self._outcome, kind, channel, silence)))
 
     @staticmethod
@@ -177,20 +177,14 @@ def test_a_stream_of_a_stopped_replica_finishes(stack: LocalDriver) -> None:
     """The server and the registrar of the product; reflection is its stream."""
     (name,) = stack.replicas()
     stopped = ThreadPoolExecutor(1)
-    with grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=OPTIONS) as plain, stopped:
-        channel: Any = plain
+    with open_channel(f"127.0.0.1:{stack.port}") as channel, stopped:
         list_services = b"\x3a\x01*"  # ServerReflectionRequest.list_services
         stopping: list[Future[None]] = []
 
         def asked() -> Iterator[bytes]:
             yield list_services
             stopping.append(stopped.submit(stack.stop, name))
-            wait_for(
-                lambda: "\n".join(stack.logs(name)),
-                lambda text: "stopping grace_seconds" in text,
-                30,
-                "the server stops",
-            )
+            stack.wait_for_log(name, "stopping grace_seconds")
             yield list_services
 
         answers = list(channel.stream_stream(REFLECTION)(asked(), timeout=60))

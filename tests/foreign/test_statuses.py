@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -52,15 +51,15 @@ def resets(code: int, *, begun: bool = False) -> Script:
     """Ends each call with RST_STREAM, before or after its answer has begun."""
 
     def script(stream: int) -> bytes:
-        head = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, frames.block(BEGUN)) if begun else b""
-        return head + frames.frame(frames.RST_STREAM, stream=stream, payload=struct.pack(">I", code))
+        head = frames.headers(frames.block(BEGUN), stream=stream) if begun else b""
+        return head + frames.reset(stream, code)
 
     return script
 
 
 def goes_away(last_stream: int) -> Script:
     """Ends the connection with GOAWAY and takes no stream above the last."""
-    return lambda _: frames.frame(frames.GOAWAY, payload=struct.pack(">II", last_stream, 0))
+    return lambda _: frames.goaway(last_stream)
 
 
 @pytest.fixture(scope="module", params=[LuaNginx, StaticNginx], ids=["dynamic", "reload"])

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.calls import say_hello
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
-from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
 from tests.support.local import with_replicas
 from tests.support.registered import running_server

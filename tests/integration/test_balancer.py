@@ -10,14 +10,15 @@ from contextlib import closing
 
 import pytest
 
+from testbed.calls import answers
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support import frames
-from tests.support.balancer import BALANCER, Nginx
-from tests.support.calls import answers
+from tests.support.balancer import Nginx
 from tests.support.drivers import LocalDriver
 from tests.support.registered import Registration
 from tests.support.scenarios import SERVER_NAME, calls_going_on, replica_by_hand, target, wait_for_replicas
-from tests.support.scripted import RawReplica
+from tests.support.scripted import RawServer
 
 TRIES = 30
 
@@ -97,32 +98,41 @@ def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:
     assert not [line for line in stack.logs(BALANCER) if "is built otherwise" in line]
 
 
+class Raw(RawServer):
+    """Answers each call with OK and no message.
+
+    Attributes:
+        calls: the kinds of the frames that came with each call's header.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        self.calls: list[list[int]] = []
+        super().__init__(address, port, self._answer)
+
+    def _answer(self, _number: int, found: list[frames.Frame]) -> bytes:
+        header = frames.block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")])
+        begun = [one.stream for one in found if one.kind == frames.HEADERS]
+        if begun:
+            self.calls.append([one.kind for one in found])
+        said = [frames.headers(header, frames.ENDED, stream) for stream in begun]
+        return b"".join(said) if found else frames.settings()
+
+
 @pytest.fixture
-def raw(stack: LocalDriver) -> Iterator[RawReplica]:
-    """A replica of the service ``tests.Raw``, which answers each call with OK and no message."""
+def raw(stack: LocalDriver) -> Iterator[Raw]:
+    """A replica of the service ``tests.Raw``."""
     wait_for_replicas(stack, 1)
-    header = frames.block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")])
-
-    def answer(_connection: int, stream: int) -> bytes:
-        end = frames.END_HEADERS | frames.END_STREAM
-        return frames.frame(frames.HEADERS, end, stream, header) if stream else frames.settings()
-
     registration = Registration(stack=stack, address=stack.own_address(201, 31), app="raw", service="tests.Raw")
-    with closing(RawReplica(registration.address, 7777, answer)) as replica, registration.registered():
+    with closing(Raw(registration.address, 7777)) as replica, registration.registered():
         yield replica
-
-
-def calls_of(raw: RawReplica) -> list[list[int]]:
-    """The kinds of the frames that came with each call's header."""
-    return [kinds for kinds in raw.received if frames.HEADERS in kinds]
 
 
 def call_of_raw(stream: int) -> bytes:
     """The header of a call."""
-    return frames.frame(frames.HEADERS, frames.END_HEADERS, stream, frames.call_headers("/tests.Raw/Call"))
+    return frames.headers(frames.call_headers("/tests.Raw/Call"), stream=stream)
 
 
-def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawReplica) -> None:
+def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: Raw) -> None:
     """In two pieces it would wake the replica twice; see tcp.lua."""
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
         client.sendall(frames.PREFACE)
@@ -134,23 +144,23 @@ def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawReplica) 
             received = b""
             while frames.HEADERS not in kinds_of(received):
                 received += client.recv(65536)
-    assert len(calls_of(raw)) == TRIES
-    assert all(frames.DATA in kinds for kinds in calls_of(raw)), calls_of(raw)
+    assert len(raw.calls) == TRIES
+    assert all(frames.DATA in kinds for kinds in raw.calls), raw.calls
 
 
-def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: RawReplica) -> None:
+def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: Raw) -> None:
     batch = b"".join(call_of_raw(number) + frames.reset(number) for number in range(1, 2 * TRIES, 2))
     before = raw.accepted
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
         client.sendall(frames.PREFACE + batch + call_of_raw(2 * TRIES + 1))
-        wait_for(lambda: len(calls_of(raw)), bool, 10, "the call that is not reset has come")
-    assert len(calls_of(raw)) == 1
+        wait_for(lambda: len(raw.calls), bool, 10, "the call that is not reset has come")
+    assert len(raw.calls) == 1
     # The balancer's probes come twice a second.
     assert raw.accepted - before < TRIES / 2
 
 
 def kinds_of(received: bytes) -> list[int]:
-    return [kind for kind, _, _ in frames.whole(received)[0]]
+    return [one.kind for one in frames.whole(received)[0]]
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:

@@ -26,6 +26,7 @@ from grpc_health.v1.health import HealthServicer
 from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
+from testbed.calls import open_channel
 from testbed.processes import cpu_seconds
 from testbed.wait import wait_for
 from tests.support import frames
@@ -33,7 +34,7 @@ from tests.support.balancer import descriptors
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
 from tests.support.replicas import PORT, ServerProcess, dripping
-from tests.support.scripted import Answer, RawReplica
+from tests.support.scripted import RawServer
 
 NAME = "tests.Health"
 Status = health_pb2.HealthCheckResponse
@@ -192,9 +193,21 @@ def test_what_a_server_answers_is_what_it_is(service: object, names: tuple[str, 
         assert probing.wait_for_answers(replica, 4) == {found}
 
 
-def raw(registration: Registration, answer: Answer) -> contextlib.closing[RawReplica]:
-    """A replica that speaks HTTP/2 as far as the test wants, while the block runs."""
-    return contextlib.closing(RawReplica(registration.address, registration.port, answer))
+@contextlib.contextmanager
+def raw(registration: Registration, answer: Callable[[int, int], bytes | None]) -> Iterator[RawServer]:
+    """A server that nobody else wrote, while the block runs.
+
+    ``answer`` has what is sent on a connection (its number) when it has been made, and for each call (its stream's
+    number); None ends it.
+    """
+
+    def reply(number: int, found: list[frames.Frame]) -> bytes | None:
+        streams = [one.stream for one in found if one.kind == frames.HEADERS] if found else [0]
+        said = [answer(number, stream) for stream in streams]
+        return None if None in said else b"".join(filter(None, said))
+
+    with contextlib.closing(RawServer(registration.address, registration.port, reply)) as server:
+        yield server
 
 
 OK_HEADER = frames.block([(":status", "200"), ("content-type", "application/grpc")])
@@ -255,7 +268,7 @@ class Slot(grpc.GenericRpcHandler):
 
 def held(replica: Registration) -> grpc.StatusCode:
     """The status of a call that lasts until the slot ends."""
-    with grpc.insecure_channel(replica.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(replica.target) as channel:
         try:
             channel.unary_unary(HOLD, request_serializer=bytes, response_deserializer=bytes)(b"", timeout=20)
         except grpc.RpcError as error:

@@ -20,10 +20,9 @@ import pytest
 import requests
 
 from balancer.registration import MAX_REPLICAS
-from testbed.calls import wait_for_answers
+from testbed.calls import answers, open_channel, status, wait_for_answers
 from testbed.processes import Processes
 from testbed.wait import wait_for
-from tests.support.calls import OPTIONS, answers, status
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
@@ -125,8 +124,7 @@ def test_calls_that_never_end_take_no_connection_that_an_update_needs(
         # Each call on a connection of its own, until the workers take no more.
         refused: list[grpc.RpcError] = []
         for _ in range(500):
-            plain = leave.enter_context(grpc.insecure_channel(one.target, options=OPTIONS))
-            channel: Any = plain
+            channel = leave.enter_context(open_channel(one.target))
             call = channel.unary_unary(f"/{SERVICE}/Hang").future(b"", timeout=120)
             call.add_done_callback(lambda ended: refused.append(ended.exception()))
         wait_for(lambda: len(refused), lambda count: count > 20, 30, "the limit is reached")
@@ -162,7 +160,7 @@ def test_small_weights_are_shares_while_another_application_changes(
     thread = threading.Thread(target=churn)
     thread.start()
     try:
-        with grpc.insecure_channel(one.target, options=OPTIONS) as channel:
+        with open_channel(one.target) as channel:
             call: Any = channel.unary_unary("/protos.Ping/SayHello")
             seen: Counter[bool] = Counter()
             begin = time.monotonic()

@@ -19,8 +19,8 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
+from testbed.calls import say_hello
 from testbed.wait import is_alive, wait_for, wait_for_death
-from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.disk import small_disk
 from tests.support.drivers import ROOT, LocalDriver
@@ -57,24 +57,14 @@ def up(misused: LocalDriver) -> LocalDriver:
 
 def call(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a command of local_stack that may fail, but never with a stack trace."""
-    done = subprocess.run(
-        [sys.executable, "-m", "local_stack", *arguments],
-        env={**os.environ, **driver.env, **env},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = driver.attempt(*arguments, **env)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 def call_up(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``up -d`` with the driver's addresses; ``arguments`` come later and so win."""
-    addresses = ["--address-base", driver.address_base, "--port", str(driver.port)]
-    addresses += ["--consul-port", str(driver.consul_port)]
-    return call(driver, "up", "-d", *addresses, *arguments, **env)
+    return call(driver, "up", "-d", *driver.flags, *arguments, **env)
 
 
 def row(driver: LocalDriver, name: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import say_hello
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
-from tests.support.calls import say_hello
 from tests.support.drivers import LocalDriver
 from tests.support.registered import running_server
 from tests.support.scenarios import target

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 
-from testbed.catalogue import free_ports
+from testbed.ports import free_ports
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
@@ -80,7 +80,7 @@ def prometheus(
     (directory / "prometheus.yml").write_text(configuration())
     (directory / "targets.json").write_text(json.dumps(discovered(ConsulApi(two_replicas))))
     shutil.copy(CONFIG / "rules.yml", directory)
-    (port,) = free_ports()
+    (port,) = free_ports(1)
     command = [program, f"--config.file={directory / 'prometheus.yml'}", f"--storage.tsdb.path={directory / 'data'}"]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)

@@ -16,10 +16,11 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.calls import open_channel
 from testbed.wait import wait_for
+from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
-from tests.support.registered import OPTIONS, RegisteredServer, running_server
-from tests.support.rounds import FULL
+from tests.support.registered import RegisteredServer, running_server
 from tests.support.server import SERVICE
 
 MANY_MESSAGES = 20_000 if FULL else 2_000
@@ -291,14 +292,14 @@ def server(stack: LocalDriver) -> Iterator[RegisteredServer]:
 @pytest.fixture(scope="module")
 def direct(server: RegisteredServer) -> Iterator[Client]:
     """A client of the server itself."""
-    with grpc.insecure_channel(server.target, options=OPTIONS) as channel:
+    with open_channel(server.target) as channel:
         yield Client(channel)
 
 
 @pytest.fixture(scope="module")
 def through(stack: LocalDriver, server: RegisteredServer) -> Iterator[Client]:  # noqa: ARG001 - it has to run
     """A client of the balancer."""
-    with grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=OPTIONS) as channel:
+    with open_channel(f"127.0.0.1:{stack.port}") as channel:
         yield Client(channel)
 
 

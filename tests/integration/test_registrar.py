@@ -18,7 +18,7 @@ import requests
 
 from local_stack.settings import ROOT
 from local_stack.tools import find
-from testbed.catalogue import free_ports
+from testbed.ports import free_ports
 from testbed.wait import wait_for
 
 ID = "hello_server-box-7777"
@@ -130,7 +130,7 @@ def test_wrong_environment_is_reported_at_once_without_a_stack_trace() -> None:
 
 
 def test_ten_attempts_are_made_where_there_is_no_agent() -> None:
-    (port,) = free_ports()
+    (port,) = free_ports(1)
     done = registrar(environment(port))
     lines = done.stderr.splitlines()
     assert done.returncode == 1
@@ -141,7 +141,7 @@ def test_ten_attempts_are_made_where_there_is_no_agent() -> None:
 
 def test_signal_ends_the_attempts(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with staying(environment(free_ports()[0]), log) as process:
+    with staying(environment(free_ports(1)[0]), log) as process:
         wait_for(log.read_text, lambda text: "attempt=1/10" in text, 30, "the first attempt")
         process.terminate()
         assert process.wait(20) == 0
@@ -165,7 +165,7 @@ def test_registering_once_leaves_the_service_with_its_check(consul: Consul) -> N
 
 
 def test_service_that_fails_its_check_is_registered_as_critical(consul: Consul) -> None:
-    variables = {"HEALTH_CHECK_TYPE": "grpc", "HEALTH_CHECK_ENDPOINT": f":{free_ports()[0]}/protos.Ping"}
+    variables = {"HEALTH_CHECK_TYPE": "grpc", "HEALTH_CHECK_ENDPOINT": f":{free_ports(1)[0]}/protos.Ping"}
     done = registrar(environment(consul.port, **variables), "--once")
     assert (done.returncode, "status=critical" in done.stderr) == (0, True), done.stderr
     (check,) = [check for check in consul.get("/v1/agent/checks").values() if check["ServiceID"] == ID]
@@ -224,13 +224,13 @@ def test_health_is_bad_for_a_service_that_is_not_registered(consul: Consul) -> N
 
 
 def test_health_is_bad_without_an_agent() -> None:
-    (port,) = free_ports()
+    (port,) = free_ports(1)
     done = registrar(environment(port), "health")
     assert (done.returncode, done.stderr) == (1, f"no agent at http://127.0.0.1:{port}\n")
 
 
 def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> None:
-    url = f"http://127.0.0.1:{free_ports()[0]}/"
+    url = f"http://127.0.0.1:{free_ports(1)[0]}/"
     env = environment(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
     done = registrar(env, "health")
     assert (done.returncode, done.stderr) == (1, f"{ID} does not pass HTTP GET {url}\n")

@@ -13,15 +13,16 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+from testbed.calls import answers, open_channel, say_hello
 from testbed.errors import MissingError
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.foreign.programs import tool
-from tests.support.balancer import BALANCER, peers, services
-from tests.support.calls import answers, say_hello
+from tests.support.balancer import peers, services
 from tests.support.drivers import ConsulApi, LocalDriver, run
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.missing import missing
-from tests.support.registered import OPTIONS, RegisteredServer, Registration, running_server
+from tests.support.registered import RegisteredServer, Registration, running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 
@@ -33,8 +34,7 @@ LIST_SERVICES = b"\x3a\x01*"
 
 def call(stack: LocalDriver, path: str, message: bytes = b"", **metadata: str) -> tuple[str, bytes]:
     """The status of one call, and its answer or the status's message."""
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
+    with open_channel(target(stack)) as channel:
         pairs = [(key.replace("_", "-"), value) for key, value in metadata.items()]
         try:
             return "OK", channel.unary_unary(path)(message, metadata=pairs, timeout=10)
@@ -133,7 +133,7 @@ def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
     with running_server(stack, 39) as server:
         wait_for(lambda: status(SERVICE), lambda found: found == "SERVING", 10, "it is known")
         assert [status(name) for name in ("", PING, "no.One")] == ["SERVING", "SERVING", "NOT_FOUND"]
-        with grpc.insecure_channel(target(stack), options=OPTIONS) as channel:
+        with open_channel(target(stack)) as channel:
             watch = HealthStub(channel).Watch(HealthCheckRequest(service=SERVICE), timeout=30)
             assert next(watch).status == HealthCheckResponse.SERVING
             # It accepts no connection any more; the balancer finds that out by itself.
@@ -168,10 +168,9 @@ def test_a_known_service_without_a_replica_is_unavailable(stack: LocalDriver) ->
 def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: LocalDriver) -> None:
     def holder(server: RegisteredServer) -> bytes:
         """Whether the calls reach this one: its process counts the open ones."""
-        with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-            through: Any = plain
+        with open_channel(target(stack)) as through:
             hanging = through.unary_unary(f"/{SERVICE}/Hang").future(b"taken")
-            with grpc.insecure_channel(server.target, options=OPTIONS) as direct:
+            with open_channel(server.target) as direct:
                 channel: Any = direct
                 found = wait_for(
                     lambda: channel.unary_unary(f"/{SERVICE}/Hanging")(b"taken"),

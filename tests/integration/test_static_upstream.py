@@ -12,9 +12,10 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import answers, open_channel, status
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER, Nginx
-from tests.support.calls import OPTIONS, answers, status
+from tests.support.balancer import Nginx
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.local import with_replicas
 from tests.support.scenarios import SERVER_NAME, replica_by_hand, target, tried_answers, wait_for_replicas
@@ -110,8 +111,7 @@ def test_a_configuration_that_has_not_changed_is_not_applied_again(stack: LocalD
 
 def test_the_access_log_has_the_status_of_grpc(stack: LocalDriver) -> None:
     wait_for_replicas(stack, 1)
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
+    with open_channel(target(stack)) as channel:
         for path in ("/protos.Ping/SayHello", "/protos.Ping/Nothing", "/protos.Größe/Nothing"):
             with contextlib.suppress(grpc.RpcError):
                 channel.unary_unary(path)(b"", timeout=10, metadata=(("x-request-id", "static"),))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from testbed.calls import say_hello
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
-from tests.support.calls import say_hello
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.registered import Registration, running_server
 from tests.support.scenarios import target, wait_for_replicas

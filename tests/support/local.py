@@ -24,4 +24,6 @@ def with_replicas(stack: LocalDriver, count: int, **env: str) -> Iterator[LocalD
 
 def short_home(name: str) -> Path:
     """A directory for a stack: a Unix socket's path has few characters, and pytest's own directories many."""
-    return Path(os.environ.get("TMPDIR", "/tmp")) / f"glb-{os.getpid()}" / name  # noqa: S108
+    parent = Path(os.environ.get("TMPDIR", "/tmp")) / f"glb-{os.getpid()}"  # noqa: S108
+    parent.mkdir(exist_ok=True)
+    return parent / name

@@ -16,14 +16,6 @@ from tests.support.server import SERVICE
 
 APP = "probe"
 PORT = 7777
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 64 * 1024),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +43,16 @@ class Registration:
 
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
-        meta = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
-        body = {"ID": self._id, "Name": self.app, "Address": self.address, "Port": PORT, "Tags": ["grpc_server"]}
-        body["Meta"] = {key: value for key, value in meta.items() if value}
-        ConsulApi(self.stack).put("/v1/agent/service/register", {**body, **self.more})
+        metadata = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
+        given = {key: value for key, value in metadata.items() if value}
+        self.stack.register(self.target, given, application=self.app, **self.more)
         if wait:
             self._wait(present=True)
 
     def deregister(self, *, wait: bool = True) -> None:
         """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
-        api = ConsulApi(self.stack)
-        if self._id in api.get("/v1/agent/services"):
-            api.put(f"/v1/agent/service/deregister/{self._id}")
+        if f"{self.app}-{self.address}" in ConsulApi(self.stack).get("/v1/agent/services"):
+            self.stack.deregister(self.target, application=self.app)
         if wait:
             self._wait(present=False)
 
@@ -74,10 +64,6 @@ class Registration:
             yield
         finally:
             self.deregister(wait=wait)
-
-    @property
-    def _id(self) -> str:
-        return f"{self.app}-{self.address}"
 
     def _wait(self, *, present: bool) -> None:
         wait_for(

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import grpc
 
+from testbed.calls import answers, say_hello, status
 from testbed.wait import wait_for
-from tests.support.calls import answers, say_hello, status
 from tests.support.drivers import ConsulApi, Driver
 
 # Processes start slowly on two cores that also run everything else.

@@ -1,4 +1,4 @@
-"""Replicas that speak HTTP/2 only as far as a test wants."""
+"""Replicas of raw HTTP/2, which answer with the frames that a test wants."""
 
 from __future__ import annotations
 
@@ -8,37 +8,31 @@ import threading
 from collections.abc import Callable
 
 from tests.support import frames
+from tests.support.frames import Frame
 
-# The answer of a connection, by its number, to a stream; to stream 0 what is sent first. None ends the connection.
-Answer = Callable[[int, int], bytes | None]
-# The frames of the answer to a stream; an empty text ends the connection.
+# Of a stream, the frames of the answer; an empty text ends the connection.
 Script = Callable[[int], bytes]
 
 
-class RawReplica:
-    """Listens at an address, and answers each call when the client has sent it whole.
+class RawServer:
+    """Listens at an address; acknowledges settings by itself.
+
+    Args:
+        address, port: where.
+        reply: returns what is sent on a connection (its number) for frames that have come, which are none when it has
+            been made; None ends it.
 
     Attributes:
-        accepted: the count of connections so far.
-        open: the connections that are open.
-        received: the kinds of the frames of each part that was received.
+        accepted: how many connections there have been.
+        open: those that are open.
     """
 
-    def __init__(self, address: str, port: int, answer: Answer) -> None:
+    def __init__(self, address: str, port: int, reply: Callable[[int, list[Frame]], bytes | None]) -> None:
         self.accepted = 0
         self.open: set[socket.socket] = set()
-        self.received: list[list[int]] = []
-        self._answer = answer
+        self._reply = reply
         self._listener = socket.create_server((address, port), backlog=64)
         threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Ends it with its connections."""
-        # close() alone would leave them to the threads that wait.
-        for one in (self._listener, *list(self.open)):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -46,44 +40,49 @@ class RawReplica:
                 connection, _ = self._listener.accept()
                 self.accepted += 1
                 self.open.add(connection)
-                threading.Thread(target=self._serve, args=(connection, self.accepted), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError), connection:
-            self._speak(connection, number)
-        self.open.discard(connection)
+                threading.Thread(target=self._speak, args=(connection, self.accepted), daemon=True).start()
 
     def _speak(self, connection: socket.socket, number: int) -> None:
-        rest, answers = b"", [self._answer(number, 0)]
-        while True:
-            for answer in answers:
-                if answer is None:
-                    return
-                connection.sendall(answer)
-            part = connection.recv(65536)
-            if not part:
-                return
-            found, rest = frames.whole((rest + part).removeprefix(frames.MAGIC))
-            self.received.append([kind for kind, _, _ in found])
-            ended = [
-                stream
-                for kind, flags, stream in found
-                if kind in (frames.DATA, frames.HEADERS) and flags & frames.END_STREAM
-            ]
-            answers = [frames.frame(frames.SETTINGS, frames.ACK)] * (frames.SETTINGS in self.received[-1])
-            answers += [self._answer(number, stream) for stream in ended]
+        with contextlib.suppress(OSError), connection:
+            received, said = b"", self._reply(number, [])
+            while said is not None:
+                connection.sendall(said)
+                part = connection.recv(65536)
+                if not part:
+                    break
+                found, received = frames.whole((received + part).removeprefix(frames.MAGIC))
+                if any(one.kind == frames.SETTINGS and not one.flags & frames.ACK for one in found):
+                    connection.sendall(frames.frame(frames.SETTINGS, frames.ACK))
+                said = self._reply(number, found) if found else b""
+        self.open.discard(connection)
+
+    def close(self) -> None:
+        """Listens no more, and ends its connections."""
+        for one in (self._listener, *list(self.open)):
+            with contextlib.suppress(OSError):
+                # A thread that waits for it would keep it open.
+                one.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
 
-class Scripted(RawReplica):
-    """Answers every call with the frames of a script, which a test may replace."""
+class Scripted(RawServer):
+    """Answers every call as its script says, when the request has ended.
+
+    Attributes:
+        calls: how many have begun here.
+    """
 
     def __init__(self, address: str, port: int, script: Script) -> None:
         self.script = script
-        super().__init__(
-            address, port, lambda _, stream: (self.script(stream) or None) if stream else frames.settings()
-        )
+        self.calls = 0
+        self._lock = threading.Lock()
+        super().__init__(address, port, self._answer)
 
-    @property
-    def calls(self) -> int:
-        """The count of calls that have begun here."""
-        return sum(kinds.count(frames.HEADERS) for kinds in list(self.received))
+    def _answer(self, _number: int, found: list[Frame]) -> bytes | None:
+        if not found:
+            return frames.settings()
+        with self._lock:
+            self.calls += sum(one.kind == frames.HEADERS for one in found)
+        ended = [one for one in found if one.kind in (frames.HEADERS, frames.DATA) and one.flags & frames.END_STREAM]
+        said = [self.script(one.stream) for one in ended]
+        return b"".join(said) if all(said) else None
