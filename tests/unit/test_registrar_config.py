@@ -217,7 +217,7 @@ def test_a_balanced_service_that_names_none_is_asked_for_its_services() -> None:
 
 def test_a_long_list_of_services_goes_on_in_the_next_value() -> None:
     names = [f"shop.v1.Service{number:03}" for number in range(60)]
-    found = config().metadata(names)
+    found = config().build_metadata(names)
     assert list(found) == ["grpc_services", "grpc_services_2", "grpc_services_3"]
     assert all(len(value) <= 512 for value in found.values())
     assert ",".join(found.values()).split(",") == names
