@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from testbed.wait import wait_for
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
+from tests.support.registered import probe_server
 from tests.support.replicas import HEALTH, NETWORK, PORT, ServerProcess, dripping
 from tests.support.server import SERVICE
 
+Start = Callable[..., Balancer]
+Servers = list[ServerProcess]
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[ServerProcess]]:
+def servers() -> Iterator[Servers]:
     """Three of them."""
     with ExitStack() as leave:
         found = [ServerProcess(f"server-{number}", f"{NETWORK}.1.{number}") for number in (1, 2, 3)]
@@ -41,7 +44,7 @@ def servers() -> Iterator[list[ServerProcess]]:
 
 
 @pytest.fixture
-def start(processes: Processes, tools: None) -> Iterator[Callable[..., Balancer]]:  # noqa: ARG001
+def start(processes: Processes, tools: None) -> Iterator[Start]:  # noqa: ARG001
     """Starts a balancer with some variables."""
     with ExitStack() as leave:
 
@@ -57,7 +60,7 @@ def consul(stack: LocalDriver) -> dict[str, str]:
     return {"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)}
 
 
-def serve(one: Balancer, servers: list[ServerProcess], *more: list[Any], seconds: float = 10) -> None:
+def serve(one: Balancer, servers: Servers, *more: list[Any], seconds: float = 10) -> None:
     """Renders the servers and more, and waits until nginx has the servers, serving, and no other server."""
     one.control_plane.render([*(server.line() for server in servers), *more])
     wanted = {server.address for server in servers}
@@ -76,9 +79,7 @@ def many(count: int, port: int) -> list[list[Any]]:
     return [line(f"{NETWORK}.{10 + number // 250}.{1 + number % 250}", port, **crowd) for number in range(count)]
 
 
-def test_registrations_that_drip_stop_no_update(
-    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
-) -> None:
+def test_registrations_that_drip_stop_no_update(start: Start, servers: Servers, consul: dict[str, str]) -> None:
     one = start(consul)
     with dripping() as port:
         drips = many(1100, port)
@@ -90,9 +91,7 @@ def test_registrations_that_drip_stop_no_update(
         assert set(answers(one.target, 60, 4)) == {server.name for server in servers}
 
 
-def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
-    start: Callable[..., Balancer], servers: list[ServerProcess]
-) -> None:
+def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(start: Start, servers: Servers) -> None:
     one = start()
     dead = many(150, 1)
     serve(one, servers, *dead)
@@ -109,15 +108,11 @@ def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
 
 
 def test_calls_that_never_end_take_no_connection_that_an_update_needs(
-    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
     one = start(consul, open_files=600)
     address = f"{NETWORK}.2.1"
-    command = [sys.executable, "-m", "tests.support.server", address, str(PORT), "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as probe, ExitStack() as leave:
-        leave.callback(probe.kill)
-        assert probe.stdout is not None
-        assert probe.stdout.readline() == b"serving\n"
+    with probe_server(address), ExitStack() as leave:
         hanging = line(address, PORT, app="probe", grpc_services=SERVICE)
         one.control_plane.render([hanging])
         wait_for(one.states, lambda found: found == {address: "serving"}, 10, "it is served")
@@ -132,18 +127,12 @@ def test_calls_that_never_end_take_no_connection_that_an_update_needs(
         assert {error.details() for error in refused} == {"too many calls at once at this balancer"}
         for wanted in (servers, servers[:1], servers):
             one.control_plane.render([hanging, *(server.line(app="ping") for server in wanted)])
-            wait_for(
-                one.states,
-                lambda found, wanted=wanted: set(found) == {address, *(server.address for server in wanted)},  # type: ignore[misc]
-                2,
-                "nginx has the update",
-            )
+            addresses = {address, *(server.address for server in wanted)}
+            wait_for(lambda: set(one.states()), partial(eq, addresses), 2, "nginx has the update")
     wait_for(lambda: status(one.target)[0], lambda code: code == "OK", 10, "calls are answered again")
 
 
-def test_small_weights_are_shares_while_another_application_changes(
-    start: Callable[..., Balancer], servers: list[ServerProcess]
-) -> None:
+def test_small_weights_are_shares_while_another_application_changes(start: Start, servers: Servers) -> None:
     one = start()
     heavy, light, other = servers
     fleet = [heavy.line(weight=99), light.line()]
@@ -174,9 +163,9 @@ def test_small_weights_are_shares_while_another_application_changes(
 
 
 def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
-    start: Callable[..., Balancer], servers: list[ServerProcess], stack: LocalDriver
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
-    one = start({"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)})
+    one = start(consul)
     dead = line(f"{NETWORK}.3.1", 1, **HEALTH)
     serve(one, servers, dead)
     wait_for(one.states, lambda found: found[dead[1]] == "ejected: refused", 10, "it is ejected")
@@ -197,9 +186,7 @@ def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
     assert set(answers(one.target, 60, 4)) == names - {servers[2].name}
 
 
-def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
-    start: Callable[..., Balancer], servers: list[ServerProcess]
-) -> None:
+def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(start: Start, servers: Servers) -> None:
     one = start()
     serve(one, servers)
     wait_for(one.control_plane.snapshot, lambda kept: len(kept["replicas"]) == 3, 5, "the snapshot is there")
@@ -214,9 +201,7 @@ def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
 
 
 @pytest.mark.skipif(not LIBFAKETIME.exists(), reason="libfaketime is not installed: apt-get install faketime")
-def test_a_wall_clock_that_is_set_changes_nothing(
-    start: Callable[..., Balancer], servers: list[ServerProcess], tmp_path: Path
-) -> None:
+def test_a_wall_clock_that_is_set_changes_nothing(start: Start, servers: Servers, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
 
     def step(text: str) -> None:
@@ -256,7 +241,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(
 
 
 def test_more_registrations_than_there_is_room_for_are_refused_by_name(
-    start: Callable[..., Balancer], servers: list[ServerProcess], consul: dict[str, str]
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
     one = start(consul)
     serve(one, servers)
@@ -277,7 +262,7 @@ def test_more_registrations_than_there_is_room_for_are_refused_by_name(
     assert one.control_plane.view()["refused"] == []
 
 
-def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[..., Balancer]) -> None:
+def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Start) -> None:
     with ServerProcess("six", "::1") as server:
         port = 21000 + 4 * SLOT
         listen = {"LB_LISTEN": f"127.0.0.1:{port} [::1]:{port}", "LB_STATUS_ADDRESS": "::1"}
@@ -294,22 +279,15 @@ def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[.
         assert set(answers(one.target, 20, 4)) == {"six"}
 
 
-def test_networks_that_are_none_are_refused_at_the_start_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "balancer"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PEER_CIDR": "10.0.0.0/8,fd00::/999"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def test_networks_that_are_none_are_refused_at_the_start_in_one_line(processes: Processes, tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(ROOT), "PEER_CIDR": "10.0.0.0/8,fd00::/999"}
+    done = processes.attempt([sys.executable, "-m", "balancer"], cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "PEER_CIDR: must be networks such as 10.0.0.0/8 or fd00::/8 (got 'fd00::/999')\n"
 
 
 def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to_another(
-    start: Callable[..., Balancer], servers: list[ServerProcess]
+    start: Start, servers: Servers
 ) -> None:
     one = start({"PEER_CIDR": "0.0.0.0/0"})
     # The broadcast address: connect(2) refuses it (EACCES). It has no health service, so it is tried.
@@ -320,9 +298,9 @@ def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
-    start: Callable[..., Balancer], servers: list[ServerProcess], stack: LocalDriver, name: str
+    start: Start, servers: Servers, consul: dict[str, str], name: str
 ) -> None:
-    one = start({"CONSUL_ADDRESS": name, "CONSUL_PORT": str(stack.consul_port)})
+    one = start({**consul, "CONSUL_ADDRESS": name})
     serve(one, servers)
     serve(one, servers[:1], seconds=2)
     one.control_plane.render([])
@@ -330,9 +308,7 @@ def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
     assert status(one.target)[0] == "UNAVAILABLE"
 
 
-def test_without_the_catalogue_a_replica_that_leaves_the_list_stays(
-    start: Callable[..., Balancer], servers: list[ServerProcess]
-) -> None:
+def test_without_the_catalogue_a_replica_that_leaves_the_list_stays(start: Start, servers: Servers) -> None:
     one = start()
     serve(one, servers)
     one.control_plane.render([servers[0].line()])

@@ -82,21 +82,28 @@ class RegisteredServer(Registration):
 
 
 @contextmanager
-def running_server(
-    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
-) -> Iterator[RegisteredServer]:
-    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
-    address = stack.own_address(201, number)
+def probe_server(address: str, grace_seconds: float = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ``tests.Probe`` at an address while the block runs."""
     command = [sys.executable, "-m", "tests.support.server", address, str(PORT), str(grace_seconds)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
-            server.register()
-            try:
-                yield server
-            finally:
-                server.deregister(wait=False)
+            yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def running_server(
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
+) -> Iterator[RegisteredServer]:
+    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
+    address = stack.own_address(201, number)
+    with probe_server(address, grace_seconds) as process:
+        server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
+        server.register()
+        try:
+            yield server
+        finally:
+            server.deregister(wait=False)
