@@ -42,6 +42,11 @@ def call(stack: LocalDriver, path: str, message: bytes = b"", **metadata: str) -
             return error.code().name, (error.details() or "").encode()
 
 
+def reflect(stack: LocalDriver, method: str, **question: str) -> tuple[str, bytes]:
+    """The status of a question of reflection, and its answer."""
+    return call(stack, method, ServerReflectionRequest(**question).SerializeToString())
+
+
 def probe_call(stack: LocalDriver) -> tuple[str, bytes]:
     return call(stack, f"/{SERVICE}/Unary", b"echo")
 
@@ -91,15 +96,10 @@ def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
             for name in (PING, SERVICE, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"):
                 assert name.encode() in answer
             # The file of a service comes from a replica that has it, a file by its name from whoever has that.
-            status, answer = call(
-                stack, method, ServerReflectionRequest(file_containing_symbol=PING).SerializeToString()
-            )
+            status, answer = reflect(stack, method, file_containing_symbol=PING)
             assert (status, b"protos/api.proto" in answer) == ("OK", True)
-            by_name = ServerReflectionRequest(file_by_filename="protos/api.proto").SerializeToString()
-            assert b"SayHello" in call(stack, method, by_name)[1]
-            status, answer = call(
-                stack, method, ServerReflectionRequest(file_containing_symbol="no.One").SerializeToString()
-            )
+            assert b"SayHello" in reflect(stack, method, file_by_filename="protos/api.proto")[1]
+            status, answer = reflect(stack, method, file_containing_symbol="no.One")
             found = ServerReflectionResponse.FromString(answer)
             assert (status, found.error_response.error_code) == ("OK", grpc.StatusCode.NOT_FOUND.value[0])
 
@@ -124,11 +124,8 @@ def test_grpcurl_needs_no_header(stack: LocalDriver) -> None:
 def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
     def status(service: str) -> str:
         code, message = call(stack, HEALTH, HealthCheckRequest(service=service).SerializeToString())
-        return (
-            HealthCheckResponse.ServingStatus.Name(HealthCheckResponse.FromString(message).status)
-            if code == "OK"
-            else code
-        )
+        found = HealthCheckResponse.FromString(message if code == "OK" else b"")
+        return str(HealthCheckResponse.ServingStatus.Name(found.status)) if code == "OK" else code
 
     with running_server(stack, 39) as server:
         wait_for(lambda: status(SERVICE), lambda found: found == "SERVING", 10, "it is known")
