@@ -9,6 +9,14 @@ class LocalStackError(Exception):
     """The stack can't do what was asked; the message says why and what to do."""
 
 
+class ToolError(LocalStackError):
+    """A tool was not found; the message has one line for each way that was tried, and what to install."""
+
+
+class UnavailableError(LocalStackError):
+    """A tool is unavailable by one of the ways to get it; the message is the reason, on one line."""
+
+
 def say(message: str) -> None:
-    """Prints progress."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints progress or an error on stderr."""
+    print(f"local_stack: {message}", file=sys.stderr, flush=True)

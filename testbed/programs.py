@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from local_stack.errors import UnavailableError
 from local_stack.tools import ToolError, find, gobuild
 from local_stack.tools.cache import keep
-from local_stack.tools.errors import UnavailableError
 from local_stack.tools.places import Places
 from local_stack.tools.tool import GoBuild
 from testbed.errors import BenchmarkError, MissingError

@@ -4,8 +4,8 @@ import argparse
 import signal
 import sys
 
+from local_stack.errors import say
 from local_stack.tools import TOOLS, ToolError, find
-from local_stack.tools.progress import say
 
 _EPILOG = """\
 environment:
@@ -17,7 +17,7 @@ exit status: 0 all found, 1 a tool was not found, 2 usage."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Find the tools that are named, print them, and return the exit status."""
+    """Finds the tools that are named, prints them, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m local_stack.tools",
         description=__doc__,

@@ -1,16 +1,24 @@
 """The cache: a directory outside the checkout for programs that are downloaded or built, by version."""
 
 import fcntl
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from local_stack.tools.progress import say
+from local_stack.errors import UnavailableError, say
+
+INTERVAL_SECONDS = 15.0
+_STOP_SECONDS = 5.0
 
 
 def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callable[[Path], None]) -> None:
-    """Let one process at a time make a program, unless another has made it meanwhile.
+    """Lets one process at a time make a program, unless another has made it meanwhile.
 
     The lock ends with the process, however it ends.
 
@@ -21,8 +29,7 @@ def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callabl
         make: puts it into an unfinished directory, from where all files are moved when it has returned.
 
     Raises:
-        OSError: if the cache can't be written.
-
+        OSError: the cache can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w", encoding="ascii") as lock:
@@ -39,3 +46,34 @@ def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callabl
             make(Path(unfinished))
             for made in Path(unfinished).iterdir():
                 made.replace(directory / made.name)  # atomic, because it is on the same file system
+
+
+def run(
+    command: Sequence[str], what: str, *, limit_seconds: float, log: Path, cwd: Path, env: Mapping[str, str]
+) -> tuple[int, list[str]]:
+    """Runs a command, says now and then for how long, and returns its exit code and the lines of its output.
+
+    Whatever ends the wait, no process of the command is left.
+
+    Raises:
+        UnavailableError: the command does not end within the limit.
+    """
+    started = time.monotonic()
+    with log.open("wb") as output:
+        # A session of its own, so that the command's children can be stopped with it.
+        process = subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        while (elapsed := time.monotonic() - started) < limit_seconds:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(min(INTERVAL_SECONDS, limit_seconds - elapsed))
+                return code, log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            say(f"{what}: {time.monotonic() - started:.0f} s")
+        raise UnavailableError(f"{what} did not end within {limit_seconds:.0f} s")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)

@@ -28,7 +28,6 @@ class GoBuild:
         go_version: the oldest Go that builds it.
         minutes: about how long a first build takes on two cores.
         linker_flags: more flags of the linker.
-
     """
 
     package: str
@@ -50,7 +49,6 @@ class Tool:
         packages: its packages by package manager; the version of the first counts. By default one of its name.
         sha256: the sums of the official release's archives for Linux by architecture, as HashiCorp's releases name it.
         go: how it is built; None if it is neither built nor downloaded.
-
     """
 
     name: str
@@ -62,7 +60,7 @@ class Tool:
     go: GoBuild | None = None
 
     def __str__(self) -> str:
-        """Name it as messages do."""
+        """Returns its name for messages."""
         return f"{self.name} {self.version}"
 
     @property
@@ -72,7 +70,7 @@ class Tool:
         return f"{self} or newer{below}" + (f", with {self.needs}" if self.needs else "")
 
     def unsuitable(self, version: str) -> str:
-        """Say why a version, as a program or a package manager prints it, is unsuitable; empty if it is suitable."""
+        """Returns why a version, as a program or package manager prints it, is unsuitable; empty if it is suitable."""
         found = _VERSION.search(version)
         if not found:
             return f"no version in {version!r}"
@@ -88,12 +86,7 @@ class Tool:
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
-    """Return the first version number in a text; a missing patch number is 0.
-
-    Raises:
-        ValueError: if there is none.
-
-    """
+    """Returns the first version number in a text; a missing patch number is 0. Raises ValueError if there is none."""
     found = _VERSION.search(text)
     if not found:
         raise ValueError(f"no version in {text!r}")

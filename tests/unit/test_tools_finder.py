@@ -112,7 +112,7 @@ def test_cache_that_cannot_be_written_is_a_reason(machine: Machine) -> None:
 
 
 def test_unknown_tool_is_an_error() -> None:
-    with pytest.raises(ToolError, match="envoy: must be one of nginx, consul, consul-template"):
+    with pytest.raises(ToolError, match=r"tool: must be one of nginx, consul, consul-template \(got 'envoy'\)"):
         find("envoy")
 
 

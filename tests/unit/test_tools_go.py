@@ -104,7 +104,7 @@ def test_older_go_that_fetches_the_go_it_needs_is_used(machine: Machine) -> None
 def test_progress_of_a_build_is_said(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("local_stack.tools.progress.INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("local_stack.tools.cache.INTERVAL_SECONDS", 0.05)
     machine.has_go(f"sleep 0.7; {BUILDS}")
     find("consul", places=machine.places)
     said = capfd.readouterr().err
