@@ -1,8 +1,10 @@
-"""What local_stack tells the person at the terminal: errors and progress."""
+"""What local_stack tells the person at the terminal: errors, progress, the ends of logs."""
 
 from __future__ import annotations
 
 import sys
+from collections import deque
+from pathlib import Path
 
 
 class LocalStackError(Exception):
@@ -20,3 +22,12 @@ class UnavailableError(LocalStackError):
 def say(message: str) -> None:
     """Prints progress or an error on stderr."""
     print(f"local_stack: {message}", file=sys.stderr, flush=True)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Returns the last lines of a log, indented."""
+    try:
+        with path.open(errors="replace") as log:
+            return [f"    {line.rstrip()}" for line in deque(log, maxlen=count)]
+    except FileNotFoundError:
+        return ["    (it has printed nothing)"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from local_stack import processes
 from local_stack.compose import Service, read
-from local_stack.container import Container, wait_until
+from local_stack.container import Container
 from local_stack.environment import container_environment
 from local_stack.errors import LocalStackError, say
 from local_stack.interpolation import variables
@@ -45,16 +45,16 @@ class Stack:
         return {tool: find(tool) for tool in TOOLS}
 
     def container(self, service: Service, number: int) -> Container:
-        """A container of a service; it need not exist."""
+        """Returns a container of a service; it need not exist."""
         address = self.settings.address(self.services, service.name, number)
         return Container(service=service, number=number, address=address, directory=self.directory)
 
     def environment(self, container: Container) -> dict[str, str]:
-        """The variables of a container."""
+        """Returns the variables of a container."""
         return container_environment(container, self.settings, self.services, self.tools)
 
     def publisher(self, port: int) -> Container:
-        """The container whose port of this number docker-compose.yaml publishes.
+        """Returns the container of the service that publishes a port of the container.
 
         Raises:
             LocalStackError: no service of docker-compose.yaml publishes it.
@@ -65,26 +65,22 @@ class Stack:
         raise LocalStackError(f"docker-compose.yaml: no service publishes port {port}")
 
     def containers(self, names: Sequence[str] = ()) -> list[Container]:
-        """The containers that exist, of all services or of those named: SERVICE or SERVICE-N.
+        """Returns the containers that exist, of all services or of those named: SERVICE or SERVICE-N.
 
         Raises:
             LocalStackError: no container has one of the names.
         """
         existing = [
-            self.container(service, number)
+            container
             for service in self.services.values()
             for number in range(1, _MAX_REPLICAS + 1 if service.scalable else 2)
+            if (container := self.container(service, number)).program.exists()
         ]
-        existing = [container for container in existing if container.program.exists()]
         for name in names:
-            if not any(name in (container.name, container.service.name) for container in existing):
+            if not any(container.has_name([name]) for container in existing):
                 known = ", ".join(dict.fromkeys(container.service.name for container in existing)) or "none is up"
                 raise LocalStackError(f"no container {name}; services: {known}")
-        return [
-            container
-            for container in existing
-            if not names or container.name in names or container.service.name in names
-        ]
+        return [container for container in existing if container.has_name(names)]
 
     def check_scales(self, scales: Mapping[str, int]) -> None:
         """Checks the values of ``--scale``.
@@ -215,7 +211,7 @@ class Stack:
     def _stop_outer(self) -> None:
         pid = int(self.supervisor.call("getPID"))
         self.supervisor.call("shutdown")
-        if not wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30):
+        if not processes.wait_until(lambda: not processes.is_alive(pid), 30):
             raise LocalStackError(f"supervisord (process {pid}) has not stopped within 30 s")
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
-from local_stack.errors import LocalStackError
+from local_stack.errors import LocalStackError, last_lines
+from local_stack.processes import wait_until
 from local_stack.settings import ROOT, Directory
 
 _START_SECONDS = 15.0
@@ -60,14 +60,14 @@ class Supervisor:
             raise SupervisorGoneError(f"no supervisord answers at {self._socket}: {error}") from error
 
     def alive(self) -> bool:
-        """Whether supervisord answers and runs."""
+        """Returns whether supervisord answers and runs."""
         try:
             return bool(self.call("getState")["statename"] == "RUNNING")
         except SupervisorGoneError:
             return False
 
     def programs(self) -> list[Program]:
-        """Its programs; none when no supervisord answers."""
+        """Returns its programs; none when no supervisord answers."""
         try:
             infos = self.call("getAllProcessInfo")
         except SupervisorGoneError:
@@ -75,11 +75,11 @@ class Supervisor:
         return [Program(name=info["name"], state=info["statename"], pid=info["pid"]) for info in infos]
 
     def state(self, name: str) -> Program | None:
-        """One program; None when supervisord does not know it."""
+        """Returns one program; None when supervisord does not know it."""
         return next((program for program in self.programs() if program.name == name), None)
 
     def request(self, method: str, name: str, *arguments: Any) -> None:
-        """Calls a method for a program; it is not an error when the program is in the wanted state already.
+        """Calls a method for a program; a program that is in the wanted state already is not an error.
 
         Raises:
             LocalStackError: supervisord refuses for another reason.
@@ -126,23 +126,16 @@ def start_outer(directory: Directory) -> Supervisor:
         start_new_session=True,
     )
     supervisor = Supervisor(directory.socket)
-    deadline = time.monotonic() + _START_SECONDS
-    while not supervisor.alive():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise LocalStackError(f"supervisord does not start:\n{_last_lines(directory.path / 'supervisord.log')}")
-        time.sleep(0.05)
+    wait_until(lambda: supervisor.alive() or process.poll() is not None, _START_SECONDS)
+    if not supervisor.alive():
+        raise LocalStackError(
+            "\n".join(["supervisord does not start:", *last_lines(directory.path / "supervisord.log", 5)])
+        )
     return supervisor
 
 
-def _last_lines(path: Path) -> str:
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
-    except OSError:
-        return f"({path} does not exist)"
-
-
 def port_in_use(address: str, port: int) -> bool:
-    """Whether a program listens at an address and port."""
+    """Returns whether a program listens at an address and port."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -104,14 +103,8 @@ class Stack:
         shutil.rmtree(self.home)
 
     def supervisors(self) -> list[int]:
-        """The outer supervisord: what runs in the home itself."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    if entry.joinpath("cwd").readlink() == self.home:
-                        found.append(int(entry.name))
-        return found
+        """Returns the outer supervisord, whose working directory is the home itself."""
+        return local_processes.in_directory(self.home)
 
     def _kill_supervisor(self) -> bool:
         found = self.supervisors()

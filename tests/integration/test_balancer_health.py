@@ -25,6 +25,7 @@ from grpc_health.v1.health import HealthServicer
 from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
+from testbed.processes import cpu_seconds
 from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.drivers import ROOT
@@ -569,13 +570,9 @@ class Program:
 
     def processor_share(self) -> float:
         """The part of a core that it takes, over some seconds."""
-        before, began = self._processor_seconds(), time.monotonic()
+        before, began = cpu_seconds([self._process.pid]), time.monotonic()
         now = wait_for(time.monotonic, lambda now: now > began + 4, 5, "time passes")
-        return (self._processor_seconds() - before) / (now - began)
-
-    def _processor_seconds(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return (cpu_seconds([self._process.pid]) - before) / (now - began)
 
     def descriptors(self) -> int:
         """Its open file descriptors."""

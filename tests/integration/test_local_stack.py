@@ -19,7 +19,7 @@ import pytest
 
 from local_stack import processes
 from local_stack.supervisor import Supervisor
-from testbed.wait import is_alive, wait_for, wait_for_death
+from testbed.wait import wait_for, wait_for_death
 from tests.support.calls import say_hello
 from tests.support.chaos import record
 from tests.support.disk import small_disk
@@ -369,7 +369,7 @@ def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: 
 def test_a_killed_container_stays_down_until_start(up: LocalDriver) -> None:
     before = pids(up)
     assert call(up, "kill", REPLICA).returncode == 0
-    assert not any(is_alive(pid) for pid in before)
+    assert not any(processes.is_alive(pid) for pid in before)
     assert pids(up) == set()
     # supervisord leaves a stopped program alone; one that exited it would start again.
     assert row(up, REPLICA)["state"] == "stopped"
@@ -418,7 +418,7 @@ def test_up_repairs_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
     done = call_up(up)
     assert done.returncode == 0, done.stderr
     assert re.search(r"ended \d+ processes of an earlier stack that had lost its supervisord", done.stderr)
-    assert not any(is_alive(pid) for pid in before)
+    assert not any(processes.is_alive(pid) for pid in before)
     assert wait_for_replicas(up, 1) == {REPLICA}
 
 

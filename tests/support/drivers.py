@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import requests
+
+from local_stack import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(os.environ.get("TEST_RESULTS", "/tmp/grpc-load-balancing-tests"))  # noqa: S108 - logs for people
@@ -136,16 +139,12 @@ class LocalDriver:
     def leftovers(self) -> list[str]:
         mark = os.fsencode(self.home)
         found = [str(self.home)] if self.home.exists() else []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    command = entry.joinpath("cmdline").read_bytes()
-                    if mark in entry.joinpath("environ").read_bytes() + command + os.fsencode(
-                        entry.joinpath("cwd").readlink()
-                    ):
-                        found.append(f"{entry.name} {command!r}")
-                except OSError:
-                    continue
+        for pid, _ in processes.running():
+            entry = processes.PROC / str(pid)
+            with suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if mark in (entry / "environ").read_bytes() + command + os.fsencode((entry / "cwd").readlink()):
+                    found.append(f"{pid} {command!r}")
         return found
 
     def rows(self) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from local_stack.processes import is_alive
 from local_stack.settings import ROOT
 from local_stack.tools import TOOLS
-from testbed.wait import is_alive, wait_for
+from testbed.wait import wait_for
 from tests.support.machine import Machine as BareMachine
 from tests.support.machine import prints
 
