@@ -31,7 +31,7 @@ class Container:
 
     @property
     def name(self) -> str:
-        """The name, numbered as by Compose; a service that can't be scaled has its own name."""
+        """The name, numbered as by Compose; the container of a service that can't be scaled has the service's name."""
         return f"{self.service.name}-{self.number}" if self.service.scalable else self.service.name
 
     @property

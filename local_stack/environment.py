@@ -16,7 +16,7 @@ from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT, Settings
 def container_environment(
     container: Container, settings: Settings, services: Mapping[str, Service], tools: Mapping[str, Path]
 ) -> dict[str, str]:
-    """The variables of a container.
+    """Returns the variables of a container.
 
     Args:
         container: the container.

@@ -34,7 +34,7 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
 
 
 def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple[str, int]:
-    """The text from ``at`` to its end, which is a closing brace if it is nested; and the index of that end."""
+    """Returns the text from ``at`` to its end, which is a closing brace if it is nested; and the index of that end."""
     parts: list[str] = []
     while at < len(text):
         if nested and text[at] == "}":
@@ -54,7 +54,7 @@ def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple
 
 
 def _variable(text: str, at: int, env: Mapping[str, str]) -> tuple[str, int]:
-    """The value of the variable after a dollar sign, and the index of its end."""
+    """Returns the value of the variable after a dollar sign, and the index of its end."""
     braced = text[at : at + 1] == "{"
     match = _NAME.match(text, at + braced)
     if not match:
@@ -83,7 +83,7 @@ def _choose(name: str, operator: str, other: str, env: Mapping[str, str]) -> str
 
 
 def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
-    """The variables for a compose file: those of ``.env`` beside it and those of the shell, which take precedence.
+    """Returns the variables for a compose file: those of the shell, then those of ``.env`` beside the file.
 
     Raises:
         LocalStackError: ``.env`` can't be read; the message has the line.

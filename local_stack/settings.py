@@ -51,7 +51,7 @@ class Settings:
             raise LocalStackError(f"--port and --consul-port are both {self.port}")
 
     def address(self, services: Mapping[str, Service], service: str, number: int) -> str:
-        """The address of a container."""
+        """Returns the address of a container."""
         scalable = [name for name, spec in services.items() if spec.scalable]
         single = [name for name, spec in services.items() if not spec.scalable]
         offset = _RANGE * (1 + scalable.index(service)) + number if service in scalable else 1 + single.index(service)
@@ -76,7 +76,7 @@ class Directory:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Directory:
-        """LOCAL_STACK_HOME, or .local_stack in the checkout."""
+        """Returns the directory LOCAL_STACK_HOME, or .local_stack in the checkout."""
         return cls(Path(env.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve())
 
     def check(self, longest_name: str) -> None:
@@ -96,7 +96,7 @@ class Directory:
             raise LocalStackError(f"{self.path} is too long a path for Unix sockets; use a checkout in a shorter one")
 
     def load(self) -> Settings:
-        """The settings of the stack in this directory, or the defaults."""
+        """Returns the settings of the stack in this directory, or the defaults."""
         try:
             return Settings(**json.loads((self.path / "settings.json").read_text()))
         except FileNotFoundError:

@@ -93,9 +93,11 @@ class Stack:
                 raise LocalStackError(f"--scale: no service {name}; services: {', '.join(self.services)}")
             service = self.services[name]
             if not service.scalable and count != 1:
-                raise LocalStackError(f"--scale: {name} has a fixed name or a published port, so there can be only one")
+                raise LocalStackError(
+                    f"--scale {name}: must be 1, because it has a fixed name or a published port (got {count})"
+                )
             if not 0 <= count <= _MAX_REPLICAS:
-                raise LocalStackError(f"--scale: {name} must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
+                raise LocalStackError(f"--scale {name}: must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
 
     def up(self, scales: Mapping[str, int], settings: Settings) -> None:
         """Starts the containers that are wanted and removes the others; does not wait for readiness.

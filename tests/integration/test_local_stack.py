@@ -111,7 +111,7 @@ def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> 
         ("hello_server=x", 2, "must be SERVICE=NUMBER"),
         ("hello_server=-1", 2, "must be SERVICE=NUMBER"),
         ("nosuch=2", 1, "no service nosuch; services: "),
-        ("server-1=2", 1, "there can be only one"),
+        ("server-1=2", 1, "--scale server-1: must be 1, because it has a fixed name or a published port (got 2)"),
         ("hello_server=101", 1, "must be an integer from 0 to 100 (got 101)"),
     ],
 )
