@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,17 @@ def up(misused: LocalDriver) -> LocalDriver:
 
 
 def call(
-    driver: LocalDriver | None, *arguments: str, before: Sequence[str] = (), cwd: Path = ROOT, **env: str
+    driver: LocalDriver | None,
+    *arguments: str,
+    before: Sequence[str] = (),
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command of local_stack that may fail, never with a stack trace; ``before`` is a command that runs it."""
     shell = {name: value for name, value in os.environ.items() if name not in ("LOCAL_STACK_HOME", "PYTHONPATH")}
     done = subprocess.run(
         [*before, sys.executable, "-m", "local_stack", *arguments],
-        env={**shell, **(driver.env if driver else {}), **env},
+        env={**shell, **(driver.env if driver else {}), **(env or {})},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -81,7 +85,7 @@ def call_up(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.Comp
     """``up -d`` with the driver's addresses; ``arguments`` come later and so win."""
     addresses = ["--address-base", driver.address_base, "--port", str(driver.port)]
     addresses += ["--consul-port", str(driver.consul_port)]
-    return call(driver, "up", "-d", *addresses, *arguments, **env)
+    return call(driver, "up", "-d", *addresses, *arguments, env=env)
 
 
 def row(driver: LocalDriver, name: str) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
     longer = 'APP_NAME: hello_server\n      DRAIN_SECONDS: "90"\n      GRPC_GRACE_SECONDS: 70'
     compose.write_text(compose.read_text().replace("APP_NAME: hello_server", longer))
     up = ("up", "-d", *ports, "--consul-port", str(19000 + SLOT))
-    in_checkout = partial(call, None, cwd=checkout, **shell)
+    in_checkout = partial(call, None, cwd=checkout, env=shell)
     try:
         done = in_checkout(*up, "--timeout", "5")
         assert done.returncode == 1
@@ -303,22 +307,11 @@ def test_a_log_of_ten_megabytes_is_truncated(up: LocalDriver) -> None:
 def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: Path, number: signal.Signals) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "local_stack", "logs", "-f", "-n", "1", "hello_server"],
-            env={**os.environ, **up.env},
-            cwd=ROOT,
-            stdout=stdout,
-            stderr=stderr,
-        )
+        follower = up.begin("logs", "-f", "-n", "1", "hello_server", stdout=stdout, stderr=stderr)
     try:
         wait_for(out.read_text, lambda text: REPLICA in text, 20, "the last line that was there")
         up.execute(REPLICA, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "registrar")
-        wait_for(
-            out.read_text,
-            lambda text: bool(re.search(rf"{REPLICA} \| registrar \| ", text)),
-            20,
-            "the registrar's line",
-        )
+        wait_for(out.read_text, lambda text: f"{REPLICA} | registrar | " in text, 20, "the registrar's line")
         follower.send_signal(number)
         assert follower.wait(10) == 130
     finally:

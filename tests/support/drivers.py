@@ -113,10 +113,10 @@ class LocalDriver:
         """Runs a command of local_stack."""
         return run([sys.executable, "-m", "local_stack", *arguments], {**self.env, **(env or {})})
 
-    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def begin(self, *arguments: str, **output: Any) -> subprocess.Popen[bytes]:
         """Starts a command of local_stack and does not wait for it."""
         command = [sys.executable, "-m", "local_stack", *arguments]
-        return subprocess.Popen(command, env={**os.environ, **self.env}, cwd=ROOT)
+        return subprocess.Popen(command, env={**os.environ, **self.env}, cwd=ROOT, **output)
 
     def up(self, replicas: int, **env: str) -> None:
         addresses = ["--address-base", self.address_base, "--port", str(self.port)]
