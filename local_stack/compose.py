@@ -59,11 +59,7 @@ class Service:
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """Returns the services of a compose file, in its order, without those of a profile, which do not start by default.
-
-    Raises:
-        LocalStackError: the file can't be read, or has something that can't be carried out without Docker.
-    """
+    """Returns the services of a compose file in its order, without those of a profile, which Compose starts on request."""
     try:
         document = load(path.read_text())
     except (OSError, UnicodeDecodeError, YamlError) as error:

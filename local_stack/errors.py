@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class LocalStackError(Exception):
-    """The stack can't do what was asked; the message says why and what to do."""
+    """An expected failure of any part of local_stack; the message says why and what to do."""
 
 
 class ToolError(LocalStackError):

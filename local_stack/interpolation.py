@@ -24,9 +24,6 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
 
     Without the colon an empty variable counts as set. Defaults and replacements may hold variables. ``$$`` is a dollar
     sign.
-
-    Raises:
-        InterpolationError: the text is not of this form, or a variable that it requires is not set.
     """
     found, end = _until(text, 0, env, nested=False)
     assert end == len(text)  # noqa: S101 - only a nested text ends earlier
@@ -83,11 +80,7 @@ def _choose(name: str, operator: str, other: str, env: Mapping[str, str]) -> str
 
 
 def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables for a compose file: those of the shell, then those of ``.env`` beside the file.
-
-    Raises:
-        LocalStackError: ``.env`` can't be read; the message has the line.
-    """
+    """Returns the variables for a compose file: those of ``.env`` beside it and the shell's, which win."""
     file = directory / ".env"
     if not file.exists():
         return dict(shell)

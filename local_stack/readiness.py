@@ -26,11 +26,7 @@ def _consul(stack: Stack) -> consul.Consul:
 
 
 def health_by_node(stack: Stack) -> dict[str, str]:
-    """Returns the health of every container in Consul: the worst status of its node's and services' checks.
-
-    Raises:
-        LocalStackError: Consul is unavailable.
-    """
+    """Returns the health of every container in Consul: the worst status of its node's and services' checks."""
     try:
         _, checks = _consul(stack).health.state("any")
     except (consul.ConsulException, requests.RequestException) as error:
@@ -54,11 +50,7 @@ def passing_nodes(stack: Stack, application: str) -> set[str]:
 
 
 def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:
-    """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port.
-
-    Raises:
-        LocalStackError: they are not ready within ``seconds``; with the reason and the last lines of the logs.
-    """
+    """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port."""
     deadline = time.monotonic() + seconds
     containers = stack.containers() if containers is None else containers
     replicas = [container for container in containers if "registrar" in container.service.components]

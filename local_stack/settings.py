@@ -80,14 +80,7 @@ class Directory:
         return cls(Path(env.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve())
 
     def check(self, longest_name: str) -> None:
-        """Checks the path.
-
-        Args:
-            longest_name: the longest name that a container may have.
-
-        Raises:
-            LocalStackError: PATH can't have the path in it, or it is too long for the containers' Unix sockets.
-        """
+        """Checks that PATH can hold the path, and that it leaves room for the Unix socket of the longest name."""
         for path in (self.path, ROOT):
             if os.pathsep in str(path):
                 raise LocalStackError(f"{path}: PATH can't hold a path with {os.pathsep!r}; use a checkout without it")

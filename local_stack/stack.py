@@ -26,12 +26,7 @@ _MIN_DESCRIPTORS = 1024
 
 
 class Stack:
-    """The stack in a directory.
-
-    Args:
-        directory: where it lives.
-        env: the shell's variables, which docker-compose.yaml refers to; those of .env are read too.
-    """
+    """The stack in a directory; docker-compose.yaml may refer to variables of the shell (``env``) and of .env."""
 
     def __init__(self, directory: Directory, env: Mapping[str, str]) -> None:
         self.directory = directory
@@ -54,22 +49,14 @@ class Stack:
         return container_environment(container, self.settings, self.services, self.tools)
 
     def publisher(self, port: int) -> Container:
-        """Returns the container of the service that publishes a port of the container.
-
-        Raises:
-            LocalStackError: no service of docker-compose.yaml publishes it.
-        """
+        """Returns the container that has this port, which docker-compose.yaml publishes on the host."""
         for service in self.services.values():
             if port in service.published:
                 return self.container(service, 1)
         raise LocalStackError(f"docker-compose.yaml: no service publishes port {port}")
 
     def containers(self, names: Sequence[str] = ()) -> list[Container]:
-        """Returns the containers that exist, of all services or of those named: SERVICE or SERVICE-N.
-
-        Raises:
-            LocalStackError: no container has one of the names.
-        """
+        """Returns the containers that exist, of all services or of those named: SERVICE or SERVICE-N."""
         existing = [
             container
             for service in self.services.values()
@@ -83,11 +70,7 @@ class Stack:
         return [container for container in existing if container.has_name(names)]
 
     def check_scales(self, scales: Mapping[str, int]) -> None:
-        """Checks the values of ``--scale``.
-
-        Raises:
-            LocalStackError: a service does not exist or can't be scaled, or a number is out of range.
-        """
+        """Checks the names and numbers of ``--scale``."""
         for name, count in scales.items():
             if name not in self.services:
                 raise LocalStackError(f"--scale: no service {name}; services: {', '.join(self.services)}")
@@ -100,11 +83,7 @@ class Stack:
                 raise LocalStackError(f"--scale {name}: must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
 
     def up(self, scales: Mapping[str, int], settings: Settings) -> None:
-        """Starts the containers that are wanted and removes the others; does not wait for readiness.
-
-        Raises:
-            LocalStackError: a port is in use, a tool is missing, the stack is up with other settings.
-        """
+        """Starts the containers that are wanted and removes the others; does not wait for readiness."""
         self.check_scales(scales)
         if self.supervisor.alive():
             if settings != self.settings:
@@ -218,11 +197,7 @@ class Stack:
 
 
 def _remove_tree(path: Path) -> None:
-    """Removes a directory, if it is there.
-
-    Raises:
-        LocalStackError: a file of it can't be removed.
-    """
+    """Removes a directory, if it is there; raises LocalStackError if it can't be removed."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         raise LocalStackError(f"{path} can't be removed: it may belong to another user, if sudo started the stack")

@@ -79,11 +79,7 @@ class Supervisor:
         return next((program for program in self.programs() if program.name == name), None)
 
     def request(self, method: str, name: str, *arguments: Any) -> None:
-        """Calls a method for a program; a program that is in the wanted state already is not an error.
-
-        Raises:
-            LocalStackError: supervisord refuses for another reason.
-        """
+        """Calls a method for a program; a program that is in the wanted state already is not an error."""
         fine = (Faults.ALREADY_STARTED, Faults.NOT_RUNNING, Faults.BAD_NAME, Faults.ALREADY_ADDED)
         try:
             self.call(method, name, *arguments)
@@ -93,11 +89,7 @@ class Supervisor:
 
 
 def start_outer(directory: Directory) -> Supervisor:
-    """Starts the stack's own supervisord in the background and waits until it answers.
-
-    Raises:
-        LocalStackError: it does not answer in time.
-    """
+    """Starts the stack's own supervisord in the background and waits until it answers."""
     directory.programs.mkdir(parents=True, exist_ok=True)
     python = Path(sys.executable)
     configuration = directory.path / "supervisord.conf"

@@ -84,11 +84,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
 def load(text: str) -> Any:
-    """Returns the document of a text; mappings are :class:`Lined`.
-
-    Raises:
-        YamlError: the text is not YAML.
-    """
+    """Returns the document of a text; mappings are :class:`Lined`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - of a SafeLoader's kind
     except yaml.YAMLError as error:

@@ -16,11 +16,7 @@ _NGINX_MESSAGE = re.compile(r"\[(?:emerg|alert|error)\] (?:\d+#\d+: )?(.*?)(?: i
 
 
 def on_path(tool: Tool, places: Places) -> Path:
-    """Returns the first suitable program of a tool's name on PATH or in the servers' directories.
-
-    Raises:
-        UnavailableError: there is none; with the reason for each unsuitable one.
-    """
+    """Returns the first suitable program of a tool's name; the error has the reason for each unsuitable one."""
     reasons: dict[Path, str] = {}
     for program in (directory / tool.name for directory in places.directories):
         # access() comes first, because it does not raise for a directory that may not be read.

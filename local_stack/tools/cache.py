@@ -27,9 +27,6 @@ def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callabl
         title: its name for messages.
         is_kept: whether the program is there.
         make: puts it into an unfinished directory, from where all files are moved when it has returned.
-
-    Raises:
-        OSError: the cache can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w", encoding="ascii") as lock:
@@ -54,9 +51,6 @@ def run(
     """Runs a command, says now and then for how long, and returns its exit code and the lines of its output.
 
     Whatever ends the wait, no process of the command is left.
-
-    Raises:
-        UnavailableError: the command does not end within the limit.
     """
     started = time.monotonic()
     with log.open("wb") as output:

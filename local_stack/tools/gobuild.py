@@ -15,11 +15,7 @@ _LAST_LINES = 10
 
 
 def build(recipe: GoBuild, title: str, places: Places, directory: Path, log: Path) -> None:
-    """Builds a program into a directory.
-
-    Raises:
-        UnavailableError: Go is missing or too old, or the build fails.
-    """
+    """Builds a program into a directory, with the Go of this machine."""
     go = places.program("go")
     # Variables that ask for another target or a workspace are left out; proxies and caches stay. Without C the build
     # needs no compiler, and the program runs in a container of another C library.

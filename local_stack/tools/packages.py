@@ -42,12 +42,7 @@ def command(tool: Tool, places: Places) -> list[str]:
 
 
 def install(tool: Tool, places: Places) -> Path:
-    """Installs a tool's packages, if they are of a suitable version, and returns the program's path.
-
-    Raises:
-        UnavailableError: no package manager that is known here, the packages are unsuitable, this process is not root
-            (then the reason is the command to run), or the installation fails.
-    """
+    """Installs a tool's packages, if their version is suitable and this is root, and returns the program's path."""
     words = command(tool, places)
     if not words:
         raise UnavailableError("neither apt-get nor apk is here")

@@ -22,12 +22,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def download(tool: Tool, places: Places, directory: Path) -> None:
-    """Puts a tool's official release into a directory.
-
-    Raises:
-        UnavailableError: there is none for this machine, the server is out of reach or too slow, or the archive does
-            not have the sum that is pinned.
-    """
+    """Puts a tool's official release for this machine into a directory, if it has the sum that is pinned."""
     architecture = _ARCHITECTURES.get(platform.machine(), "")
     if platform.system() != "Linux" or architecture not in tool.sha256:
         raise UnavailableError(f"none for {platform.system()} on {platform.machine()}")
