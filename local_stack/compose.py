@@ -59,7 +59,7 @@ class Service:
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """Returns the services of a compose file in its order, without those of a profile, which Compose starts on request."""
+    """Returns the services of a compose file, in its order, without those of a profile (they start on request)."""
     try:
         document = load(path.read_text())
     except (OSError, UnicodeDecodeError, YamlError) as error:
