@@ -37,25 +37,16 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A service of the compose file.
-
-    Attributes:
-        components: the parts of build/config that make up its file system.
-        volumes: the paths in the container, by the names of the volumes.
-        tmpfs: the paths that are empty at each start.
-        published: the ports of the host, by those of the container.
-        scalable: whether it may have several replicas.
-        grace_seconds: the time that it may take to stop.
-    """
+    """A service of the compose file."""
 
     name: str
-    components: tuple[str, ...]
+    components: tuple[str, ...]  # the parts of build/config that make up its file system
     environment: Mapping[str, str]
-    volumes: Mapping[str, str]
-    tmpfs: tuple[str, ...]
-    published: Mapping[int, int]
-    scalable: bool
-    grace_seconds: float
+    volumes: Mapping[str, str]  # the paths in the container, by the names of the volumes
+    tmpfs: tuple[str, ...]  # the paths that are empty at each start
+    published: Mapping[int, int]  # the ports of the host, by those of the container
+    scalable: bool  # whether it may have several replicas
+    grace_seconds: float  # the time that it may take to stop
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:

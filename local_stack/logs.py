@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from local_stack.stack import Stack
 
@@ -20,20 +20,18 @@ _TIME = re.compile(r"(?:[\w-]+ \| )?(?:[\w./-]+: )?(\d{4})[-/](\d\d)[-/](\d\d)[T
 
 def show(
     stack: Stack,
-    names: Sequence[str],
-    out: TextIO,
+    names: Sequence[str] = (),
     *,
     follow: bool,
-    lines: int | None,
+    lines: int | None = None,
     since: datetime.datetime | None = None,
 ) -> None:
-    """Prints the logs of containers; with ``follow`` until interrupted, also those of containers that start later.
+    """Prints the logs of the containers or services that are named, or of all.
 
     Args:
         stack: the stack.
         names: the names of containers or services; none is all.
-        out: the stream to print to.
-        follow: whether to wait for more lines.
+        follow: whether to wait for more lines, until interrupted, also of containers that start later.
         lines: how many lines of each container, counted from the end; None is all.
         since: the time of the first line; a line without a time has that of the line before it.
     """
@@ -44,10 +42,10 @@ def show(
         for container in containers:
             # The queue reads all lines, so that the next look starts behind them.
             for line in deque(lines_since(_new_lines(container.log, offsets), since), maxlen=lines):
-                print(f"{container.name:{width}} | {line}", file=out)
+                print(f"{container.name:{width}} | {line}")
         if not follow:
             return
-        out.flush()
+        sys.stdout.flush()
         time.sleep(_POLL_SECONDS)
         lines = since = None
         containers = [container for container in stack.containers() if container.has_name(names)]

@@ -22,17 +22,11 @@ _RANGE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of ``up``, which later commands read again.
+    """The options of ``up``, which later commands read again."""
 
-    Attributes:
-        address_base: the first of the stack's loopback addresses.
-        port: the balancer's port on 127.0.0.1.
-        consul_port: the Consul UI's and API's port on 127.0.0.1.
-    """
-
-    address_base: str = "127.16.0.0"
-    port: int = BALANCER_PORT
-    consul_port: int = CONSUL_PORT
+    address_base: str = "127.16.0.0"  # the first of the stack's loopback addresses
+    port: int = BALANCER_PORT  # the balancer's, on 127.0.0.1
+    consul_port: int = CONSUL_PORT  # the Consul UI's and API's, on 127.0.0.1
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -59,19 +53,14 @@ class Settings:
 
 
 class Directory:
-    """The directory of a stack.
-
-    Attributes:
-        containers: the containers' file systems, one directory each.
-        volumes: the volumes, one directory each.
-        logs: the containers' logs, one file each.
-        programs: the outer supervisord's programs, one file for each container.
-        socket: the outer supervisord's control socket.
-    """
+    """The directory of a stack."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.containers, self.volumes, self.logs = path / "containers", path / "volumes", path / "logs"
+        self.containers = path / "containers"  # their file systems, one directory each
+        self.volumes = path / "volumes"  # one directory each
+        self.logs = path / "logs"  # one file a container
+        # The outer supervisord's programs, one file for each container, and its control socket.
         self.programs, self.socket = path / "programs", path / "supervisor.sock"
 
     @classmethod

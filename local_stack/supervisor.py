@@ -41,12 +41,7 @@ class Supervisor:
         self._socket = socket_path
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html).
-
-        Raises:
-            SupervisorGoneError: no supervisord answers.
-            xmlrpc.client.Fault: supervisord refuses.
-        """
+        """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html), which refuses by a Fault."""
         # A new transport for each call, because one that has failed to connect always fails.
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport, allow_none=True)

@@ -16,21 +16,13 @@ _MORE_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/go/bin
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where tools are looked for and kept.
+    """Where tools are looked for and kept."""
 
-    Attributes:
-        directories: where programs are looked for, in order.
-        cache: the directory that downloaded and built tools are kept in.
-        releases_url: where the official releases are.
-        root: whether packages may be installed.
-        policy_file: the file that Debian's packages run before they start a service.
-    """
-
-    directories: tuple[Path, ...]
-    cache: Path
+    directories: tuple[Path, ...]  # with programs, in the order of the search
+    cache: Path  # the directory of the downloaded and built tools
     releases_url: str = RELEASES_URL
-    root: bool = False
-    policy_file: Path = Path("/usr/sbin/policy-rc.d")
+    root: bool = False  # whether packages may be installed
+    policy_file: Path = Path("/usr/sbin/policy-rc.d")  # Debian's packages run it before they start a service
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Places":

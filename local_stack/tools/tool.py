@@ -20,44 +20,28 @@ _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?P<pre>[-~](?!r\d)[A-Za-z][\w.]
 
 @dataclass(frozen=True, kw_only=True)
 class GoBuild:
-    """How a program is built with Go.
+    """How a program is built with Go."""
 
-    Attributes:
-        package: the main package's import path, with @version if it has no module here; "tool" for the module's tools.
-        module: the directory of a go.mod that names the versions, for a package that `go install` refuses without one.
-        go_version: the oldest Go that builds it.
-        minutes: about how long a first build takes on two cores.
-        linker_flags: more flags of the linker.
-    """
-
-    package: str
-    module: Path | None = None
-    go_version: str
-    minutes: int
-    linker_flags: str = ""
+    package: str  # the main package's import path, with @version if it has no module here; "tool" for a module's tools
+    module: Path | None = None  # the directory of the go.mod without which `go install` refuses the package
+    go_version: str  # the oldest Go that builds it
+    minutes: int  # that a first build takes on two cores
+    linker_flags: str = ""  # more of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A program that the stack runs.
+    """A program that the stack runs."""
 
-    Attributes:
-        name: the program's file name.
-        version: the oldest suitable version, and the one that is downloaded or built.
-        below: the first version that is too new; empty if none is.
-        needs: what else a suitable one must have, for messages.
-        packages: its packages by package manager; the version of the first counts. By default one of its name.
-        sha256: the sums of the official release's archives for Linux by architecture, as HashiCorp's releases name it.
-        go: how it is built; None if it is neither built nor downloaded.
-    """
-
-    name: str
-    version: str
-    below: str = ""
-    needs: str = ""
+    name: str  # of its file
+    version: str  # the oldest suitable one, and the one that is downloaded or built
+    below: str = ""  # the first version that is too new, if any
+    needs: str = ""  # other requirements, for messages
+    # By package manager; the version of the first counts. By default it is one package of the tool's name.
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Of the official release's archives for Linux, by architecture as HashiCorp's releases name it.
     sha256: Mapping[str, str] = field(default_factory=dict)
-    go: GoBuild | None = None
+    go: GoBuild | None = None  # None if it is neither built nor downloaded
 
     def __str__(self) -> str:
         """Returns its name for messages."""
