@@ -21,8 +21,6 @@ from testbed.errors import BenchmarkError, MissingError
 ROOT = Path(__file__).resolve().parent.parent
 GHZ_VERSION = "0.121.0"
 _BUILD_SECONDS = 600
-# Where servers are, which PATH often leaves out.
-_MORE = "/usr/sbin:/usr/local/sbin:/sbin:/usr/local/go/bin"
 _HOW = {
     "haproxy": "apt-get install haproxy",
     "h2load": "apt-get install nghttp2-client",
@@ -41,7 +39,7 @@ def program(name: str) -> Path:
     Raises:
         MissingError: it is not installed; says how it would be.
     """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), _MORE])
+    path = os.pathsep.join(map(str, [Path(sys.executable).parent, *Places.from_env(os.environ).directories]))
     found = shutil.which(name, path=path)
     if not found:
         raise MissingError(f"{name} is not installed: {_HOW.get(name, name)}")
