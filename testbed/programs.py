@@ -99,7 +99,7 @@ def go_program(
 
     def make(unfinished: Path) -> None:
         program("go")  # which raises an error that says how to install it
-        gobuild.build(recipe, f"{name} {version}", places, unfinished, directory / "build.log")
+        gobuild.build(recipe, f"{name} {version}", Places.from_env(os.environ), unfinished)
 
     recipe = GoBuild(
         package=package,
@@ -108,8 +108,6 @@ def go_program(
         minutes=minutes,
         linker_flags=linker_flags,
     )
-    places = Places.from_env(os.environ)
-    directory = places.cache / f"{name}-{version}"
     return kept(name, version, file or name, make)
 
 

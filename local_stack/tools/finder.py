@@ -9,7 +9,7 @@ from local_stack.errors import ToolError, UnavailableError, say
 from local_stack.tools import binary_check, gobuild, packages, release
 from local_stack.tools.cache import keep
 from local_stack.tools.places import RELEASES_URL, Places
-from local_stack.tools.tool import TOOLS, GoBuild, Tool
+from local_stack.tools.tool import TOOLS, Tool
 
 Way = Callable[[Tool, Places], Path]
 
@@ -30,10 +30,10 @@ def find(name: str, *, install: bool = True, places: Places | None = None) -> Pa
     tool, places = TOOLS[name], places or Places.from_env(os.environ)
     looks: dict[str, Way] = {"on PATH": binary_check.on_path}
     installs: dict[str, Way] = {"distribution's package": packages.install}
-    if tool.go:
+    if go := tool.go:
         looks["in the cache"] = binary_check.in_cache
         installs["official release"] = partial(_keep, release.download)
-        installs["built with Go"] = partial(_keep, partial(_build, tool.go))
+        installs["built with Go"] = partial(_keep, lambda tool, *to: gobuild.build(go, str(tool), *to))
     reasons: list[str] = []
     said = 0
     for title, way in (looks | installs if install else looks).items():
@@ -61,10 +61,6 @@ def _keep(make: Callable[[Tool, Places, Path], None], tool: Tool, places: Places
 
     keep(cached.parent, str(tool), lambda: not binary_check.unsuitable(tool, cached), make_suitable)
     return cached
-
-
-def _build(recipe: GoBuild, tool: Tool, places: Places, directory: Path) -> None:
-    gobuild.build(recipe, str(tool), places, directory, places.cached(tool).with_name("build.log"))
 
 
 def _by_hand(tool: Tool, places: Places) -> str:

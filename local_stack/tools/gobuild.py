@@ -14,8 +14,9 @@ _LIMIT_FACTOR = 12
 _LAST_LINES = 10
 
 
-def build(recipe: GoBuild, title: str, places: Places, directory: Path, log: Path) -> None:
-    """Builds a program into a directory, with the Go of this machine."""
+def build(recipe: GoBuild, title: str, places: Places, directory: Path) -> None:
+    """Builds a program into a directory, with the Go of this machine; the log is kept beside the directory."""
+    log = directory.parent / "build.log"
     go = places.program("go")
     # Variables that ask for another target or a workspace are left out; proxies and caches stay. Without C the build
     # needs no compiler, and the program runs in a container of another C library.
