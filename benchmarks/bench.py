@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.plan import Plan
-from local_stack.supervisor import port_in_use
+from local_stack.settings import port_in_use
 from testbed import programs, render
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError

@@ -14,8 +14,8 @@ from local_stack.container import Container
 from local_stack.environment import container_environment
 from local_stack.errors import LocalStackError, say
 from local_stack.interpolation import variables
-from local_stack.settings import ROOT, Directory, Settings
-from local_stack.supervisor import Supervisor, port_in_use, start_outer
+from local_stack.settings import ROOT, Directory, Settings, port_in_use
+from local_stack.supervisor import Supervisor, start_outer
 from local_stack.tools import TOOLS, find
 
 # Consul's ports on every agent's address: RPC, gossip, HTTP, DNS.
@@ -92,23 +92,18 @@ class Stack:
                 )
         else:
             self._start_outer(settings)
-        wanted = []
-        for service in self.services.values():
-            count = scales.get(service.name, 1)
-            wanted += [self.container(service, number) for number in range(1, count + 1)]
-        names = {container.name for container in wanted}
-        self.start(wanted)
-        self.remove([container for container in self.containers() if container.name not in names])
+        self._scale({**dict.fromkeys(self.services, 1), **scales})
 
     def scale(self, scales: Mapping[str, int]) -> None:
         """Changes the number of replicas of services; surplus ones are stopped gracefully."""
         self.require_up()
         self.check_scales(scales)
-        surplus = []
+        self._scale(scales)
+
+    def _scale(self, scales: Mapping[str, int]) -> None:
         for name, count in scales.items():
             self.start([self.container(self.services[name], number) for number in range(1, count + 1)])
-            surplus += [container for container in self.containers([name]) if container.number > count]
-        self.remove(surplus)
+        self.remove([one for one in self.containers() if one.number > scales.get(one.service.name, one.number)])
 
     def require_up(self) -> None:
         """Raises LocalStackError when the stack is not up."""

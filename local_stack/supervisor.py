@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import xmlrpc.client
@@ -119,15 +118,3 @@ def start_outer(directory: Directory) -> Supervisor:
             "\n".join(["supervisord does not start:", *last_lines(directory.path / "supervisord.log", 5)])
         )
     return supervisor
-
-
-def port_in_use(address: str, port: int) -> bool:
-    """Returns whether a program listens at an address and port."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address, port))
-            listener.listen()
-        except OSError:
-            return True
-    return False
