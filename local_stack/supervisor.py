@@ -100,10 +100,10 @@ def start_outer(directory: Directory) -> Supervisor:
     )
     # In a session of its own, so that Ctrl-C in the terminal does not stop it.
     process = subprocess.Popen(
-        # This name for its directory has no special characters of a pattern, in which form supervisord reads includes.
+        # supervisord reads includes as patterns, of which this name of its directory has no special characters.
         [python.parent / "supervisord", "--nodaemon", "--configuration", f"/proc/self/cwd/{configuration.name}"],
         cwd=directory.path,
-        # It finds Python by PATH, for rotation.py, because a path in its configuration may not have all characters.
+        # It finds Python for rotation.py by PATH, because a path in its configuration may not have all characters.
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         stdin=subprocess.DEVNULL,
@@ -114,7 +114,6 @@ def start_outer(directory: Directory) -> Supervisor:
     supervisor = Supervisor(directory.socket)
     wait_until(lambda: supervisor.alive() or process.poll() is not None, _START_SECONDS)
     if not supervisor.alive():
-        raise LocalStackError(
-            "\n".join(["supervisord does not start:", *last_lines(directory.path / "supervisord.log", 5)])
-        )
+        printed = "\n".join(last_lines(directory.path / "supervisord.log", 5))
+        raise LocalStackError(f"supervisord does not start:\n{printed}")
     return supervisor

@@ -403,6 +403,11 @@ def test_a_hang_up_causes_no_failed_calls(up: LocalDriver) -> None:
     assert programs(up) == before
 
 
+def test_a_service_may_be_scaled_to_0_twice(up: LocalDriver) -> None:
+    assert [call(up, "scale", "hello_server=0").returncode for _ in range(2)] == [0, 0]
+    assert REPLICA not in programs(up)
+
+
 def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> None:
     assert call(up, "down", "-v").returncode == 0
     assert up.leftovers() == []
