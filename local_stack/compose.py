@@ -129,16 +129,15 @@ class _Reader:
         return [(item, min(item.lines.values(), default=line) if isinstance(item, Lined) else line) for item in items]
 
     def _environment(self, spec: Lined) -> dict[str, str]:
-        """Reads a mapping or a list of NAME=VALUE; a name without a value has that of the shell, if it is set there."""
-        given = spec.get("environment")
-        line = spec.lines.get("environment", self._line)
+        """Reads a mapping or a list of NAME=VALUE; a name without a value has the shell's value, if it is set there."""
+        if "environment" not in spec:
+            return {}
+        given, line = spec["environment"], spec.lines["environment"]
         if isinstance(given, Lined):
             pairs = [(str(name), value) for name, value in given.items()]
         elif isinstance(given, list) and all(isinstance(item, str) for item in given):
             split = [item.partition("=") for item in given]
             pairs = [(name, value if equals else None) for name, equals, value in split]
-        elif "environment" not in spec:
-            pairs = []
         else:
             raise self._refuse(f"environment: must be a mapping or a list of NAME=VALUE (got {given!r})", line)
         result = {}

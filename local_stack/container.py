@@ -77,7 +77,7 @@ class Container:
         self._outer.request("stopProcess", self.name, False)
 
     def wait_stopped(self, seconds: float | None = None) -> None:
-        """Waits until it has stopped, by default for its grace period; kills what its supervisord left behind."""
+        """Waits until it has stopped, by default for its grace period; kills the processes that supervisord left."""
         limit = self.service.grace_seconds + 10 if seconds is None else seconds
         if not processes.wait_until(self._has_stopped, limit):
             raise LocalStackError(f"{self.name} has not stopped within {limit:g} s")

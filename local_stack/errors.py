@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class LocalStackError(Exception):
-    """An expected failure of any part of local_stack; the message says why and what to do."""
+    """An expected failure of any part of local_stack; the message has the reason and the remedy."""
 
 
 class ToolError(LocalStackError):
-    """A tool was not found; the message has one line for each way that was tried, and what to install."""
+    """A tool was not found; the message has one line for each way that was tried, and the remedy."""
 
 
 class UnavailableError(LocalStackError):

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     tools_help = f"one of {', '.join(TOOLS)} (default: all); of one the path is printed, of several name, tab, path"
     parser.add_argument("tools", nargs="*", metavar="tool", help=tools_help)
-    install_help = "look on PATH and in the cache only (default: get what is missing)"
+    install_help = "look on PATH and in the cache only (default: get missing tools)"
     parser.add_argument("--no-install", action="store_true", help=install_help)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.tools if name not in TOOLS]:

@@ -20,11 +20,9 @@ _STOP_SECONDS = 5.0
 def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callable[[Path], None]) -> None:
     """Lets one process at a time make a program, unless another has made it meanwhile.
 
-    The lock ends with the process, however it ends.
-
     Args:
-        directory: where the program is kept.
-        title: its name for messages.
+        directory: the program's in the cache; its lock ends with the process, however that ends.
+        title: the program's name for messages.
         is_kept: whether the program is there.
         make: puts it into an unfinished directory, from where all files are moved when it has returned.
     """
@@ -46,11 +44,11 @@ def keep(directory: Path, title: str, is_kept: Callable[[], bool], make: Callabl
 
 
 def run(
-    command: Sequence[str], what: str, *, limit_seconds: float, log: Path, cwd: Path, env: Mapping[str, str]
+    command: Sequence[str], step: str, *, limit_seconds: float, log: Path, cwd: Path, env: Mapping[str, str]
 ) -> tuple[int, list[str]]:
-    """Runs a command, says now and then for how long, and returns its exit code and the lines of its output.
+    """Runs a command, reports its progress, and returns its exit code and the lines of its output.
 
-    Whatever ends the wait, no process of the command is left.
+    No process of the command is left, also after an exception such as KeyboardInterrupt.
     """
     started = time.monotonic()
     with log.open("wb") as output:
@@ -63,8 +61,8 @@ def run(
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(min(INTERVAL_SECONDS, limit_seconds - elapsed))
                 return code, log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            say(f"{what}: {time.monotonic() - started:.0f} s")
-        raise UnavailableError(f"{what} did not end within {limit_seconds:.0f} s")
+            say(f"{step}: {time.monotonic() - started:.0f} s")
+        raise UnavailableError(f"{step} did not end within {limit_seconds:.0f} s")
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if process.poll() is None:

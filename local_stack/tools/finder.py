@@ -15,15 +15,15 @@ Way = Callable[[Tool, Places], Path]
 
 
 def find(name: str, *, install: bool = True, places: Places | None = None) -> Path:
-    """Returns the path of a suitable program; gets it first if there is none.
+    """Returns the path of a suitable program; installs, downloads or builds one if the machine has none.
 
     Args:
         name: "nginx", "consul" or "consul-template".
-        install: whether to go beyond PATH and the cache. What takes time is announced on stderr.
-        places: the machine; by default as the process's environment says.
+        install: whether to go beyond PATH and the cache; a step that takes time is announced on stderr.
+        places: the machine; by default that of the process's environment.
 
     Raises:
-        ToolError: it was not found; with one line for each way that was tried, and what to install by hand.
+        ToolError: it was not found; with one line for each way that was tried, and the remedy by hand.
     """
     if name not in TOOLS:
         raise ToolError(f"tool: must be one of {', '.join(TOOLS)} (got {name!r})")

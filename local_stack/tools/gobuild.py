@@ -9,7 +9,7 @@ from local_stack.tools.cache import run
 from local_stack.tools.places import Places
 from local_stack.tools.tool import GoBuild, parse_version
 
-# A build that takes so many times what it takes on two cores is stuck.
+# A build that takes so many times its minutes is stuck.
 _LIMIT_FACTOR = 12
 _LAST_LINES = 10
 
@@ -23,13 +23,13 @@ def build(recipe: GoBuild, title: str, places: Places, directory: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in ("GOOS", "GOARCH")}
     env |= {"CGO_ENABLED": "0", "GOBIN": str(directory), "GOWORK": "off"}
     _require_go(recipe, title, go, directory, env)
-    what = f"building {title} with Go, about {recipe.minutes} min the first time"
-    say(f"{what}, and up to 5 GB in Go's caches; log: {log}")
+    step = f"building {title} with Go, about {recipe.minutes} min the first time"
+    say(f"{step}, and up to 5 GB in Go's caches; log: {log}")
     module = ["-C", str(recipe.module)] if recipe.module else []  # -C must stand first
     flags = ["-trimpath", "-mod=readonly", f"-ldflags=-s -w {recipe.linker_flags}".rstrip()]
     command = [go, *module, "install", *flags, recipe.package]
     limit = recipe.minutes * 60 * _LIMIT_FACTOR
-    code, lines = run(command, what, limit_seconds=limit, log=log, cwd=directory, env=env)
+    code, lines = run(command, step, limit_seconds=limit, log=log, cwd=directory, env=env)
     if code:
         for line in lines[-_LAST_LINES:]:
             say(f"  {line}")

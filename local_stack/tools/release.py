@@ -44,12 +44,12 @@ def download(tool: Tool, places: Places, directory: Path) -> None:
 
 
 def _fetch(url: str, target: Path) -> None:
-    what = f"downloading {url}"
-    say(f"{what} (usually under a minute; the first answer within {ANSWER_SECONDS:.0f} s)")
+    step = f"downloading {url}"
+    say(f"{step} (usually under a minute; the first answer within {ANSWER_SECONDS:.0f} s)")
     script = str(Path(__file__).with_name("download.py"))
     command = [sys.executable, "-I", script, url, str(target), str(ANSWER_SECONDS), str(PAUSE_SECONDS)]
     log = target.with_suffix(".log")
-    code, lines = run(command, what, limit_seconds=TOTAL_SECONDS, log=log, cwd=target.parent, env=os.environ)
+    code, lines = run(command, step, limit_seconds=TOTAL_SECONDS, log=log, cwd=target.parent, env=os.environ)
     if code == -signal.SIGALRM:
         raise UnavailableError(f"{url}: no answer within {ANSWER_SECONDS:.0f} s")
     if code:

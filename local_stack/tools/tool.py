@@ -13,8 +13,8 @@ CONSUL_TEMPLATE_VERSION = "0.42.1"
 NGINX_VERSION = "1.22"  # the oldest that balances gRPC as the stack configures it
 _MODULES = Path(__file__).resolve().parent.parent / "go"
 
-# Major, minor, patch; then the mark of a pre-release: "-dev", "-rc1" or Debian's "~rc1". Alpine's revision
-# ("-r0") and Debian's ("-1ubuntu1") are none.
+# Major, minor, patch; then the mark of a pre-release: "-dev", "-rc1" or Debian's "~rc1", but not the revision of a
+# package, such as Alpine's "-r0" and Debian's "-1ubuntu1".
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?P<pre>[-~](?!r\d)[A-Za-z][\w.]*)?")
 
 
@@ -49,7 +49,7 @@ class Tool:
 
     @property
     def wanted(self) -> str:
-        """What is suitable, in words."""
+        """The suitable versions, in words."""
         below = f" and older than {self.below}" if self.below else ""
         return f"{self} or newer{below}" + (f", with {self.needs}" if self.needs else "")
 

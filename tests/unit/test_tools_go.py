@@ -26,7 +26,7 @@ class Machine(BareMachine):
         self.script("go", answer, f'echo "$CGO_ENABLED $*" >> {self.calls_file}', install)
 
     def left(self) -> list[Path]:
-        """Returns what builds have left in the cache: the program, and unfinished directories."""
+        """Returns the files of Consul in the cache: the program, and unfinished directories."""
         return [path for path in self.cached.parent.iterdir() if path.name not in ("lock", "build.log")]
 
     def start(self) -> subprocess.Popen[str]:
