@@ -152,14 +152,8 @@ class Stack:
         shutil.rmtree(self.home)
 
     def supervisors(self) -> list[int]:
-        """Returns the process of the outer supervisord, which runs in the home itself."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    if entry.joinpath("cwd").readlink() == self.home:
-                        found.append(int(entry.name))
-        return found
+        """Returns the outer supervisord, whose working directory is the home itself."""
+        return local_processes.in_directory(self.home)
 
     def _kill_supervisor(self) -> bool:
         found = self.supervisors()

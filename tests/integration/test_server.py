@@ -21,6 +21,7 @@ import pytest
 import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from local_stack import processes
 from local_stack.settings import ROOT
 from protos import api_pb2, api_pb2_grpc
 from testbed.calls import open_channel
@@ -83,17 +84,8 @@ def running(log: Path, **variables: str) -> Iterator[Server]:
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, _, _, owner = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(owner) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+    """Returns the processes of a session that still run."""
+    return [pid for pid, fields in processes.running() if int(fields[3]) == leader]
 
 
 def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
