@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from balancer import answers, api
 from balancer.config import BalancerConfig
@@ -41,33 +44,36 @@ def main() -> int:
         return 2
     if arguments.command == "drop":
         return drop(config, arguments.target)
-    asyncio.run(answer(config) if arguments.command == "answers" else run(config))
+    asyncio.run(run_until_signal(answer(config) if arguments.command == "answers" else run(config)))
     return 0
 
 
 async def answer(config: BalancerConfig) -> None:
-    """Serves health and reflection of all applications until SIGTERM or SIGINT."""
-    stop = _stop_on_signal()
+    """Serves health and reflection of all applications."""
     if config.publishes:
-        await answers.serve(config.current, config.answers, stop)
+        await answers.serve(config.current, config.answers)
     else:
         LOG.info("not needed with NGINX_UPDATE=%s", config.mode)
-        await stop.wait()
+        await asyncio.Event().wait()
 
 
 async def run(config: BalancerConfig) -> None:
-    """Runs the control plane until SIGTERM or SIGINT."""
-    stop = _stop_on_signal()
+    """Runs the control plane."""
     controller = Controller(config)
     with api.serve(config.socket, controller):
-        await controller.run(stop)
+        await controller.run()
 
 
-def _stop_on_signal() -> asyncio.Event:
+async def run_until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine, and cancels it at SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+    task = asyncio.create_task(work)
+    await asyncio.wait([task, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def drop(config: BalancerConfig, target: str) -> int:

@@ -5,7 +5,6 @@ nginx sends their calls here if there are several applications and the call name
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -92,19 +91,13 @@ def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:
     return server
 
 
-async def serve(document: Path, socket: Path, stop: asyncio.Event) -> None:
-    """Serves the document in a file until ``stop`` is set."""
+async def serve(document: Path, socket: Path) -> None:
+    """Serves the document in a file until the task is cancelled."""
     directory = Directory()
     server = make_server(directory, socket)
     await server.start()
     LOG.info("serving health and reflection of all applications")
-    following = asyncio.create_task(directory.follow(document))
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait([following, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            following.result()
+        await directory.follow(document)
     finally:
-        following.cancel()
-        stopping.cancel()
         await server.stop(0)

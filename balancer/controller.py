@@ -56,24 +56,20 @@ class Controller:
         self._memory = RouteMemory({}, time.monotonic())
         self._restore()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Works until ``stop`` is set."""
-        tasks = [self._follow_rendered(), stop.wait()]
+    async def run(self) -> None:
+        """Works until the task is cancelled."""
+        tasks = [self._follow_rendered()]
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
             tasks += [self._follow_absent(), self._watch_catalogue()]
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
-        running = [asyncio.ensure_future(task) for task in tasks]
         try:
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            async with asyncio.TaskGroup() as group:
+                for task in tasks:
+                    group.create_task(task)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
             await self._prober.close()
 
     def describe(self) -> dict[str, Any]:

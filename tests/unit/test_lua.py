@@ -15,8 +15,8 @@ import pytest
 
 from balancer import document
 from balancer.fleet import Health, Replica
-from balancer.registration import Registration
 from balancer.routes import Route, compute_routes
+from tests.support.fleet import registration
 from tests.support.lua import Shared, Worker
 
 CALL = "/shop.A/Buy"
@@ -31,15 +31,8 @@ def replica(
     name: str = "",
     since: float = 0,
 ) -> Replica:
-    registration = Registration(
-        application=application,
-        address=f"10.0.0.{number}",
-        port=7777,
-        weight=weight,
-        services=services or ("shop.A",),
-        health=name,
-    )
-    return Replica(registration=registration, since=since, health=health)
+    registered = registration(application, number, *(services or ("shop.A",)), weight=weight, health=name)
+    return Replica(registration=registered, since=since, health=health)
 
 
 def build(replicas: Sequence[Replica], remembered: Iterable[str] = (), version: str = "v") -> dict[str, Any]:
@@ -294,7 +287,7 @@ def test_without_a_default_an_unknown_service_has_no_pool() -> None:
 
 
 def test_silent_applications_get_all_other_calls() -> None:
-    silent = Replica(registration=Registration(application="mute", address="10.0.0.2", port=7777, weight=1), since=0)
+    silent = Replica(registration=registration("mute", 2), since=0)
     balancer = Balancer(replica(1), silent)
     assert balancer.members("/other.S/Call") == [2]
     assert balancer.members() == [1]
