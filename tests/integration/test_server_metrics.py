@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from grpc_server.calls import CallInterceptor
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
 
@@ -107,7 +108,7 @@ class Server:
 
     async def run(self, use: Callable[[Server], Awaitable[None]]) -> None:
         """Serves while ``use`` runs."""
-        server = grpc.aio.server(interceptors=[Metrics(self.registry), CallsInFlight()])
+        server = grpc.aio.server(interceptors=[CallInterceptor(CallsInFlight(), Metrics(self.registry))])
         server.add_generic_rpc_handlers((Kinds().handlers(),))
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
