@@ -6,9 +6,9 @@ import asyncio
 import os
 import sys
 
-from grpc_client.arguments import parse_arguments
 from grpc_client.commands import run
 from grpc_client.errors import ClientError, UsageError
+from grpc_client.options import parse_arguments
 
 
 def main() -> int:

@@ -85,9 +85,10 @@ class CallsInFlight:
         if waited_for:
             self._begun += 1
             self._waited_for.add(context)
-        context.add_done_callback(self._forget)
+        forget: Any = self._forget
+        context.add_done_callback(forget)
 
-    def _forget(self, context: Any) -> None:
+    def _forget(self, context: Context) -> None:
         self._tasks.pop(context, None)
         self._waited_for.discard(context)
         self._ended.set()

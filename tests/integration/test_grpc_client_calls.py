@@ -144,7 +144,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2() -> None:
     assert asyncio.run(client("--port", "70000")) == (
         2,
         "",
-        "grpc_client: --port: must be from 1 to 65535, got 70000\n",
+        "grpc_client: --port: must be an integer from 1 to 65535 (got '70000')\n",
     )
 
 

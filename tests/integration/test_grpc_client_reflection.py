@@ -295,4 +295,4 @@ def test_a_server_without_reflection_is_one_line_and_exit_code_1(arguments: list
 
 def test_a_load_of_another_method_than_ping_is_refused() -> None:
     code, _, errors = client("--call", "test.Echo/Unary", "--count", "5")
-    assert (code, errors) == (2, "grpc_client: --count: is for Ping only, not for --call\n")
+    assert (code, errors) == (2, "grpc_client: --count: not allowed with --call (see --help)\n")
