@@ -141,102 +141,58 @@ def build_parser() -> _Parser:
         allow_abbrev=False,
     )
     _add_call_flags(parser)
-    _add_one_of(parser.add_argument_group("at most one of").add_mutually_exclusive_group())
-    _add_load_flags(parser.add_argument_group("with --count or --duration"))
-    _add_reflection_flags(parser.add_argument_group("with --list or --call"))
+    _add_exclusive_flags(parser.add_argument_group("at most one of").add_mutually_exclusive_group())
+    load = parser.add_argument_group("with --count or --duration")
+    _add(load, "--concurrency", "N", _COUNT, "calls in flight at a time")
+    _add(load, "--connections", "N", _COUNT, "HTTP/2 connections that the calls take in turn")
+    _add(load, "--rate", "CALLS_PER_SECOND", _ABOVE_ZERO, "start no more calls a second than this", "unlimited")
+    reflection = parser.add_argument_group("with --list or --call")
+    data = "the request of --call; for a method that takes a stream, an array or one message a line"
+    _add(reflection, "--data", "JSON", str, data, "{}")
+    application = "ask the reflection of this application"
+    _add(reflection, "--application", "NAME", _APPLICATION, application, "the reflection of all applications")
     return parser
 
 
 def _add_call_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", type=_HOST, default=Options.host, help="name or address of the server (default: %(default)s)"
+    _add(parser, "--host", "HOST", _HOST, "name or address of the server")
+    _add(parser, "--port", "PORT", _PORT, "its TCP port")
+    _add(parser, "--greeting", "TEXT", _UTF8, "the text sent")
+    timeout = "deadline of a call, retries included"
+    _add(parser, "--timeout", "SECONDS", _ABOVE_ZERO, timeout, dest="timeout_seconds")
+    retry = "fail at the first UNAVAILABLE (default: gRPC's retry policy, up to 5 attempts)"
+    parser.add_argument("--no-retry", dest="retry", action="store_false", help=retry)
+    json = (
+        "print one JSON document and nothing else: calls, ok, failed, seconds, calls_per_second, latency_ms, replicas, "
+        "errors, error_samples (default: text)"
     )
-    parser.add_argument("--port", type=_PORT, default=Options.port, help="its TCP port (default: %(default)s)")
-    parser.add_argument(
-        "--greeting", metavar="TEXT", type=_UTF8, default=Options.greeting, help="the text sent (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        dest="timeout_seconds",
-        metavar="SECONDS",
-        type=_ABOVE_ZERO,
-        default=Options.timeout_seconds,
-        help="deadline of a call, retries included (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-retry",
-        dest="retry",
-        action="store_false",
-        help="fail at the first UNAVAILABLE (default: gRPC's retry policy, up to 5 attempts)",
-    )
-    parser.add_argument(
-        "--json",
-        dest="json_output",
-        action="store_true",
-        help="print one JSON document and nothing else: calls, ok, failed, seconds, calls_per_second, "
-        "latency_ms, replicas, errors, error_samples (default: text)",
-    )
+    parser.add_argument("--json", dest="json_output", action="store_true", help=json)
 
 
-def _add_one_of(group: argparse._MutuallyExclusiveGroup) -> None:
-    group.add_argument("--count", metavar="N", type=_COUNT, help="end after N calls of Ping (default: 1)")
-    group.add_argument(
-        "--duration",
-        dest="duration_seconds",
-        metavar="SECONDS",
-        type=_ABOVE_ZERO,
-        help="start calls of Ping for so long, then wait for their answers (default: --count decides)",
-    )
-    group.add_argument(
-        "--list",
-        dest="list_services",
-        action="store_true",
-        help="list the server's services and methods by server reflection (default: call Ping)",
-    )
-    group.add_argument(
-        "--call",
-        dest="method",
-        metavar="SERVICE/METHOD",
-        type=_METHOD,
-        help="call this method by server reflection, print each answer as a line of JSON (default: call Ping)",
-    )
+def _add_exclusive_flags(group: argparse._MutuallyExclusiveGroup) -> None:
+    _add(group, "--count", "N", _COUNT, "end after N calls of Ping", "1")
+    duration = "start calls of Ping for so long, then wait for their answers"
+    _add(group, "--duration", "SECONDS", _ABOVE_ZERO, duration, "--count decides", dest="duration_seconds")
+    services = "list the server's services and methods by server reflection (default: call Ping)"
+    group.add_argument("--list", dest="list_services", action="store_true", help=services)
+    method = "call this method by server reflection, print each answer as a line of JSON"
+    _add(group, "--call", "SERVICE/METHOD", _METHOD, method, "call Ping", dest="method")
 
 
-def _add_load_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--concurrency",
-        metavar="N",
-        type=_COUNT,
-        default=Options.concurrency,
-        help="calls in flight at a time (default: %(default)s)",
-    )
-    group.add_argument(
-        "--connections",
-        metavar="N",
-        type=_COUNT,
-        default=Options.connections,
-        help="HTTP/2 connections that the calls take in turn (default: %(default)s)",
-    )
-    group.add_argument(
-        "--rate",
-        metavar="CALLS_PER_SECOND",
-        type=_ABOVE_ZERO,
-        help="start no more calls a second than this (default: unlimited)",
-    )
-
-
-def _add_reflection_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data",
-        metavar="JSON",
-        help="the request of --call; for a method that takes a stream, an array or one message a line (default: {})",
-    )
-    group.add_argument(
-        "--application",
-        metavar="NAME",
-        type=_APPLICATION,
-        help="ask the reflection of this application (default: the reflection of all applications)",
-    )
+def _add(
+    group: argparse._ActionsContainer,
+    flag: str,
+    metavar: str,
+    form: _Type,
+    description: str,
+    default: str = "%(default)s",
+    *,
+    dest: str = "",
+) -> None:
+    """Adds a flag with a value, whose default is that of the field ``dest``; ``default`` describes it."""
+    dest = dest or flag.removeprefix("--")
+    help_text = f"{description} (default: {default})"
+    group.add_argument(flag, dest=dest, metavar=metavar, type=form, default=getattr(Options, dest), help=help_text)
 
 
 def _missing_flags(values: Mapping[str, Any]) -> Iterator[str]:
