@@ -135,7 +135,7 @@ def build_parser() -> _Parser:
     """Returns the parser, whose values are the fields of :class:`Options`."""
     parser = _Parser(
         prog="python -m grpc_client",
-        description="Calls a gRPC server, alone or many times, and reports who answered.",
+        description="Calls a gRPC server once or many times and reports the replicas that answered.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -30,7 +30,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @contextlib.asynccontextmanager
 async def ping_server(answer: Answer) -> AsyncIterator[int]:
-    """Serve ``protos.Ping/SayHello`` with a function and give the port."""
+    """Serves ``protos.Ping/SayHello`` with a function and give the port."""
     server = grpc.aio.server()
     say_hello = grpc.unary_unary_rpc_method_handler(answer, PingMessage.FromString, PingMessage.SerializeToString)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": say_hello})])
@@ -43,7 +43,7 @@ async def ping_server(answer: Answer) -> AsyncIterator[int]:
 
 
 def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
-    """Answer with each outcome in turn, over and over: a replica's name or a status."""
+    """Answers with each outcome in turn, over and over: a replica's name or a status."""
     turn = itertools.cycle(outcomes)
 
     async def answer(_request: PingMessage, context: Context) -> PingMessage:
@@ -56,21 +56,21 @@ def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
 
 
 async def start(*arguments: object, **more: Any) -> asyncio.subprocess.Process:
-    """Start the client; its output goes to pipes unless ``more`` says otherwise."""
+    """Starts the client; its output goes to pipes unless ``more`` says otherwise."""
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | more
     command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", *map(str, arguments)]
     return await asyncio.create_subprocess_exec(*command, cwd=ROOT, **pipes)
 
 
 async def client(*arguments: object) -> tuple[int | None, str, str]:
-    """Run the client to its end and give its exit code and what it printed."""
+    """Runs the client to its end and give its exit code and what it printed."""
     process = await start(*arguments)
     output, errors = await process.communicate()
     return process.returncode, output.decode(), errors.decode()
 
 
 def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tuple[int | None, str, str]:
-    """Run the client against a scripted server."""
+    """Runs the client against a scripted server."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with ping_server(scripted(*outcomes)) as port:
@@ -80,7 +80,7 @@ def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tupl
 
 
 async def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
-    """Poll until a condition holds."""
+    """Polls until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -90,7 +90,7 @@ async def wait_until(condition: Callable[[], object], what: str, *, seconds: flo
 
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """Reserve a port on which nobody listens."""
+    """Reserves a port on which nobody listens."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
@@ -98,7 +98,7 @@ def refused_port() -> Iterator[int]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Listen, but never say a word of HTTP/2."""
+    """Listens, but never say a word of HTTP/2."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -245,7 +245,7 @@ def test_signals_end_a_client_whose_calls_are_never_answered(arguments: list[str
 
 
 async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tuple[int | None, str]:
-    """Run the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
+    """Runs the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     try:
@@ -264,7 +264,7 @@ async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tu
 
 
 def read_terminal(terminal: int) -> str:
-    """Read until the last process has closed the other side."""
+    """Reads until the last process has closed the other side."""
     drawn = b""
     with contextlib.suppress(OSError):  # Linux says EIO at the end
         while chunk := os.read(terminal, 65536):

@@ -46,7 +46,7 @@ class Ping:
 
 @contextlib.asynccontextmanager
 async def served(ping: Ping, *, port: int = 0) -> AsyncIterator[int]:
-    """Serve on a port, by default on a free one, and give it; at the end every call is answered."""
+    """Serves on a port, by default on a free one, and give it; at the end every call is answered."""
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})])
@@ -59,7 +59,7 @@ async def served(ping: Ping, *, port: int = 0) -> AsyncIterator[int]:
 
 
 def load(ping: Ping, **options: float) -> LoadReport:
-    """Run a load against a server of its own."""
+    """Runs a load against a server of its own."""
 
     async def scenario() -> LoadReport:
         async with served(ping) as port:
@@ -69,7 +69,7 @@ def load(ping: Ping, **options: float) -> LoadReport:
 
 
 async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Poll until a condition holds, for half a minute at most."""
+    """Polls until a condition holds, for half a minute at most."""
     deadline = time.monotonic() + 30
     while not condition():
         if time.monotonic() > deadline:
@@ -78,7 +78,7 @@ async def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 async def reached(tally: Tally, calls: int) -> None:
-    """Wait until the load has made so many calls."""
+    """Waits until the load has made so many calls."""
     await wait_until(lambda: tally.calls >= calls, f"{calls} calls")
 
 

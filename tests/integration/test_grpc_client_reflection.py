@@ -31,7 +31,7 @@ Context = Any  # grpc.aio.ServicerContext of whichever types
 
 
 def echo_pool() -> DescriptorPool:
-    """Describe test.Echo, which imports two files, one of them protobuf's own."""
+    """Describes test.Echo, which imports two files, one of them protobuf's own."""
     file = FileDescriptorProto(name="echo.proto", package="test", syntax="proto3")
     file.dependency.extend([api_pb2.DESCRIPTOR.name, TIMESTAMP_FILE.name])
     ping, timestamp = ".protos.PingMessage", ".google.protobuf.Timestamp"
@@ -104,7 +104,7 @@ def echo_handler() -> grpc.GenericRpcHandler:
 
 
 def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
-    """Offer reflection under a version's name; not ``whole`` leaves out what a file imports."""
+    """Offers reflection under a version's name; not ``whole`` leaves out what a file imports."""
     servicer = reflection.aio.ReflectionServicer(["test.Echo", V1ALPHA, "test.Undescribed"], pool=echo_pool())
 
     async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -123,7 +123,7 @@ def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
 
 @contextlib.asynccontextmanager
 async def echo_server(version: str | None, *, whole: bool = True) -> AsyncIterator[int]:
-    """Serve test.Echo, with reflection if a version is given, and give the port."""
+    """Serves test.Echo, with reflection if a version is given, and give the port."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([echo_handler()])
     if version is not None:
@@ -137,14 +137,14 @@ async def echo_server(version: str | None, *, whole: bool = True) -> AsyncIterat
 
 
 async def start(port: int, *arguments: str) -> asyncio.subprocess.Process:
-    """Start the client with pipes for its output."""
+    """Starts the client with pipes for its output."""
     command = (sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port), *arguments)
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
 
 
 def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -> tuple[int | None, str, str]:
-    """Run the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
+    """Runs the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with echo_server(version, whole=whole) as port:
@@ -156,7 +156,7 @@ def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -
 
 
 def answers(method: str, data: object) -> list[str]:
-    """Call a method of test.Echo, which must go well, and give the greetings of its answers."""
+    """Calls a method of test.Echo, which must go well, and give the greetings of its answers."""
     code, output, errors = client("--call", f"test.Echo/{method}", "--data", json.dumps(data))
     assert (code, errors) == (0, "")
     return [json.loads(line)["greeting"] for line in output.splitlines()]
@@ -231,9 +231,9 @@ def test_protobufs_own_types_are_written_as_their_json() -> None:
         ("test.Echo/Nothing", "{}", "--call: test.Echo has no method Nothing; it has Unary, "),
         ("test.Nothing/Unary", "{}", "--call: the server has no service test.Nothing; it has "),
         ("protos.PingMessage/X", "{}", "--call: the server has no service protos.PingMessage; it has "),
-        ("test.Echo/Unary", "{bad", "--data: not JSON: Expecting property name"),
-        ("test.Echo/Unary", '{"nothing": 1}', "--data: not a protos.PingMessage: "),
-        ("test.Echo/Unary", "{} {}", "--data: test.Echo.Unary takes one message, got 2"),
+        ("test.Echo/Unary", "{bad", "--data: must be JSON: Expecting property name"),
+        ("test.Echo/Unary", '{"nothing": 1}', "--data: must be a protos.PingMessage: "),
+        ("test.Echo/Unary", "{} {}", "--data: must be one message for test.Echo.Unary (got 2)"),
     ],
 )
 def test_what_was_typed_wrong_is_one_line_and_exit_code_2(method: str, data: str, problem: str) -> None:
