@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 SAMPLE_CHARACTERS = 200
 
 
@@ -18,9 +16,9 @@ class UsageError(ClientError):
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = problems
 
 
 class CallFailedError(ClientError):

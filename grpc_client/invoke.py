@@ -85,7 +85,7 @@ def split_documents(data: str) -> list[str]:
             documents.append(data[position:end])
             position = end
     except (ValueError, RecursionError) as error:
-        raise UsageError([f"--data: must be JSON: {error}"]) from None
+        raise UsageError(f"--data: must be JSON: {error}") from None
     return documents
 
 
@@ -98,7 +98,7 @@ def parse_requests(documents: Sequence[str], method: MethodDescriptor, pool: Des
     if method.client_streaming and len(documents) == 1 and documents[0].startswith("["):
         documents = [json.dumps(element) for element in json.loads(documents[0])]
     if not method.client_streaming and len(documents) != 1:
-        raise UsageError([f"--data: must be one message for {method.full_name} (got {len(documents)})"])
+        raise UsageError(f"--data: must be one message for {method.full_name} (got {len(documents)})")
     return [_parse_request(document, method.input_type, pool) for document in documents]
 
 
@@ -106,11 +106,11 @@ def _parse_request(document: str, request_type: Descriptor, pool: DescriptorPool
     name = request_type.full_name
     # Only types of protobuf itself may be another JSON value than an object.
     if not document.startswith("{") and not name.startswith("google.protobuf."):
-        raise UsageError([f"--data: must be a JSON object for {name} (got {one_line(document)!r})"])
+        raise UsageError(f"--data: must be a JSON object for {name} (got {one_line(document)!r})")
     try:
         return json_format.Parse(document, GetMessageClass(request_type)(), descriptor_pool=pool)
     except (json_format.ParseError, UnicodeEncodeError) as error:
-        raise UsageError([f"--data: must be a {name}: {one_line(str(error))}"]) from None
+        raise UsageError(f"--data: must be a {name}: {one_line(str(error))}") from None
 
 
 def _to_json(answer: Message, pool: DescriptorPool, address: str) -> str:
@@ -136,7 +136,7 @@ async def _service(client: ReflectionClient, name: str) -> ServiceDescriptor:
         return await client.service(name)
     except SymbolNotFoundError:
         known = ", ".join(await client.services())
-        raise UsageError([f"--call: the server has no service {name}; it has {known}"]) from None
+        raise UsageError(f"--call: the server has no service {name}; it has {known}") from None
 
 
 def _find(service: ServiceDescriptor, name: str) -> MethodDescriptor:
@@ -144,7 +144,7 @@ def _find(service: ServiceDescriptor, name: str) -> MethodDescriptor:
         if method.name == name:
             return method
     known = ", ".join(method.name for method in service.methods)
-    raise UsageError([f"--call: {service.full_name} has no method {name}; it has {known}"])
+    raise UsageError(f"--call: {service.full_name} has no method {name}; it has {known}")
 
 
 async def _call(

@@ -77,7 +77,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     values = vars(parser.parse_args(arguments))
     problems = parser.problems or list(_missing_flags(values))
     if problems:
-        raise UsageError(problems)
+        raise UsageError(*problems)
     return Options(**values)
 
 
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
             return None
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError([*self.problems, f"{_without_argument(message)} (see --help)"])
+        raise UsageError(*self.problems, f"{_without_argument(message)} (see --help)")
 
 
 def _without_argument(message: str) -> str:

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
@@ -14,8 +12,8 @@ from grpc_client.options import Options
 from grpc_client.report import LoadReport
 from grpc_client.tally import Tally
 from protos.api_pb2 import PingMessage
-
-Context = grpc.aio.ServicerContext[PingMessage, PingMessage]
+from testbed.wait import wait_for
+from tests.support.served import Context, ping_handler, served
 
 
 class Ping:
@@ -44,42 +42,24 @@ class Ping:
         return PingMessage(greeting="Hello from aaa.")
 
 
-@contextlib.asynccontextmanager
-async def served(ping: Ping, *, port: int = 0) -> AsyncIterator[int]:
-    """Serves on a port, by default on a free one, and give it; at the end every call is answered."""
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(10)
+def ping_server(ping: Ping, *, port: int = 0) -> contextlib.AbstractAsyncContextManager[int]:
+    """Serves on a port, by default on a free one, and yields it; answers every call before the end."""
+    return served(ping_handler(ping.say_hello), port=port, grace_seconds=10)
 
 
 def load(ping: Ping, **options: float) -> LoadReport:
     """Runs a load against a server of its own."""
 
     async def scenario() -> LoadReport:
-        async with served(ping) as port:
+        async with ping_server(ping) as port:
             return await run_load(Options(host="127.0.0.1", port=port, **options))  # type: ignore[arg-type] # whole numbers where the options want them
 
     return asyncio.run(scenario())
 
 
-async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Polls until a condition holds, for half a minute at most."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what}: not within 30 s")
-        await asyncio.sleep(0.01)
-
-
 async def reached(tally: Tally, calls: int) -> None:
     """Waits until the load has made so many calls."""
-    await wait_until(lambda: tally.calls >= calls, f"{calls} calls")
+    await asyncio.to_thread(wait_for, lambda: tally.calls, lambda made: made >= calls, 30, f"{calls} calls", 0.01)
 
 
 def test_count_is_the_number_of_calls_the_server_gets() -> None:
@@ -93,10 +73,12 @@ def test_concurrency_is_the_number_of_calls_in_flight() -> None:
     async def scenario() -> int:
         ping = Ping()
         ping.open.clear()
-        async with served(ping) as port:
+        async with ping_server(ping) as port:
             options = Options(host="127.0.0.1", port=port, count=300, concurrency=6)
             running = asyncio.create_task(run_load(options))
-            await wait_until(lambda: ping.in_flight == 6, "six calls in flight")
+            await asyncio.to_thread(
+                wait_for, lambda: ping.in_flight, lambda calls: calls == 6, 30, "six calls in flight"
+            )
             ping.open.set()
             await running
         return ping.most_in_flight
@@ -115,7 +97,7 @@ def test_calls_in_flight_at_the_end_of_the_duration_are_answered() -> None:
     async def scenario() -> tuple[LoadReport, int]:
         ping = Ping()
         ping.open.clear()
-        async with served(ping) as port:
+        async with ping_server(ping) as port:
             options = Options(host="127.0.0.1", port=port, duration_seconds=0.2, concurrency=4)
             running = asyncio.create_task(run_load(options))
             done, _ = await asyncio.wait([running], timeout=0.5)
@@ -144,7 +126,7 @@ def test_a_slow_rate_ends_with_the_duration() -> None:
 def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
     async def scenario() -> LoadReport:
         tally, stop = Tally(), asyncio.Event()
-        async with served(Ping()) as port:
+        async with ping_server(Ping()) as port:
             options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=rate)
             running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
             await reached(tally, 1)
@@ -159,7 +141,7 @@ def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
 def test_the_report_says_when_calls_failed() -> None:
     async def scenario() -> tuple[LoadReport, float, float]:
         ping, tally, stop = Ping(), Tally(), asyncio.Event()
-        async with served(ping) as port:
+        async with ping_server(ping) as port:
             options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=200)
             running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
             await reached(tally, 20)
@@ -180,11 +162,11 @@ def test_the_report_says_when_calls_failed() -> None:
 def test_no_call_ends_unavailable_when_the_server_comes_back_within_the_retries() -> None:
     async def scenario() -> LoadReport:
         ping, tally, stop = Ping(), Tally(), asyncio.Event()
-        async with served(ping) as port:
+        async with ping_server(ping) as port:
             options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=50, concurrency=2)
             running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
             await reached(tally, 10)
-        async with served(ping, port=port):
+        async with ping_server(ping, port=port):
             await reached(tally, tally.calls + 20)
             stop.set()
             return await running
@@ -195,7 +177,7 @@ def test_no_call_ends_unavailable_when_the_server_comes_back_within_the_retries(
 
 def test_no_server_at_the_start_is_an_error_that_names_it() -> None:
     async def scenario() -> None:
-        async with served(Ping()) as port:
+        async with ping_server(Ping()) as port:
             pass
         with pytest.raises(CallFailedError, match=rf"127\.0\.0\.1:{port}: UNAVAILABLE: ") as caught:
             await run_load(Options(host="127.0.0.1", port=port, count=5, connections=2))
