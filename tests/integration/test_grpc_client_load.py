@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import grpc
 import pytest
@@ -47,14 +48,21 @@ def ping_server(ping: Ping, *, port: int = 0) -> contextlib.AbstractAsyncContext
     return served(ping_handler(ping.say_hello), port=port, grace_seconds=10)
 
 
-def load(ping: Ping, **options: float) -> LoadReport:
+def load(ping: Ping, **options: Any) -> LoadReport:
     """Runs a load against a server of its own."""
 
     async def scenario() -> LoadReport:
         async with ping_server(ping) as port:
-            return await run_load(Options(host="127.0.0.1", port=port, **options))  # type: ignore[arg-type] # whole numbers where the options want them
+            return await run_load(Options(host="127.0.0.1", port=port, **options))
 
     return asyncio.run(scenario())
+
+
+def start_load(port: int, **options: Any) -> tuple[asyncio.Task[LoadReport], Tally, asyncio.Event]:
+    """Starts a load; returns its task, its tally and the event that stops it."""
+    tally, stop = Tally(), asyncio.Event()
+    load = run_load(Options(host="127.0.0.1", port=port, **options), stop=stop, tally=tally)
+    return asyncio.create_task(load), tally, stop
 
 
 async def reached(tally: Tally, calls: int) -> None:
@@ -74,8 +82,7 @@ def test_concurrency_is_the_number_of_calls_in_flight() -> None:
         ping = Ping()
         ping.open.clear()
         async with ping_server(ping) as port:
-            options = Options(host="127.0.0.1", port=port, count=300, concurrency=6)
-            running = asyncio.create_task(run_load(options))
+            running, _, _ = start_load(port, count=300, concurrency=6)
             await asyncio.to_thread(
                 wait_for, lambda: ping.in_flight, lambda calls: calls == 6, 30, "six calls in flight"
             )
@@ -98,8 +105,7 @@ def test_calls_in_flight_at_the_end_of_the_duration_are_answered() -> None:
         ping = Ping()
         ping.open.clear()
         async with ping_server(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=0.2, concurrency=4)
-            running = asyncio.create_task(run_load(options))
+            running, _, _ = start_load(port, duration_seconds=0.2, concurrency=4)
             done, _ = await asyncio.wait([running], timeout=0.5)
             assert not done
             ping.open.set()
@@ -125,10 +131,8 @@ def test_a_slow_rate_ends_with_the_duration() -> None:
 @pytest.mark.parametrize("rate", [None, 0.1])
 def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
     async def scenario() -> LoadReport:
-        tally, stop = Tally(), asyncio.Event()
         async with ping_server(Ping()) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=rate)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+            running, tally, stop = start_load(port, duration_seconds=300, rate=rate)
             await reached(tally, 1)
             stop.set()
             return await running
@@ -140,10 +144,9 @@ def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
 
 def test_the_report_says_when_calls_failed() -> None:
     async def scenario() -> tuple[LoadReport, float, float]:
-        ping, tally, stop = Ping(), Tally(), asyncio.Event()
+        ping = Ping()
         async with ping_server(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=200)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+            running, tally, stop = start_load(port, duration_seconds=300, rate=200)
             await reached(tally, 20)
             began, ping.fail = tally.seconds, True
             await reached(tally, tally.calls + 20)
@@ -161,10 +164,9 @@ def test_the_report_says_when_calls_failed() -> None:
 
 def test_no_call_ends_unavailable_when_the_server_comes_back_within_the_retries() -> None:
     async def scenario() -> LoadReport:
-        ping, tally, stop = Ping(), Tally(), asyncio.Event()
+        ping = Ping()
         async with ping_server(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=50, concurrency=2)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+            running, tally, stop = start_load(port, duration_seconds=300, rate=50, concurrency=2)
             await reached(tally, 10)
         async with ping_server(ping, port=port):
             await reached(tally, tally.calls + 20)
