@@ -70,7 +70,7 @@ class Worker:
         connected: the addresses and ports that nginx was told.
     """
 
-    def __init__(self, number: int = 0, count: int = 1, shared: Shared | None = None, prefix: str = "/none/") -> None:
+    def __init__(self, number: int = 0, count: int = 1, shared: Shared | None = None, prefix: str = f"{FILES.parent}/") -> None:
         self.number, self.count, self.prefix = number, count, prefix
         self.time: float | None = None
         self.wall = 1.7e9

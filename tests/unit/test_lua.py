@@ -78,7 +78,7 @@ class Balancer:
         return self.fleet.refresh()[0]
 
     def replica(self, number: int, application: str = "shop") -> Any:
-        return self.view.by_key[f"{application} 10.0.0.{number}:7777"]
+        return self.view.by_key[f"{application}\t10.0.0.{number}:7777"]
 
     def pool(self, path: str | bytes = CALL, application: str | None = None) -> Any:
         return self.router.route(self.view, path, application)
