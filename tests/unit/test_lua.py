@@ -202,7 +202,7 @@ def test_a_share_grows_with_all_calls_and_with_the_weight() -> None:
     assert 1 in balancer.picks(10)
 
 
-def test_replicas_that_all_have_more_than_their_share_are_picked_all_the_same() -> None:
+def test_where_all_replicas_have_more_than_their_share_they_are_picked() -> None:
     balancer = Balancer(replica(1), replica(2, health=Health.TIMEOUT))
     balancer.begin(1, 100)
     assert set(balancer.picks(10)) == {1}
@@ -223,7 +223,7 @@ def test_replicas_that_do_not_serve_are_left_out() -> None:
     assert set(Balancer(*fleet).picks(20)) == {1, 4}
 
 
-def test_where_none_serves_those_are_tried_that_may() -> None:
+def test_where_no_replica_serves_those_that_may_serve_are_tried() -> None:
     balancer = Balancer(
         replica(1, health=Health.TIMEOUT, name="shop.A"),
         replica(2, health=Health.REFUSED, name="shop.A"),
@@ -265,7 +265,7 @@ def test_each_service_goes_to_its_pool() -> None:
     assert balancer.members("/mail.B/Send") == [2]
 
 
-def test_a_service_without_replicas_has_a_pool_of_nobody() -> None:
+def test_a_service_without_replicas_has_an_empty_pool() -> None:
     balancer = Balancer()
     balancer.publish([replica(1)], remembered=["gone.S"])
     assert balancer.members("/gone.S/Call") == []
@@ -296,7 +296,7 @@ def test_a_single_application_gets_every_call_without_a_look_at_its_path() -> No
     assert balancer.view.only is None
 
 
-def test_before_the_first_document_and_without_replicas_all_calls_go_to_nobody() -> None:
+def test_before_the_first_document_and_without_replicas_all_calls_have_an_empty_pool() -> None:
     worker = Worker()
     view, changed = worker.module("fleet").refresh()
     assert not changed
@@ -367,13 +367,13 @@ def test_addresses_of_both_families_are_known_in_bytes() -> None:
     assert parse("host") is None
 
 
-# How a document comes.
+# Documents.
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "5", "[]", "{}", '{"version": 5}', json.dumps({**build([]), "pools": 5})]
 )
-def test_what_is_no_document_is_refused_and_the_last_one_stays(text: str) -> None:
+def test_an_invalid_document_is_refused_and_the_last_one_stays(text: str) -> None:
     balancer = Balancer(replica(1))
     assert balancer.worker.post(text) == 400
     assert balancer.members() == [1]
@@ -402,7 +402,7 @@ def test_a_document_that_is_accepted_again_is_another_view() -> None:
         assert count_replicas(worker) == count
 
 
-def test_nginx_tells_the_version_that_it_has() -> None:
+def test_nginx_answers_with_the_version_of_its_document() -> None:
     worker = Worker()
     for version in ("", "x-1", "x-2"):
         if version:
@@ -470,7 +470,7 @@ def test_an_ejection_ends_when_the_replica_was_found_to_serve_since() -> None:
     assert set(balancer.picks(4)) == {1, 2}
 
 
-def test_an_ejection_by_one_worker_is_one_by_all_once_each_has_looked() -> None:
+def test_an_ejection_by_one_worker_is_one_by_all_workers() -> None:
     shared = Shared()
     first, second = (Balancer(replica(1), replica(2), number=number, count=2, shared=shared) for number in range(2))
     first.eject(1)
@@ -481,7 +481,7 @@ def test_an_ejection_by_one_worker_is_one_by_all_once_each_has_looked() -> None:
     assert set(first.picks(4)) == set(second.picks(4)) == {1, 2}
 
 
-def test_a_replica_that_is_ejected_again_is_told_once() -> None:
+def test_an_ejection_is_logged_once() -> None:
     balancer = Balancer(replica(1))
     for _ in range(3):
         balancer.eject(1)
@@ -536,7 +536,7 @@ def test_whatever_follows_a_service_does_not_change_where_the_call_goes(path: st
 
 
 @pytest.mark.parametrize("size", [100, 5000])
-def test_callers_fill_no_memory_with_paths(size: int) -> None:
+def test_paths_of_callers_do_not_fill_the_memory(size: int) -> None:
     balancer = two_applications()
     route_many = balancer.worker.lua(
         """function(router, view, count, size)
@@ -723,7 +723,7 @@ def test_a_worker_has_a_limited_number_of_calls() -> None:
 # Metrics.
 
 
-def test_callers_choose_no_more_than_so_many_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_counted_methods_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICS_PORT", "9464")
     calls = Calls(replica(1))
     metrics, ngx = calls.worker.module("metrics"), calls.worker.ngx
