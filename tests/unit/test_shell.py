@@ -25,6 +25,10 @@ SCRIPTS = {
 }
 CONSUL = ROOT / "build/config/consul/usr/bin"
 CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
+DEFAULT_FLAGS = """
+-node=box -node-id=UUID -datacenter=dc1 -domain=consul -data-dir=/consul/data -client=127.0.0.1 -http-port=8500
+-dns-port=8600 -retry-interval=1s -retry-join=127.0.0.1 -retry-join=127.0.0.2
+"""
 
 
 def need(program: str) -> None:
@@ -65,27 +69,19 @@ class Shell:
 
 @pytest.fixture(params=["sh", "busybox"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
-    """This machine's sh; or busybox's ash with busybox's programs, as on Alpine."""
-    path = f"{CONSUL}:{os.environ['PATH']}"
+    """This machine's sh; or busybox's ash and programs, as on Alpine. Its consul prints its arguments, one a line."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (programs / "consul").chmod(0o755)
+    path = f"{programs}:{CONSUL}:{os.environ['PATH']}"
     if request.param == "sh":
         return Shell(("sh",), path, tmp_path)
     need("busybox")
-    applets = tmp_path / "applets"
-    applets.mkdir()
     for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
-        (applets / name).symlink_to(str(shutil.which("busybox")))
+        (programs / name).symlink_to(str(shutil.which("busybox")))
     # Only the script itself runs in ash; the scripts that it calls run in /bin/sh, by their first line.
-    return Shell(("busybox", "ash"), f"{applets}:{path}", tmp_path)
-
-
-@pytest.fixture
-def fake_consul(shell: Shell, tmp_path: Path) -> Shell:
-    """The shell with a consul that prints its arguments, one a line."""
-    consul = tmp_path / "fake" / "consul"
-    consul.parent.mkdir()
-    consul.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-    consul.chmod(0o755)
-    return Shell(shell.command, f"{consul.parent}:{shell.path}", tmp_path)
+    return Shell(("busybox", "ash"), path, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["shellcheck", "busybox ash -n"])
@@ -113,7 +109,7 @@ def test_join_flags_have_every_server_once_one_resolves(shell: Shell, servers: s
     assert (done.returncode, done.stdout) == (status, flags)
 
 
-def test_join_without_servers_says_what_is_missing(shell: Shell) -> None:
+def test_join_without_servers_names_the_missing_variable(shell: Shell) -> None:
     done = shell.run("consul-join")
     assert done.returncode == 2
     assert "CONSUL_SERVER: the names of the Consul servers" in done.stderr
@@ -161,16 +157,18 @@ def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: Shell) -> None:
     assert shell.run("consul-node-id").stdout == shell.run("consul-node-id", HOSTNAME=name, CONSUL_DC="dc1").stdout
 
 
-@pytest.mark.parametrize(("value", "printed"), [("true", "a b\n"), ("false", ""), ("", "")])
-def test_debug_line_is_printed_only_when_asked_for(shell: Shell, value: str, printed: str) -> None:
-    done = shell.run("consul-debug", "a", "b", CONSUL_BOOTSTRAP_DEBUG=value)
+@pytest.mark.parametrize(
+    ("script", "value", "printed"),
+    [
+        ("consul-debug", "true", "a b\n"),
+        ("consul-debug", "false", ""),
+        ("consul-debug", "", ""),
+        ("consul-available", "true", "[consul-available] found a Consul server\n"),
+    ],
+)
+def test_debug_lines_are_printed_only_when_true(shell: Shell, script: str, value: str, printed: str) -> None:
+    done = shell.run(script, "a", "b", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG=value)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", printed)
-
-
-def test_available_ends_once_a_server_is_found(shell: Shell) -> None:
-    done = shell.run("consul-available", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG="true")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "[consul-available] found a Consul server\n"
 
 
 def test_available_waits_while_no_server_is_found(shell: Shell) -> None:
@@ -196,28 +194,15 @@ def test_container_find_prints_the_addresses_of_names_that_resolve(shell: Shell)
 
 
 @pytest.mark.parametrize("role", ["bootstrap", "agent"])
-def test_agent_starts_with_the_flags_of_its_role(fake_consul: Shell, role: str) -> None:
-    done = fake_consul.start(CONSUL_ROLE=role)
+def test_agent_starts_with_the_flags_of_its_role(shell: Shell, role: str) -> None:
+    done = shell.start(CONSUL_ROLE=role)
     assert done.returncode == 0, done.stderr
-    assert [re.sub("^-node-id=.+", "-node-id=UUID", line) for line in done.stdout.splitlines()] == [
-        "agent",
-        f"-config-dir={CONFIG}/{role}",
-        "-node=box",
-        "-node-id=UUID",
-        "-datacenter=dc1",
-        "-domain=consul",
-        "-data-dir=/consul/data",
-        "-client=127.0.0.1",
-        "-http-port=8500",
-        "-dns-port=8600",
-        "-retry-interval=1s",
-        "-retry-join=127.0.0.1",
-        "-retry-join=127.0.0.2",
-    ]
+    flags = [re.sub("^-node-id=.+", "-node-id=UUID", line) for line in done.stdout.splitlines()]
+    assert flags == ["agent", f"-config-dir={CONFIG}/{role}", *DEFAULT_FLAGS.split()]
 
 
-def test_role_is_agent_by_default(fake_consul: Shell) -> None:
-    assert fake_consul.start().stdout == fake_consul.start(CONSUL_ROLE="agent").stdout
+def test_role_is_agent_by_default(shell: Shell) -> None:
+    assert shell.start().stdout == shell.start(CONSUL_ROLE="agent").stdout
 
 
 @pytest.mark.parametrize(
@@ -238,14 +223,14 @@ def test_role_is_agent_by_default(fake_consul: Shell) -> None:
         ("CONSUL_ADVERTISE_WAN", "1.2.3.4", "-advertise-wan=1.2.3.4"),
     ],
 )
-def test_variable_becomes_a_flag(fake_consul: Shell, variable: str, value: str, flag: str) -> None:
-    assert flag not in fake_consul.start().stdout.splitlines()
-    assert flag in fake_consul.start(**{variable: value}).stdout.splitlines()
+def test_variable_becomes_a_flag(shell: Shell, variable: str, value: str, flag: str) -> None:
+    assert flag not in shell.start().stdout.splitlines()
+    assert flag in shell.start(**{variable: value}).stdout.splitlines()
 
 
 @pytest.mark.parametrize("value", ["false", "", "yes"])
-def test_ui_is_served_only_when_true(fake_consul: Shell, value: str) -> None:
-    assert "-ui" not in fake_consul.start(CONSUL_UI=value).stdout.splitlines()
+def test_ui_is_served_only_when_true(shell: Shell, value: str) -> None:
+    assert "-ui" not in shell.start(CONSUL_UI=value).stdout.splitlines()
 
 
 @pytest.mark.parametrize("value", ["king", "no/such"])
@@ -257,8 +242,8 @@ def test_ui_is_served_only_when_true(fake_consul: Shell, value: str) -> None:
         ("nginx-start", "LB_ACCESS_LOG", "on, off"),
     ],
 )
-def test_unknown_value_is_refused(fake_consul: Shell, script: str, variable: str, values: str, value: str) -> None:
-    done = fake_consul.run(script, **{variable: value})
+def test_unknown_value_is_refused(shell: Shell, script: str, variable: str, values: str, value: str) -> None:
+    done = shell.run(script, **{variable: value})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{variable}: must be one of {values} (got '{value}')\n"
 
