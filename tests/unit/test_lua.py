@@ -730,10 +730,10 @@ def test_the_number_of_counted_methods_is_limited(monkeypatch: pytest.MonkeyPatc
     ngx.var.upstream_trailer_grpc_status = "0"
     for number in range(1000):
         ngx.var.uri = f"/shop.A/Method{number}"
-        metrics.ended(calls.balancer.replica(1), 0.001)
+        metrics.record(calls.balancer.replica(1), 0.001)
     # A method that no replica has is counted there too.
     ngx.var.upstream_trailer_grpc_status, ngx.var.uri = "12", "/shop.A/Unknown"
-    metrics.ended(calls.balancer.replica(1), 0.001)
+    metrics.record(calls.balancer.replica(1), 0.001)
     calls.lua.metrics()
     counted = [line for line in calls.worker.said if "handled_total{" in line]
     assert len({line.split('grpc_method="')[1].split('"')[0] for line in counted}) == 501

@@ -16,7 +16,7 @@ local tcp = require("tcp")
 
 local _M = {}
 
--- At most so many other replicas are tried after a failed try.
+-- The most other replicas that are tried after a failed connection.
 local MORE_TRIES = 4
 -- The most calls that a worker has at once, as a part of its connections. Their number is worker_connections, which
 -- nginx does not tell Lua, or the limit of open files where that is lower. A call takes a connection to a replica and
@@ -74,13 +74,8 @@ function _M.accept()
         ngx.var.lb_exhausted_message = "too many calls at once at this balancer"
         return ngx.exit(429)
     end
-    local call
-    if spare_count > 0 then
-        call = spare[spare_count]
-        spare_count = spare_count - 1
-    else
-        call = {}
-    end
+    local call = spare[spare_count] or {}
+    spare_count = math.max(spare_count - 1, 0)
     call.began, call.pool, call.replica, call.tried, call.context = clock.now(), nil, nil, nil, nil
     calls[this_request()] = call
     open_calls = open_calls + 1
@@ -203,7 +198,7 @@ function _M.finish()
         spare[spare_count] = call
     end
     if metrics.counts or metrics.logs then
-        metrics.ended(replica, seconds)
+        metrics.record(replica, seconds)
     end
 end
 

@@ -38,7 +38,7 @@ local series, changed, changed_count = {}, {}, 0
 -- Whether this worker ends: it finishes its calls without timers.
 local exiting = false
 
--- A call without a status ended because its client, or the replica, went away after it had begun to be answered.
+-- A call without a status ended because its client or its replica disconnected during the answer.
 local function without_status(seconds)
     if ngx.status ~= 200 and ngx.status ~= 499 then
         -- By gRPC's "HTTP to gRPC Status Code Mapping".
@@ -143,8 +143,8 @@ local function flush()
     changed, changed_count = {}, 0
 end
 
--- For log_by_lua: a call has ended after `seconds`; `replica` is where it was sent, if it was.
-function _M.ended(replica, seconds)
+-- For log_by_lua: counts a call that has ended after `seconds`; `replica` is nil where it was sent to none.
+function _M.record(replica, seconds)
     local code = code_of(seconds)
     if _M.logs then
         ngx.var.lb_grpc_code = code
@@ -170,7 +170,7 @@ function _M.last_call(replica)
     return tonumber(time) or 0, code or ""
 end
 
--- The entries expire soon after the worker's end.
+-- Stores calls in flight by replica; the entries expire soon after the worker's end.
 local function store_in_flight(replicas)
     local prefix = "f\t" .. ngx.worker.pid() .. "\t"
     for _, replica in ipairs(replicas()) do
@@ -207,11 +207,9 @@ local function collect(present)
         local value = dict:get(key)
         if value and kind == "c" then
             local method, app, replica, code = rest:match("^([^\t]+\t[^\t]+)\t([^\t]*)\t([^\t]*)\t(%a+)$")
-            if replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica] then
-                replica = GONE
-                moved[key] = "c\t" .. method .. "\t" .. app .. "\t" .. GONE .. "\t" .. code
-            end
-            local labels = method .. "\t" .. app .. "\t" .. replica .. "\t" .. code
+            local gone = replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica]
+            local labels = method .. "\t" .. app .. "\t" .. (gone and GONE or replica) .. "\t" .. code
+            moved[key] = gone and "c\t" .. labels or nil
             counters[labels] = (counters[labels] or 0) + value
         elseif value and kind == "h" then
             local method, part = rest:match("^([^\t]+\t[^\t]+)\t?(.*)$")
@@ -224,7 +222,7 @@ local function collect(present)
             end
         end
     end
-    -- In the dictionary too: after all are read, and by one worker at a time.
+    -- Moves them in the dictionary too, after all are read and by one worker at a time.
     if next(moved) and dict:add("moving", true, 1) then
         for from, to in pairs(moved) do
             local value = dict:get(from)
@@ -290,7 +288,7 @@ function _M.say(replicas, state_of, age_seconds)
         present[replica.key] = true
         local labels = replica.application .. "\t" .. state_of(replica)
         states[labels] = (states[labels] or 0) + 1
-        -- 0 is a number too, because an alert needs it.
+        -- An application without a serving replica has a 0, because the alert NoReplica needs it.
         local serving = replica.application .. "\tserving"
         states[serving] = states[serving] or 0
     end
