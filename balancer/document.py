@@ -63,13 +63,6 @@ class Content:
     catalogue: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build(content: Content) -> dict[str, Any]:
-    """Builds a document."""
-    sets = _number_sets(content.replicas)
-    replicas = [_describe(one, sets[one.registration.services]) for one in content.replicas]
-    return {**_build_frame(content, sets), "replicas": replicas}
-
-
 class Encoder:
     """Writes documents as JSON, and keeps the text of each replica for the next document."""
 
@@ -77,7 +70,7 @@ class Encoder:
         self._entries: dict[str, _Entry] = {}
 
     def encode(self, content: Content) -> bytes:
-        """Returns the JSON of the document that :func:`build` builds."""
+        """Returns a document as JSON."""
         sets = _number_sets(content.replicas)
         before, self._entries = self._entries, {}
         for one in content.replicas:

@@ -28,4 +28,4 @@ def build(replicas: Sequence[Replica], routes: Mapping[str, Route] | None = None
     if routes is None:
         routes = compute_routes(one.registration for one in replicas)
     content = document.Content(**{"replicas": replicas, "routes": routes, "version": "v-1", **given})
-    return dict(json.loads(json.dumps(document.build(content))))
+    return dict(json.loads(document.Encoder().encode(content)))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from balancer import document
 from balancer.fleet import Health, Replica
 from balancer.routes import Route, compute_routes
+from tests.support.fleet import build as build_document
 from tests.support.fleet import registration
 from tests.support.lua import Shared, Worker
 
@@ -47,7 +47,7 @@ def weighted(weights: Iterable[int]) -> list[Replica]:
 def build(replicas: Sequence[Replica], remembered: Iterable[str] = (), version: str = "v") -> dict[str, Any]:
     found = {service: Route(application="gone") for service in remembered}
     found |= compute_routes(one.registration for one in replicas)
-    return document.build(document.Content(replicas=replicas, routes=found, version=version, changed=1, updated=2))
+    return build_document(replicas, found, version=version, changed=1, updated=2)
 
 
 class Balancer:
