@@ -83,25 +83,17 @@ def serve(path: Path, controller: Controller) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("balancer", timeout=_TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT_SECONDS)
-        self.sock.connect(str(self._path))
-
-
 def call(path: Path, method: str, url: str) -> dict[str, Any]:
     """Calls the control plane at a Unix socket, and returns its answer.
 
     Raises:
         BalancerError: the control plane is out of reach, or refuses the call.
     """
-    with contextlib.closing(_Connection(path)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("balancer")) as connection:
         try:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(_TIMEOUT_SECONDS)
+            connection.sock.connect(str(path))
             connection.request(method, url)
             response = connection.getresponse()
             answer = json.loads(response.read())

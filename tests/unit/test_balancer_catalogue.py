@@ -266,16 +266,9 @@ def test_unserved_replicas_are_found_by_application_address_and_port(consul: Con
         "shop": [instance("10.0.0.2", 7777), instance("FD00:0::1", 7777), instance("", 7777, node="10.0.0.7")],
         "mail": [instance("10.0.0.2", 81)],
     }
-    asked = [
-        SHOP,
-        registration("shop", 2, port=81),
-        registration("mail", 2),
-        registration("mail", 2, port=81),
-        registration("none", 2),
-        registration("shop", address="fd00::1"),
-        registration("shop", 7),
-        registration("shop", address="10.9.9.9"),
-    ]
+    asked = [registration(name, 2, port=port) for name in ("shop", "mail") for port in (7777, 81)]
+    asked += [registration("shop", address=address) for address in ("fd00::1", "10.0.0.7", "10.9.9.9")]
+    asked += [registration("none", 2)]
     assert consul.catalogue().find_unserved(asked) == {
         "shop 10.0.0.2:7777",
         "shop [fd00::1]:7777",
@@ -314,15 +307,12 @@ def test_an_answer_that_is_not_json_raises(monkeypatch: pytest.MonkeyPatch, path
 
 
 @pytest.mark.parametrize("status", [301, 403, 404, 429, 500, 503])
-def test_any_status_but_200_raises(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(b"Permission denied\n", status))
-    with pytest.raises(BalancerError, match=f"^{URL}/v1/catalog/services: {status} Permission denied$"):
-        Catalogue(URL).is_complete()
-
-
-def test_the_error_has_a_part_of_a_long_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(b"x" * 10**6, 500))
-    with pytest.raises(BalancerError) as caught:
+@pytest.mark.parametrize(("text", "shown"), [(b"Permission denied\n", "Permission denied"), (b"x" * 10**6, "x{9,250}")])
+def test_any_status_but_200_raises_with_a_part_of_the_text(
+    monkeypatch: pytest.MonkeyPatch, status: int, text: bytes, shown: str
+) -> None:
+    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(text, status))
+    with pytest.raises(BalancerError, match=f"^{URL}/v1/catalog/services: {status} {shown}$") as caught:
         Catalogue(URL).is_complete()
     assert len(str(caught.value)) < 300
 
