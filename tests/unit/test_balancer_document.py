@@ -18,13 +18,13 @@ SINCE = "2026-01-02T03:04:05+00:00"
 
 
 def members(built: Mapping[str, Any], number: int) -> list[int]:
-    """The replicas of a pool, by the last number of their addresses."""
+    """Returns the replicas of a pool by the last number of their addresses."""
     addresses = [built["replicas"][one - 1]["address"] for one in built["pools"][number - 1]["replicas"]]
     return [int(address.rpartition(".")[2]) for address in addresses]
 
 
 def of_services(built: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The replicas of each gRPC service."""
+    """Returns the replicas of each gRPC service."""
     return {service: members(built, route["pool"]) for service, route in built["routes"].items()}
 
 

@@ -14,7 +14,7 @@ A, B, C = (registration("shop", number) for number in (1, 2, 3))
 
 
 def make_fleet(*registrations: Registration) -> Fleet:
-    """A fleet of replicas that serve since 10."""
+    """Makes a fleet of replicas that serve since 10."""
     fleet = Fleet()
     fleet.apply(registrations, 10)
     return fleet

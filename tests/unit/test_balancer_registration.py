@@ -57,7 +57,7 @@ def refuse(**given: object) -> Refusal:
 
 
 def pair(**values: Iterable[object]) -> list[tuple[str, object]]:
-    """Each value with the name of its field."""
+    """Returns each value with the name of its field."""
     return [(name, value) for name, several in values.items() for value in several]
 
 
