@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from grpc_server.calls import CallInterceptor
 from grpc_server.in_flight import CallsInFlight
-from grpc_server.metrics import Metrics
+from grpc_server.metrics import TYPES, Metrics
 from testbed.wait import wait_for
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -123,18 +123,15 @@ class Server:
     async def call(self, method: str, request: bytes, deadline: float = 10) -> str:
         """One call with two equal requests, where it takes several; its status."""
         path = f"/{SERVICE}/{method}"
-        kind = METHODS[method][0] if method in METHODS else "unary"
+        kind = next((kind for kind, name in TYPES.items() if name == METHODS.get(method, ("",))[0]), "unary_unary")
+        given = iter([request, request]) if kind.startswith("stream") else request
+        call = getattr(self.channel, kind)(path)(given, timeout=deadline)
         try:
-            if kind == "unary":
-                await self.channel.unary_unary(path)(request, timeout=deadline)
-            elif kind == "server_stream":
-                async for _ in self.channel.unary_stream(path)(request, timeout=deadline):
+            if kind.endswith("stream"):
+                async for _ in call:
                     pass
-            elif kind == "client_stream":
-                await self.channel.stream_unary(path)(iter([request, request]), timeout=deadline)
             else:
-                async for _ in self.channel.stream_stream(path)(iter([request, request]), timeout=deadline):
-                    pass
+                await call
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "OK"
