@@ -29,7 +29,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
-    """Answers with each outcome in turn, over and over: a replica's name or a status."""
+    """Returns a function that answers with each outcome in turn, the name of a replica or a status."""
     turn = itertools.cycle(outcomes)
 
     async def answer(_request: PingMessage, context: Context) -> PingMessage:
@@ -58,7 +58,7 @@ def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tupl
 
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """Reserves a port on which nobody listens."""
+    """Reserves a port without a listener."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
@@ -66,7 +66,7 @@ def refused_port() -> Iterator[int]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Listens, but never say a word of HTTP/2."""
+    """Listens, but never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -198,7 +198,7 @@ def test_signals_end_a_client_whose_calls_are_never_answered(arguments: list[str
 
 
 async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tuple[int | None, str]:
-    """Runs the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
+    """Runs the client on a terminal of 100 columns; returns its exit code and the text on the terminal."""
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     try:

@@ -100,7 +100,7 @@ def echo_handler() -> grpc.GenericRpcHandler:
 
 
 def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
-    """Offers reflection under a version's name; not ``whole`` leaves out what a file imports."""
+    """Returns the reflection service of a version; without ``whole``, its answers leave out imported files."""
     servicer = reflection.aio.ReflectionServicer(["test.Echo", V1ALPHA, "test.Undescribed"], pool=echo_pool())
 
     async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -123,7 +123,7 @@ def echo_server(version: str | None, *, whole: bool = True) -> contextlib.Abstra
 
 
 def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -> tuple[int | None, str, str]:
-    """Runs the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
+    """Runs the client against the server; returns its exit code and its output, with ``PORT`` for the port."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with echo_server(version, whole=whole) as port:

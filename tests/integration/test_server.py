@@ -32,7 +32,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -40,12 +40,12 @@ class Server:
 
     @contextmanager
     def channel(self) -> Iterator[grpc.Channel]:
-        """A channel of its own."""
+        """Yields a channel with its own connection."""
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS) as channel:
             yield channel
 
     def say_hello(self, greeting: str = "hello") -> str:
-        """The answer's text."""
+        """Calls Ping; returns the greeting of the answer."""
         with self.channel() as channel:
             request = api_pb2.PingMessage(greeting=greeting)
             return api_pb2_grpc.PingStub(channel).SayHello(request, timeout=10, wait_for_ready=True).greeting
@@ -64,13 +64,13 @@ def watch_health(channel: grpc.Channel) -> Any:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
+    """Returns a free TCP port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def environment(port: int, **variables: str) -> dict[str, str]:
-    """The environment of a server."""
+    """Returns the environment of a server."""
     known = ("PATH", "PYTHONPATH", "LANG", "TMPDIR")
     base = {name: os.environ[name] for name in known if name in os.environ}
     return {**base, "HOSTNAME": "box", "BIND_ADDRESS": "127.0.0.1", "APP_PORT": str(port), **variables}
@@ -78,7 +78,7 @@ def environment(port: int, **variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(log: Path, **variables: str) -> Iterator[Server]:
-    """A server that answers; it and its workers are killed at the end if they still run."""
+    """Starts a server and waits until it serves; kills it and its workers at the end."""
     port = int(variables.pop("APP_PORT", free_port()))
     with (
         log.open("ab") as output,
@@ -101,7 +101,7 @@ def running(log: Path, **variables: str) -> Iterator[Server]:
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that still run."""
+    """Returns the running processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -115,7 +115,7 @@ def session(leader: int) -> list[int]:
 
 
 def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A server that can't run."""
+    """Runs a server that can't run."""
     command = [sys.executable, "-m", "grpc_server"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 

@@ -1,4 +1,4 @@
-"""Requests made of JSON, and methods written as lines."""
+"""Requests from JSON, and methods as lines."""
 
 import pytest
 from google.protobuf import struct_pb2
@@ -38,7 +38,7 @@ def method(pool: DescriptorPool, name: str) -> MethodDescriptor:
 
 
 def greetings(data: str, name: str, pool: DescriptorPool) -> list[str]:
-    """Parses requests of PingMessage and take their greetings."""
+    """Parses requests of PingMessage; returns their greetings."""
     requests = parse_requests(split_documents(data), method(pool, name), pool)
     return [MessageToDict(request).get("greeting", "") for request in requests]
 

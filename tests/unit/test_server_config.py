@@ -1,4 +1,4 @@
-"""What the server makes of its environment."""
+"""The server's settings from environment variables."""
 
 from __future__ import annotations
 
