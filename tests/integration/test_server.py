@@ -21,10 +21,12 @@ import pytest
 import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from local_stack import processes
 from local_stack.settings import ROOT
 from protos import api_pb2, api_pb2_grpc
+from testbed.calls import open_channel
+from testbed.ports import free_ports
 from testbed.wait import wait_for
-from tests.support.calls import OPTIONS
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -38,17 +40,16 @@ class Server:
     port: int
     log: Path
 
-    @contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
-        """Yields a channel with its own connection."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS) as channel:
-            yield channel
+    def channel(self) -> Any:
+        """Opens a channel to the server."""
+        return open_channel(f"127.0.0.1:{self.port}")
 
     def say_hello(self, greeting: str = "hello") -> str:
         """Calls Ping; returns the greeting of the answer."""
         with self.channel() as channel:
             request = api_pb2.PingMessage(greeting=greeting)
-            return api_pb2_grpc.PingStub(channel).SayHello(request, timeout=10, wait_for_ready=True).greeting
+            ping = api_pb2_grpc.PingStub(channel)
+            return str(ping.SayHello(request, timeout=10, wait_for_ready=True).greeting)
 
     def wait_for_no_process(self) -> None:
         """Waits until neither the server nor one of its workers is left."""
@@ -63,12 +64,6 @@ def watch_health(channel: grpc.Channel) -> Any:
     return watch
 
 
-def free_port() -> int:
-    """Returns a free TCP port of 127.0.0.1."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def environment(port: int, **variables: str) -> dict[str, str]:
     """Returns the environment of a server."""
     known = ("PATH", "PYTHONPATH", "LANG", "TMPDIR")
@@ -79,7 +74,7 @@ def environment(port: int, **variables: str) -> dict[str, str]:
 @contextmanager
 def running(log: Path, **variables: str) -> Iterator[Server]:
     """Starts a server and waits until it serves; kills it and its workers at the end."""
-    port = int(variables.pop("APP_PORT", free_port()))
+    port = int(variables.pop("APP_PORT", free_ports(1)[0]))
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -102,16 +97,7 @@ def running(log: Path, **variables: str) -> Iterator[Server]:
 
 def session(leader: int) -> list[int]:
     """Returns the running processes of a session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, _, _, owner = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(owner) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+    return [pid for pid, fields in processes.running() if int(fields[3]) == leader]
 
 
 def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -265,7 +251,7 @@ def test_the_limit_of_a_message_can_be_set(tmp_path: Path) -> None:
 
 
 def test_idle_connections_to_the_metrics_have_no_threads(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with running(tmp_path / "log", METRICS_PORT=str(port)) as server, ExitStack() as connections:
         before = len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
         for _ in range(300):

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from balancer.fleet import Health
-from balancer.health import Prober
+from balancer.fleet import Health, Replica
+from balancer.prober import Prober
 from balancer.registration import Registration
 from testbed.wait import wait_for
 
@@ -88,25 +88,27 @@ class Probing:
         await asyncio.sleep(0)
 
     def _take(self, registrations: tuple[Registration, ...]) -> None:
-        self._prober.update((one, False, self._known) for one in registrations)
+        self._prober.update(Replica(registration=one, since=0, health=self._known) for one in registrations)
 
     def _heard(self, key: str, health: Health) -> None:
         self.reports.append(Report(time.monotonic(), key, health))
 
     def update(self, *registrations: Registration) -> None:
         """The replicas are others now."""
-        done = threading.Event()
 
-        def work() -> None:
+        async def work() -> None:
             self._take(registrations)
-            done.set()
 
-        self._loop.call_soon_threadsafe(work)
-        assert done.wait(_START_SECONDS)
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(_START_SECONDS)
 
     def of(self, registration: Registration, since: float = 0) -> list[Health]:
         """What was said of a replica since then."""
         return [one.health for one in list(self.reports) if one.key == registration.key and one.time >= since]
+
+    def wait_for_answers(self, registration: Registration, count: int, since: float = 0) -> set[Health]:
+        """Waits until so much was said of a replica since then, and returns all that was said."""
+        said = wait_for(lambda: self.of(registration, since), lambda seen: len(seen) >= count, 5, "it is asked again")
+        return set(said)
 
     def wait(
         self, registration: Registration, health: Health, seconds: float, after: Callable[[], object] = lambda: None
@@ -133,7 +135,7 @@ async def _main() -> None:
             print(json.dumps([time.monotonic(), key, health.value]), flush=True)
 
     prober = Prober(report=heard)
-    prober.update((one, False, Health.SERVING) for one in registrations)
+    prober.update(Replica(registration=one, since=0) for one in registrations)
     await prober.run()
 
 
