@@ -60,12 +60,11 @@ class CallsInFlight:
             await asyncio.sleep(min(QUIET_SECONDS, end - loop.time()))
 
     async def _wait(self, calls: Collection[Any], seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while calls and loop.time() < end:
-            self._ended.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), end - loop.time())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while calls:
+                    self._ended.clear()
+                    await self._ended.wait()
 
     async def enter(self, context: Context, waited_for: bool) -> None:
         """Notes the call of the running task until the call is done.
