@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 
 import grpc
@@ -39,7 +39,7 @@ async def run(options: Options) -> int:
         return await _load(options)
     else:
         command = _say_hello
-    with _on_stop_signal(_cancel_this_task()):
+    with _on_stop_signal():
         await command(options)
     return 0
 
@@ -68,7 +68,7 @@ async def _call_method(options: Options) -> None:
 async def _load(options: Options) -> int:
     tally, stop = Tally(), asyncio.Event()
     live = None if options.json_output or not sys.stdout.isatty() else _import_live()
-    with _on_stop_signal(stop.set, _cancel_this_task()):
+    with _on_stop_signal(stop):
         async with live.shown(options, tally) if live else contextlib.nullcontext():
             report = await run_load(options, stop=stop, tally=tally)
     if options.json_output:
@@ -91,12 +91,15 @@ def _import_live() -> ModuleType | None:
 
 
 @contextlib.contextmanager
-def _on_stop_signal(*actions: Callable[[], object]) -> Iterator[None]:
-    """Runs one action a SIGINT or SIGTERM, in their order, and the last one at each further signal."""
-    loop, left = asyncio.get_running_loop(), list(actions)
+def _on_stop_signal(stop: asyncio.Event | None = None) -> Iterator[None]:
+    """Sets the event, if there is one, at the first SIGINT or SIGTERM; cancels this task at the next one."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def act() -> None:
-        (left.pop(0) if len(left) > 1 else left[0])()
+        if stop and not stop.is_set():
+            stop.set()
+        elif task:
+            task.cancel()
 
     for stop_signal in _STOP_SIGNALS:
         loop.add_signal_handler(stop_signal, act)
@@ -105,10 +108,3 @@ def _on_stop_signal(*actions: Callable[[], object]) -> Iterator[None]:
     finally:
         for stop_signal in _STOP_SIGNALS:
             loop.remove_signal_handler(stop_signal)
-
-
-def _cancel_this_task() -> Callable[[], object]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("not called from a task")
-    return task.cancel

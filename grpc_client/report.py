@@ -87,8 +87,7 @@ class LoadReport:
         such a call each latency is ``null``; ``error_samples`` is the first message of each status in ``errors``.
         """
         latency = {
-            name: round(getattr(self.latency, name), 3) if self.latency else None
-            for name in ("p50", "p95", "p99", "max")
+            name: self.latency and round(getattr(self.latency, name), 3) for name in ("p50", "p95", "p99", "max")
         }
         return {
             "calls": self.calls,

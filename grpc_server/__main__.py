@@ -13,7 +13,7 @@ from grpc_server.workers import exit_code, run
 
 
 def main() -> int:
-    """Parses, wires and runs. Exit code: 0 stopped by a signal, 1 can't run, 2 usage or configuration."""
+    """Parses, runs and returns the exit code: 0 stopped by a signal, 1 can't run, 2 usage or configuration."""
     parser = argparse.ArgumentParser(
         prog="python -m grpc_server",
         description="A gRPC server that answers protos.Ping/SayHello with its host name. "

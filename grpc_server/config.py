@@ -1,4 +1,4 @@
-"""What the server reads from its environment."""
+"""The server's settings, read from environment variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ServerConfig:
 
     Attributes:
         metrics_port: 0 for no metrics.
-        max_message_bytes: of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
+        max_message_bytes: the limit of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
     address: str
@@ -36,7 +36,7 @@ class ServerConfig:
         """Reads the variables.
 
         Raises:
-            ConfigError: with a line for each variable that is wrong.
+            ConfigError: with a line for each wrong variable.
         """
         reader = EnvironmentReader(env)
         config = cls(

@@ -1,7 +1,4 @@
-"""Prometheus' metrics over HTTP, from one thread however many connections there are.
-
-prometheus_client's own server has a thread for each connection, for as long as that is open.
-"""
+"""Serves Prometheus' metrics over HTTP in one thread, because prometheus_client starts one for each open connection."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 LOG = logging.getLogger("grpc_server")
 
-# A connection's request has to be here by then, and in so few bytes.
+# The limits of a connection's request.
 _SECONDS, _BYTES = 5.0, 16 * 1024
 
 
@@ -23,7 +20,7 @@ def start(address: str, port: int, registry: CollectorRegistry) -> None:
     """Answers every path with the metrics until the process ends.
 
     Raises:
-        OSError: the port can't be had.
+        OSError: the port is in use.
     """
     started: Future[None] = Future()
     threading.Thread(target=lambda: asyncio.run(_serve(address, port, registry, started)), daemon=True).start()
@@ -61,7 +58,7 @@ def _response(head: str, registry: CollectorRegistry) -> bytes:
     try:
         encode, content_type = choose_encoder(", ".join(accepted))
     except (TypeError, ValueError):
-        # prometheus_client compares a version that is no number.
+        # prometheus_client fails at a version that is not a number.
         encode, content_type = choose_encoder("")
     body = encode(registry)
     lines = [

@@ -1,10 +1,10 @@
-"""Ends the calls in flight before the server closes its connections, and first answers those that still come.
+"""Answers new calls until the balancer has noticed the stop, then waits for the calls in flight.
 
-A balancer that Consul could not tell of the end, because the cluster has no leader, finds it out from the health
-service half a second later. gRPC's own ``stop`` says GOAWAY at once, and then closes a connection together with the
-end of its last call. nginx that has something to send at that moment, such as an acknowledgement, takes the closed
-connection for a broken call: of streams that ended in the grace some in a hundred became INTERNAL. So health says
-NOT_SERVING first, then calls are waited for, then comes GOAWAY.
+Without a leader, Consul does not tell the balancer of the stop, which then learns it from the health service half a
+second later. gRPC's own ``stop`` sends GOAWAY at once, and closes a connection together with the end of its last call.
+If nginx has something to send then, such as an acknowledgement, it takes the closed connection for a broken call: some
+in a hundred of the streams that ended in the grace became INTERNAL. So NOT_SERVING comes first, then the end of the
+calls, then GOAWAY.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
-# New calls are answered until none has come for so long, which is two probes of a balancer with up to 100 replicas
-# (balancer/health.py); callers that never stop are refused in the end.
+# New calls are answered until none has come for QUIET_SECONDS, which is two health probes of a balancer with up to 100
+# replicas (balancer/health.py), but no longer than ANSWER_SECONDS.
 QUIET_SECONDS, ANSWER_SECONDS = 1.0, 5.0
-# Between the last call's end and GOAWAY, for those on the way to take the one before the other.
+# Between the last call's end and GOAWAY, so that nginx handles the one before the other.
 SETTLE_SECONDS = 0.2
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -60,12 +60,11 @@ class CallsInFlight:
             await asyncio.sleep(min(QUIET_SECONDS, end - loop.time()))
 
     async def _wait(self, calls: Collection[Any], seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while calls and loop.time() < end:
-            self._ended.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), end - loop.time())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while calls:
+                    self._ended.clear()
+                    await self._ended.wait()
 
     async def enter(self, context: Context, waited_for: bool) -> None:
         """Notes the call of the running task until the call is done.

@@ -29,11 +29,9 @@ TYPES = {
     "stream_unary": "client_stream",
     "stream_stream": "bidi_stream",
 }
-# A client whose deadline has passed cancels its call, and its deadline began when the call left it.
+# A client cancels its call at its deadline, which comes before the server's because the client set it earlier.
 EARLY_SECONDS = 0.05
 LABELS = ("grpc_type", "grpc_service", "grpc_method")
-
-
 # As go-grpc-prometheus writes them: CamelCase, OK as it is.
 _NAMES = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "").replace("Cancelled", "Canceled")
@@ -159,12 +157,12 @@ def _cut(context: Any) -> grpc.StatusCode:
 
 
 def serve(address: str, port: int) -> None:
-    """Answers ``/metrics`` from a thread, for this process or, after :func:`share`, for all workers.
+    """Serves ``/metrics`` in a thread, for this process or, after :func:`share`, for all workers.
 
     Raises:
-        OSError: the port can't be had.
+        OSError: the port is in use.
     """
-    # A series more for each, and of use only to OpenMetrics' readers.
+    # Each metric would have another series, which only OpenMetrics' readers use.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -174,9 +172,9 @@ def serve(address: str, port: int) -> None:
 
 
 def share() -> tempfile.TemporaryDirectory[str]:
-    """Makes workers that are started from now on keep their counts where this process finds them.
+    """Makes later workers share their counts with this process, in a directory that must stay until they have ended.
 
-    The directory is to be kept until they have ended (prometheus_client, "Multiprocess Mode").
+    See prometheus_client, "Multiprocess Mode".
     """
     directory = tempfile.TemporaryDirectory(prefix="grpc-server-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory.name

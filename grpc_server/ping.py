@@ -11,12 +11,12 @@ from protos import api_pb2, api_pb2_grpc
 
 LOG = logging.getLogger("grpc_server")
 
-# Callers choose it.
+# Callers choose the length of a greeting.
 _LOGGED = 200
 
 
 class Ping(api_pb2_grpc.PingServicer):
-    """Answers with the name of the host it runs on."""
+    """Answers with the name of its host."""
 
     def __init__(self, hostname: str) -> None:
         self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname}.")
@@ -26,7 +26,7 @@ class Ping(api_pb2_grpc.PingServicer):
         request: api_pb2.PingMessage,
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the signature is gRPC's
     ) -> api_pb2.PingMessage:
-        """Answers ``Hello from <hostname>.`` and logs the message received."""
+        """Answers ``Hello from <hostname>.`` and logs the greeting."""
         greeting = request.greeting
         cut = f" (the first of {len(greeting)} characters)" if len(greeting) > _LOGGED else ""
         LOG.info("received greeting=%r%s", greeting[:_LOGGED], cut)

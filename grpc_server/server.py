@@ -34,36 +34,34 @@ class ServerError(Exception):
 
 
 def check_port_free(config: ServerConfig) -> None:
-    """Finds out whether the port can be had.
-
-    gRPC sets SO_REUSEPORT when there are several workers, and would then share a port with a stranger.
+    """Checks that the port is free, because gRPC's SO_REUSEPORT of several workers shares it with any program.
 
     Raises:
-        ServerError: the port is in use, or the address is none of this host's.
+        ServerError: the port is in use, or the address is not of this host.
     """
     family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.address, config.port))
-            # Two sockets that both set SO_REUSEADDR may both bind; only one of them may listen.
+            # Two sockets with SO_REUSEADDR may both bind, but only one of them may listen.
             probe.listen()
         except OSError as error:
             raise ServerError(f"can't listen on {host_port(config.address, config.port)}: {error.strerror}") from error
 
 
 def serve_metrics(config: ServerConfig) -> None:
-    """Starts to answer ``/metrics`` for all servers of this process and its workers, if a port is set.
+    """Serves ``/metrics`` for this process and its workers, if a port is set.
 
     Raises:
-        ServerError: the port can't be had.
+        ServerError: the port is in use.
     """
     if config.metrics_port:
         try:
             metrics.serve(config.address, config.metrics_port)
         except OSError as error:
             where = host_port(config.address, config.metrics_port)
-            raise ServerError(f"can't give metrics on {where}: {error.strerror}") from error
+            raise ServerError(f"can't serve metrics on {where}: {error.strerror}") from error
 
 
 async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
@@ -71,12 +69,12 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
 
     Args:
         config: its settings.
-        calls: gets to know its calls.
+        calls: gets the calls.
 
     Raises:
-        ServerError: the port can't be had.
+        ServerError: the port is in use.
     """
-    # Connections live until the client or an operator ends them, so no max_connection_age.
+    # Without max_connection_age, connections live until the client or an operator ends them.
     server = grpc.aio.server(
         interceptors=[CallInterceptor(calls, Metrics() if config.metrics_port else None)],
         options=[
@@ -84,8 +82,8 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 64 * 1024),
-            # gRPC measures each connection's bandwidth with PINGs. The balancer has a connection for each call in
-            # flight, so that would be a PING every few calls, to size a window that is set here instead.
+            # gRPC measures each connection's bandwidth with PINGs to size a window, which is set here instead. The
+            # balancer has a connection for each call in flight, so it would get a PING every few calls.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 1024 * 1024),
         ],
@@ -107,10 +105,10 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
 async def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, then no new calls; those in flight get the grace.
 
-    A worker whose parent has been killed leaves its port at once, which the next parent needs; its calls get the grace.
+    A worker without its parent closes its port at once, which the next parent needs; its calls get the grace.
 
     Raises:
-        ServerError: the port can't be had, or gRPC has stopped serving by itself.
+        ServerError: the port is in use, or gRPC has stopped serving by itself.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -126,7 +124,7 @@ async def serve(config: ServerConfig) -> None:
     if orphaned.is_set():
         await server.stop(config.grace_seconds)
     else:
-        # A watcher that reads nothing would hold it up for ever.
+        # A watcher that reads nothing would block it for ever.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(servicer.enter_graceful_shutdown(), _TELL_SECONDS)
         await calls.leave(config.grace_seconds)
@@ -137,7 +135,7 @@ async def serve(config: ServerConfig) -> None:
 
 
 def _watch_parent(stop: asyncio.Event) -> asyncio.Event:
-    """The event that this process's parent has ended, which sets ``stop`` too; never, where nobody spawned it."""
+    """Returns the event of the end of this process's parent, if there is one; its end sets ``stop`` too."""
     orphaned = asyncio.Event()
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -156,12 +154,12 @@ async def _serve_until(stop: asyncio.Event, server: grpc.aio.Server) -> None:
     """Waits for the event.
 
     Raises:
-        ServerError: the server has ended before. grpcio 1.85 does so when a call's path is no UTF-8, and closes its
-            port for good; the balancer lets no such call through, and supervisord starts the server again.
+        ServerError: the server has ended before. grpcio 1.85 closes its port at a call whose path is not UTF-8; the
+            balancer refuses such a call, and supervisord restarts the server.
     """
     told = asyncio.create_task(stop.wait())
     ended = asyncio.create_task(server.wait_for_termination())
-    # Whichever is left is not cancelled: gRPC's own future would be, and stop() needs that one.
+    # The other task is not cancelled, because this would cancel gRPC's own future, which stop() needs.
     done, _ = await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
     if told not in done:
         raise ServerError(f"gRPC has stopped serving by itself: {ended.exception()}")

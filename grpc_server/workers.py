@@ -1,4 +1,4 @@
-"""Several server processes on one port: each is an event loop of its own, the kernel shares out connections."""
+"""Runs servers on one port, each a process with its event loop; the kernel distributes the connections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exit_code(serving: Callable[[ServerConfig], int], config: ServerConfig) -> i
 def run(config: ServerConfig) -> int:
     """Runs ``config.workers`` servers and returns the exit code.
 
-    A worker that dies ends all of them: supervisord then starts a whole server, not a part of one.
+    The end of one worker ends all, so that supervisord restarts the whole server.
 
     Raises:
         ServerError: the server can't run.
@@ -52,7 +52,7 @@ def _run_one(config: ServerConfig) -> int:
 
 
 def _run_several(config: ServerConfig) -> int:
-    # gRPC's threads don't survive a fork, so the workers are started afresh.
+    # Spawned, because gRPC's threads don't survive a fork.
     context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = []
     stopping = threading.Event()
@@ -67,7 +67,7 @@ def _run_several(config: ServerConfig) -> int:
         worker: BaseProcess = context.Process(target=_worker, args=(config,), daemon=True)
         worker.start()
         workers.append(worker)
-    # A signal that came while the last one was being started.
+    # A signal may have come during the start of the last worker.
     if not stopping.is_set():
         wait([worker.sentinel for worker in workers])
     if not stopping.is_set():
@@ -75,7 +75,7 @@ def _run_several(config: ServerConfig) -> int:
     _terminate(workers)
     for worker in workers:
         worker.join()
-    # A worker that was stopped before it had its handlers ends by the signal, which is as well.
+    # A worker that was stopped before it had its handlers ends by the signal, which is no error.
     return int(any(worker.exitcode not in (0, -signal.SIGTERM) for worker in workers))
 
 

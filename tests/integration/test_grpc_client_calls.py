@@ -12,9 +12,9 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -23,11 +23,13 @@ from protos.api_pb2 import PingMessage
 from testbed.wait import wait_for
 from tests.support.served import Answer, Context, ping_handler, run_client, served, start_client
 
+T = TypeVar("T")
+INTERNAL, UNAVAILABLE = grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
-    """Answers with each outcome in turn, over and over: a replica's name or a status."""
+    """Returns a function that answers with each outcome in turn, the name of a replica or a status."""
     turn = itertools.cycle(outcomes)
 
     async def answer(_request: PingMessage, context: Context) -> PingMessage:
@@ -39,19 +41,24 @@ def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
     return answer
 
 
-def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tuple[int | None, str, str]:
-    """Runs the client against a scripted server."""
+def against(answer: Answer, use: Callable[[int], Coroutine[Any, Any, T]]) -> T:
+    """Runs ``use`` with the port of a server whose answers are those of ``answer``; returns its result."""
 
-    async def scenario() -> tuple[int | None, str, str]:
-        async with served(ping_handler(scripted(*outcomes))) as port:
-            return await run_client("--port", port, *arguments)
+    async def scenario() -> T:
+        async with served(ping_handler(answer)) as port:
+            return await use(port)
 
     return asyncio.run(scenario())
 
 
+def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tuple[int | None, str, str]:
+    """Runs the client against a scripted server."""
+    return against(scripted(*outcomes), lambda port: run_client("--port", port, *arguments))
+
+
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """Reserves a port on which nobody listens."""
+    """Reserves a port without a listener."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
@@ -59,13 +66,27 @@ def refused_port() -> Iterator[int]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Listens, but never say a word of HTTP/2."""
+    """Listens, but never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
 
-def test_the_answer_is_printed_as_it_came() -> None:
-    assert run(("1b40646880d9",)) == (0, "Response from server: Hello from 1b40646880d9.\n", "")
+@pytest.mark.parametrize(
+    ("outcomes", "arguments", "code", "output", "errors"),
+    [
+        (("1b40646880d9",), [], 0, "Response from server: Hello from 1b40646880d9.\n", ""),
+        ((INTERNAL,), [], 1, "", r"grpc_client: .*: INTERNAL: told to fail with INTERNAL\n"),
+        ((UNAVAILABLE, UNAVAILABLE, "aaa"), [], 0, "Response from server: Hello from aaa.\n", ""),
+        ((UNAVAILABLE, UNAVAILABLE, "aaa"), ["--no-retry"], 1, "", r"grpc_client: .*UNAVAILABLE: told to fail.*\n"),
+    ],
+    ids=["answered", "failed", "retried", "not retried"],
+)
+def test_a_call_is_one_line(
+    outcomes: tuple[str | grpc.StatusCode, ...], arguments: list[str], code: int, output: str, errors: str
+) -> None:
+    seen = run(outcomes, *arguments)
+    assert seen[:2] == (code, output)
+    assert re.fullmatch(errors, seen[2])
 
 
 def test_the_greeting_reaches_the_server() -> None:
@@ -75,11 +96,7 @@ def test_the_greeting_reaches_the_server() -> None:
         greetings.append(request.greeting)
         return request
 
-    async def scenario() -> None:
-        async with served(ping_handler(answer)) as port:
-            await run_client("--port", port, "--greeting", "good evening")
-
-    asyncio.run(scenario())
+    against(answer, lambda port: run_client("--port", port, "--greeting", "good evening"))
     assert greetings == ["good evening"]
 
 
@@ -102,35 +119,12 @@ def test_a_server_that_says_nothing_is_one_line_within_the_timeout(load: list[st
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2() -> None:
-    assert asyncio.run(run_client("--port", "70000")) == (
-        2,
-        "",
-        "grpc_client: --port: must be an integer from 1 to 65535 (got '70000')\n",
-    )
-
-
-def test_a_failed_call_is_one_line_and_exit_code_1() -> None:
-    code, output, errors = run((grpc.StatusCode.INTERNAL,))
-    assert (code, output) == (1, "")
-    assert errors.endswith(": INTERNAL: told to fail with INTERNAL\n")
-    assert errors.count("\n") == 1
-
-
-def test_calls_are_retried_while_the_server_is_unavailable() -> None:
-    unavailable = grpc.StatusCode.UNAVAILABLE
-    code, output, _ = run((unavailable, unavailable, "aaa"))
-    assert (code, output) == (0, "Response from server: Hello from aaa.\n")
-
-
-def test_no_retry_fails_at_the_first_unavailable() -> None:
-    unavailable = grpc.StatusCode.UNAVAILABLE
-    code, _, errors = run((unavailable, unavailable, "aaa"), "--no-retry")
-    assert code == 1
-    assert "UNAVAILABLE: told to fail" in errors
+    problem = "grpc_client: --port: must be an integer from 1 to 65535 (got '70000')\n"
+    assert asyncio.run(run_client("--port", "70000")) == (2, "", problem)
 
 
 def test_a_load_counts_answers_by_replica_and_errors_by_status() -> None:
-    outcomes = ("aaa", grpc.StatusCode.INTERNAL, "bbb", grpc.StatusCode.NOT_FOUND, "aaa")
+    outcomes = ("aaa", INTERNAL, "bbb", grpc.StatusCode.NOT_FOUND, "aaa")
     code, output, errors = run(outcomes, "--count", 100, "--concurrency", 4)
     assert (code, errors) == (1, "")
     assert output.startswith("100 calls in ")
@@ -167,16 +161,15 @@ def test_a_signal_ends_a_load_with_its_report_and_loses_no_call(stop_signal: sig
             await gate.wait()
         return PingMessage(greeting="Hello from aaa.")
 
-    async def scenario() -> tuple[int | None, dict[str, Any]]:
-        async with served(ping_handler(answer)) as port:
-            process = await start_client("--port", port, "--duration", 300, "--concurrency", 4, "--json")
-            await asyncio.to_thread(wait_for, lambda: calls, lambda seen: seen == 24, 30, "four calls in flight")
-            process.send_signal(stop_signal)
-            gate.set()
-            output, _ = await process.communicate()
-            return process.returncode, json.loads(output)
+    async def use(port: int) -> tuple[int | None, dict[str, Any]]:
+        process = await start_client("--port", port, "--duration", 300, "--concurrency", 4, "--json")
+        await asyncio.to_thread(wait_for, lambda: calls, lambda seen: seen == 24, 30, "four calls in flight")
+        process.send_signal(stop_signal)
+        gate.set()
+        output, _ = await process.communicate()
+        return process.returncode, json.loads(output)
 
-    code, document = asyncio.run(scenario())
+    code, document = against(answer, use)
     assert (code, document["failed"]) == (0, 0)
     assert document["ok"] == calls
     assert document["seconds"] < 60
@@ -191,33 +184,26 @@ def test_signals_end_a_client_whose_calls_are_never_answered(arguments: list[str
         await asyncio.Event().wait()
         return request
 
-    async def scenario() -> tuple[int | None, bytes, bytes]:
-        async with served(ping_handler(answer)) as port:
-            process = await start_client("--port", port, "--timeout", 600, *arguments)
-            await called.wait()
-            ended = asyncio.ensure_future(process.communicate())
-            # One is enough for a single call; a load ends at the second one.
-            while not ended.done():
-                process.send_signal(signal.SIGINT)
-                await asyncio.wait([ended], timeout=0.3)
-            return process.returncode, *await ended
+    async def use(port: int) -> tuple[int | None, bytes, bytes]:
+        process = await start_client("--port", port, "--timeout", 600, *arguments)
+        await called.wait()
+        ended = asyncio.ensure_future(process.communicate())
+        # The first signal ends a single call, the second one ends a load.
+        while not ended.done():
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait([ended], timeout=0.3)
+        return process.returncode, *await ended
 
-    assert asyncio.run(scenario()) == (1, b"", b"grpc_client: interrupted\n")
+    assert against(answer, use) == (1, b"", b"grpc_client: interrupted\n")
 
 
 async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tuple[int | None, str]:
-    """Runs the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
+    """Runs the client on a terminal of 100 columns; returns its exit code and the text on the terminal."""
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     try:
-        process = await start_client(
-            "--port",
-            port,
-            *arguments,
-            stdout=inside,
-            stderr=inside,
-            env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment},
-        )
+        env = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment}
+        process = await start_client("--port", port, *arguments, stdout=inside, stderr=inside, env=env)
     finally:
         os.close(inside)
     drawn = await asyncio.to_thread(read_terminal, terminal)
@@ -235,11 +221,8 @@ def read_terminal(terminal: int) -> str:
 
 
 def test_a_terminal_shows_a_bar_for_each_replica_and_then_the_table() -> None:
-    async def scenario() -> tuple[int | None, str]:
-        async with served(ping_handler(scripted("aaa", "bbb"))) as port:
-            return await on_a_terminal(port, "--duration", 1.5, "--rate", 100, "--concurrency", 4)
-
-    code, drawn = asyncio.run(scenario())
+    arguments = ("--duration", 1.5, "--rate", 100, "--concurrency", 4)
+    code, drawn = against(scripted("aaa", "bbb"), lambda port: on_a_terminal(port, *arguments))
     assert code == 0
     for replica in ("aaa", "bbb"):
         assert re.search(rf"{replica} +█+ \d+/s [45]\d\.\d%", drawn), drawn
@@ -251,11 +234,7 @@ def test_a_terminal_shows_a_bar_for_each_replica_and_then_the_table() -> None:
 def test_without_rich_a_terminal_gets_the_plain_report_and_a_word_about_the_extra(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')\n")
 
-    async def scenario() -> tuple[int | None, str]:
-        async with served(ping_handler(scripted("aaa"))) as port:
-            return await on_a_terminal(port, "--count", 5, PYTHONPATH=str(tmp_path))
-
-    code, drawn = asyncio.run(scenario())
+    code, drawn = against(scripted("aaa"), lambda port: on_a_terminal(port, "--count", 5, PYTHONPATH=str(tmp_path)))
     assert code == 0
     assert "no live view without rich: install grpc-load-balancing[cli]" in drawn
     assert re.search(r"^aaa +5 +100\.0%\r$", drawn, re.MULTILINE)

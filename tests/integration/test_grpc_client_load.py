@@ -1,4 +1,4 @@
-"""``run_load`` as other tests use it: in the event loop of the server that it calls."""
+"""``run_load`` in the event loop of the server that it calls."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from tests.support.served import Context, ping_handler, served
 
 
 class Ping:
-    """A Ping server that counts calls and connections, and whose answers can be held back or made to fail."""
+    """Counts the calls and connections of Ping; can delay its answers or fail."""
 
     def __init__(self) -> None:
         self.peers: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodDescriptorProto
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.timestamp_pb2 import DESCRIPTOR as TIMESTAMP_FILE
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,26 +25,6 @@ from tests.support.served import Context, run_client, served, start_client
 V1ALPHA = reflection.SERVICE_NAME
 V1 = "grpc.reflection.v1.ServerReflection"
 SILENT_CALLED = asyncio.Event()
-
-
-def echo_pool() -> DescriptorPool:
-    """Describes test.Echo, which imports two files, one of them protobuf's own."""
-    file = FileDescriptorProto(name="echo.proto", package="test", syntax="proto3")
-    file.dependency.extend([api_pb2.DESCRIPTOR.name, TIMESTAMP_FILE.name])
-    ping, timestamp = ".protos.PingMessage", ".google.protobuf.Timestamp"
-    kinds = [("Unary", False, False), ("Down", False, True), ("Up", True, False), ("Chat", True, True)]
-    kinds += [("Refuse", True, False), ("Silent", False, False)]
-    methods = [
-        MethodDescriptorProto(name=name, input_type=ping, output_type=ping, client_streaming=up, server_streaming=down)
-        for name, up, down in kinds
-    ]
-    methods.append(MethodDescriptorProto(name="Time", input_type=timestamp, output_type=timestamp))
-    file.service.add(name="Echo", method=methods)
-    pool = DescriptorPool()
-    for imported in (TIMESTAMP_FILE, api_pb2.DESCRIPTOR):
-        pool.AddSerializedFile(imported.serialized_pb)
-    pool.Add(file)
-    return pool
 
 
 async def unary(request: PingMessage, context: Context) -> PingMessage:
@@ -83,24 +63,44 @@ async def same_time(request: Timestamp, _context: Context) -> Timestamp:
     return request
 
 
+# The methods of test.Echo: kind, function and type of the messages.
+METHODS: dict[str, tuple[str, Any, Any]] = {
+    "Unary": ("unary_unary", unary, PingMessage),
+    "Down": ("unary_stream", down, PingMessage),
+    "Up": ("stream_unary", up, PingMessage),
+    "Chat": ("stream_stream", chat, PingMessage),
+    "Refuse": ("stream_unary", refuse, PingMessage),
+    "Silent": ("unary_unary", silent, PingMessage),
+    "Time": ("unary_unary", same_time, Timestamp),
+}
+
+
+def echo_pool() -> DescriptorPool:
+    """Describes test.Echo, which imports two files, one of them protobuf's own."""
+    file = FileDescriptorProto(name="echo.proto", package="test", syntax="proto3")
+    service = file.service.add(name="Echo")
+    for name, (kind, _, message) in METHODS.items():
+        takes, gives = (side == "stream" for side in kind.split("_"))
+        both = f".{message.DESCRIPTOR.full_name}"
+        service.method.add(name=name, input_type=both, output_type=both, client_streaming=takes, server_streaming=gives)
+    pool = DescriptorPool()
+    for imported in (TIMESTAMP_FILE, api_pb2.DESCRIPTOR):
+        file.dependency.append(imported.name)
+        pool.AddSerializedFile(imported.serialized_pb)
+    pool.Add(file)
+    return pool
+
+
 def echo_handler() -> grpc.GenericRpcHandler:
-    codec = (PingMessage.FromString, PingMessage.SerializeToString)
-    return grpc.method_handlers_generic_handler(
-        "test.Echo",
-        {
-            "Unary": grpc.unary_unary_rpc_method_handler(unary, *codec),
-            "Down": grpc.unary_stream_rpc_method_handler(down, *codec),
-            "Up": grpc.stream_unary_rpc_method_handler(up, *codec),
-            "Chat": grpc.stream_stream_rpc_method_handler(chat, *codec),
-            "Refuse": grpc.stream_unary_rpc_method_handler(refuse, *codec),
-            "Silent": grpc.unary_unary_rpc_method_handler(silent, *codec),
-            "Time": grpc.unary_unary_rpc_method_handler(same_time, Timestamp.FromString, Timestamp.SerializeToString),
-        },
-    )
+    handlers = {
+        name: getattr(grpc, f"{kind}_rpc_method_handler")(method, message.FromString, message.SerializeToString)
+        for name, (kind, method, message) in METHODS.items()
+    }
+    return grpc.method_handlers_generic_handler("test.Echo", handlers)
 
 
 def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
-    """Offers reflection under a version's name; not ``whole`` leaves out what a file imports."""
+    """Returns the reflection service of a version; without ``whole``, its answers leave out imported files."""
     servicer = reflection.aio.ReflectionServicer(["test.Echo", V1ALPHA, "test.Undescribed"], pool=echo_pool())
 
     async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -123,7 +123,7 @@ def echo_server(version: str | None, *, whole: bool = True) -> contextlib.Abstra
 
 
 def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -> tuple[int | None, str, str]:
-    """Runs the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
+    """Runs the client against the server; returns its exit code and its output, with ``PORT`` for the port."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with echo_server(version, whole=whole) as port:

@@ -34,18 +34,18 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     process: subprocess.Popen[bytes]
     port: int
     log: Path
 
     def channel(self) -> Any:
-        """Opens a channel to it."""
+        """Opens a channel to the server."""
         return open_channel(f"127.0.0.1:{self.port}")
 
     def say_hello(self, greeting: str = "hello") -> str:
-        """The answer's text."""
+        """Calls Ping; returns the greeting of the answer."""
         with self.channel() as channel:
             request = api_pb2.PingMessage(greeting=greeting)
             ping = api_pb2_grpc.PingStub(channel)
@@ -65,7 +65,7 @@ def watch_health(channel: grpc.Channel) -> Any:
 
 
 def environment(port: int, **variables: str) -> dict[str, str]:
-    """The environment of a server."""
+    """Returns the environment of a server."""
     known = ("PATH", "PYTHONPATH", "LANG", "TMPDIR")
     base = {name: os.environ[name] for name in known if name in os.environ}
     return {**base, "HOSTNAME": "box", "BIND_ADDRESS": "127.0.0.1", "APP_PORT": str(port), **variables}
@@ -73,7 +73,7 @@ def environment(port: int, **variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(log: Path, **variables: str) -> Iterator[Server]:
-    """A server that answers; it and its workers are killed at the end if they still run."""
+    """Starts a server and waits until it serves; kills it and its workers at the end."""
     port = int(variables.pop("APP_PORT", free_ports(1)[0]))
     with (
         log.open("ab") as output,
@@ -96,12 +96,12 @@ def running(log: Path, **variables: str) -> Iterator[Server]:
 
 
 def session(leader: int) -> list[int]:
-    """Returns the processes of a session that still run."""
+    """Returns the running processes of a session."""
     return [pid for pid, fields in processes.running() if int(fields[3]) == leader]
 
 
 def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A server that can't run."""
+    """Runs a server that can't run."""
     command = [sys.executable, "-m", "grpc_server"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 

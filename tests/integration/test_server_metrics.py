@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from grpc_server.calls import CallInterceptor
 from grpc_server.in_flight import CallsInFlight
-from grpc_server.metrics import Metrics
+from grpc_server.metrics import TYPES, Metrics
 from testbed.wait import wait_for
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -74,7 +74,7 @@ class Kinds:
             await self._end(request, context)
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For a server."""
+        """Returns the handlers of the service."""
         kinds: dict[str, list[Any]] = {
             "unary_unary": [self.unary],
             "unary_stream": [self.server_yields, self.server_writes],
@@ -121,32 +121,29 @@ class Server:
         await server.stop(0)
 
     async def call(self, method: str, request: bytes, deadline: float = 10) -> str:
-        """One call with two equal requests, where it takes several; its status."""
+        """Makes one call, with two equal requests if it takes a stream; returns its status."""
         path = f"/{SERVICE}/{method}"
-        kind = METHODS[method][0] if method in METHODS else "unary"
+        kind = next((kind for kind, name in TYPES.items() if name == METHODS.get(method, ("",))[0]), "unary_unary")
+        given = iter([request, request]) if kind.startswith("stream") else request
+        call = getattr(self.channel, kind)(path)(given, timeout=deadline)
         try:
-            if kind == "unary":
-                await self.channel.unary_unary(path)(request, timeout=deadline)
-            elif kind == "server_stream":
-                async for _ in self.channel.unary_stream(path)(request, timeout=deadline):
+            if kind.endswith("stream"):
+                async for _ in call:
                     pass
-            elif kind == "client_stream":
-                await self.channel.stream_unary(path)(iter([request, request]), timeout=deadline)
             else:
-                async for _ in self.channel.stream_stream(path)(iter([request, request]), timeout=deadline):
-                    pass
+                await call
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "OK"
 
     def value(self, name: str, method: str, service: str = SERVICE, **labels: str) -> float:
-        """A metric of a method, 0 where there is none."""
+        """Returns a metric of a method, 0 if it does not exist."""
         kind = METHODS[method][0] if method in METHODS else "server_stream"
         given = {"grpc_type": kind, "grpc_service": service, "grpc_method": method, **labels}
         return self.registry.get_sample_value(name, given) or 0.0
 
     def codes(self, method: str, service: str = SERVICE) -> dict[str, float]:
-        """The number of ended calls of a method by status."""
+        """Returns the number of ended calls of a method by status."""
         return {
             sample.labels["grpc_code"]: sample.value
             for family in self.registry.collect()

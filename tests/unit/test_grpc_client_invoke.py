@@ -1,4 +1,4 @@
-"""Requests made of JSON, and methods written as lines."""
+"""Requests from JSON, and methods as lines."""
 
 import pytest
 from google.protobuf import struct_pb2
@@ -38,7 +38,7 @@ def method(pool: DescriptorPool, name: str) -> MethodDescriptor:
 
 
 def greetings(data: str, name: str, pool: DescriptorPool) -> list[str]:
-    """Parses requests of PingMessage and take their greetings."""
+    """Parses requests of PingMessage; returns their greetings."""
     requests = parse_requests(split_documents(data), method(pool, name), pool)
     return [MessageToDict(request).get("greeting", "") for request in requests]
 
@@ -66,18 +66,20 @@ def test_data_that_is_no_json_is_refused_in_one_line(data: str) -> None:
     assert "\n" not in problem
 
 
-def test_a_unary_method_takes_one_object(pool: DescriptorPool) -> None:
-    assert greetings('{"greeting": "hi"}', "Unary", pool) == ["hi"]
-
-
-@pytest.mark.parametrize("data", ['[{"greeting": "a"}, {"greeting": "b"}]', '{"greeting": "a"}\n{"greeting": "b"}'])
-def test_a_method_that_takes_a_stream_takes_an_array_or_lines(data: str, pool: DescriptorPool) -> None:
-    assert greetings(data, "Upload", pool) == ["a", "b"]
-
-
-@pytest.mark.parametrize("data", ["", "[]"])
-def test_a_stream_may_be_empty(data: str, pool: DescriptorPool) -> None:
-    assert greetings(data, "Upload", pool) == []
+@pytest.mark.parametrize(
+    ("data", "name", "expected"),
+    [
+        ('{"greeting": "hi"}', "Unary", ["hi"]),
+        ('[{"greeting": "a"}, {"greeting": "b"}]', "Upload", ["a", "b"]),
+        ('{"greeting": "a"}\n{"greeting": "b"}', "Upload", ["a", "b"]),
+        ("", "Upload", []),
+        ("[]", "Upload", []),
+    ],
+)
+def test_a_method_takes_an_object_and_a_stream_an_array_or_lines(
+    data: str, name: str, expected: list[str], pool: DescriptorPool
+) -> None:
+    assert greetings(data, name, pool) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from grpc_client.live import WINDOW_SECONDS, LiveView
 
 
 class Load:
-    """A load whose clock a test moves, and its view."""
+    """A load with a clock that tests set, and its view."""
 
     def __init__(self, options: Options) -> None:
         self.now = 0.0
@@ -39,7 +39,7 @@ def load() -> Load:
 
 
 def bar(lines: list[str], replica: str) -> str:
-    """Finds a replica's line, without its name and with one space between its parts."""
+    """Returns a replica's line without its name, with one space between its parts."""
     [line] = [line for line in lines if line.startswith(replica)]
     return " ".join(line.removeprefix(replica).split())
 

@@ -1,4 +1,4 @@
-"""The histogram, the tally and the report made of them."""
+"""The histogram, the tally and their report."""
 
 import json
 import random
@@ -15,7 +15,7 @@ HALF_A_PERCENT = 0.005
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.seconds = 100.0

@@ -1,4 +1,4 @@
-"""What the server makes of its environment."""
+"""The server's settings from environment variables."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def test_every_problem_has_a_line() -> None:
     assert [line.split(":")[0] for line in problems(**wrong)] == list(wrong)
 
 
-@pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
-def test_port_outside_1_to_65535_is_refused(port: str) -> None:
-    assert problems(APP_PORT=port) == [f"APP_PORT: must be an integer from 1 to 65535 (got {port!r})"]
-
-
-@pytest.mark.parametrize("workers", ["-1", "0", "257", "two"])
-def test_number_of_workers_outside_1_to_256_is_refused(workers: str) -> None:
-    assert problems(GRPC_WORKERS=workers) == [f"GRPC_WORKERS: must be an integer from 1 to 256 (got {workers!r})"]
+@pytest.mark.parametrize(
+    ("variable", "high", "wrong"),
+    [
+        *(("APP_PORT", 65535, text) for text in ("-1", "0", "65536", "x")),
+        *(("GRPC_WORKERS", 256, text) for text in ("-1", "0", "257", "two")),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(variable: str, high: int, wrong: str) -> None:
+    assert problems(**{variable: wrong}) == [f"{variable}: must be an integer from 1 to {high} (got {wrong!r})"]
