@@ -1,6 +1,5 @@
-# Stands in for hashicorp/consul where images can't be pulled: the same user,
-# directories, volume and place of the binary. The official entry point (it
-# finds addresses and gives up root) is not copied: Compose overrides it.
+# Stands in for hashicorp/consul where images can't be pulled: the same user, directories, volume and place of the binary.
+# The official entry point, which finds addresses and gives up root, is left out, because Compose overrides it.
 FROM debian:trixie-slim
 LABEL stand-in="consul built by Go, made by .ci/base-images"
 RUN groupadd --gid 1000 consul \

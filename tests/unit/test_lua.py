@@ -248,10 +248,6 @@ def test_a_replica_that_was_tried_is_not_tried_again(weight: int) -> None:
     assert sorted(tried) == [1, 2, 3]
 
 
-def test_an_empty_pool_has_no_replica() -> None:
-    assert Balancer().pick() is None
-
-
 # The view of a document.
 
 
@@ -299,6 +295,7 @@ def test_before_the_first_document_and_without_replicas_all_calls_have_an_empty_
     assert not changed
     assert len(worker.module("router").route(view, CALL, None).replicas) == 0
     assert Balancer().members() == []
+    assert Balancer().pick() is None
 
 
 def test_a_document_is_taken_once() -> None:

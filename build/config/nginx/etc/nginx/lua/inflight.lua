@@ -1,5 +1,5 @@
 -- Counts the calls in flight of one worker: `open` has all of them, count() those that began in the last 2 to 4
--- seconds. A longer call is a stream, which says nothing about a replica's load.
+-- seconds. A longer call is a stream, and streams do not show a replica's load.
 
 local _M = {}
 
