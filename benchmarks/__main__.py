@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import requests
+
 from benchmarks import machine, plot, report
 from benchmarks.bench import Bench
 from benchmarks.plan import FULL, QUICK
@@ -61,13 +63,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parses, wires and runs. Exit code: 0 measured (bars met or not), 1 failed, 2 usage."""
+    """Parses, wires and runs. Exit code: 0 measured (targets met or not), 1 failed, 2 usage."""
     arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sections = measure(arguments)
         write(arguments, sections)
-    except BenchmarkError as error:
+    except (BenchmarkError, requests.RequestException) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import requests
 
+from common.http import make_session
 from testbed import programs
-from testbed.errors import BenchmarkError
+from testbed.ports import free_ports
 from testbed.processes import Processes
 from testbed.wait import wait_for
 
@@ -29,7 +29,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     Raises:
         BenchmarkError: it does not start, or refuses a peer.
     """
-    http, server, serf = _free_ports(3)
+    http, server, serf = free_ports(3, _ADDRESS)
     command: list[str | Path] = [
         programs.tool("consul"),
         *("agent", "-dev", "-log-level=err", f"-bind={_ADDRESS}", f"-client={_ADDRESS}"),
@@ -38,17 +38,13 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        session = requests.Session()
-        session.trust_env = False
+        session = make_session()
         base = f"http://{_ADDRESS}:{http}/v1"
-        try:
+        with processes.explained("the catalogue", "catalogue"):
             wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
-            session.put(
-                f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
-            ).raise_for_status()
+            node = {"Node": _NODE, "Address": _NODE_ADDRESS}
+            session.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
             transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
-        except (BenchmarkError, requests.RequestException) as error:
-            raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
         yield f"{_ADDRESS}:{http}"
     finally:
         processes.stop(agent)
@@ -67,8 +63,7 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with requests.Session() as session:
-        session.trust_env = False
+    with make_session() as session:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
             session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
@@ -78,13 +73,3 @@ def _operation(peer: str) -> dict[str, object]:
     address, _, port = peer.rpartition(":")
     service = {"ID": peer, "Service": "bench", "Address": address, "Port": int(port), "Tags": ["grpc_server"]}
     return {"Service": {"Verb": "set", "Node": _NODE, "Service": service}}
-
-
-def _free_ports(count: int) -> list[int]:
-    """TCP ports of that address that were free a moment ago."""
-    sockets = [socket.create_server((_ADDRESS, 0)) for _ in range(count)]
-    try:
-        return [int(taken.getsockname()[1]) for taken in sockets]
-    finally:
-        for taken in sockets:
-            taken.close()

@@ -121,10 +121,16 @@ def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -
         ghz = programs.ghz()
     except MissingError as error:
         print(f"benchmarks: {error}; grpc_client takes its place", file=sys.stderr)
-        command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", target.rpartition(":")[2]]
-        command += ["--duration", str(seconds), "--concurrency", str(concurrency), "--connections", str(connections)]
-        return "grpc_client", [*command, "--no-retry", "--json"]
+        port = int(target.rpartition(":")[2])
+        return "grpc_client", [*client_command(port, seconds, concurrency, connections), "--no-retry"]
     return "ghz", [*ghz_command(ghz, seconds, concurrency, connections), "--format", "summary", target]
+
+
+def client_command(port: int, seconds: float, concurrency: int, connections: int) -> list[str]:
+    """The project's own client calling for so long, with a report in JSON."""
+    command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port), "--json"]
+    command += ["--duration", f"{seconds:g}", "--concurrency", str(concurrency)]
+    return [*command, "--connections", str(connections)]
 
 
 def ghz_command(ghz: Path, seconds: float, concurrency: int, connections: int) -> list[str]:

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import IO
+
+import requests
 
 from local_stack.processes import PROC, running, stat
 from testbed.errors import BenchmarkError
@@ -44,15 +47,25 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Starts a program in the background; ``env`` is added to this process's own."""
         with self.log(name).open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env={**os.environ, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            return self._spawn(command, cwd, env, log, log)
+
+    def _spawn(
+        self,
+        command: Sequence[str | Path],
+        cwd: Path,
+        env: Mapping[str, str] | None,
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes] | int,
+    ) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
         self._running.append(process)
         return process
 
@@ -78,6 +91,37 @@ class Processes:
         lines = self.log(name).read_text(errors="replace").splitlines()
         return "\n".join(f"    {line}" for line in lines[-_LAST_LINES:])
 
+    @contextmanager
+    def explained(self, what: str, name: str) -> Iterator[None]:
+        """Adds the last lines of the program ``name`` to an error of the block, which is about ``what``."""
+        try:
+            yield
+        except (BenchmarkError, requests.RequestException) as error:
+            raise BenchmarkError(f"{what}: {error}\n{self.tail(name)}") from error
+
+    def attempt(
+        self,
+        command: Sequence[str | Path],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end, which may be a failure.
+
+        Raises:
+            BenchmarkError: it did not end in time.
+        """
+        process = self._spawn(command, cwd, env, subprocess.PIPE, subprocess.PIPE)
+        try:
+            output, errors = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkError(f"{Path(command[0]).name} did not end within {timeout_seconds:g} s") from None
+        finally:
+            self.stop(process)
+        printed = (output.decode(errors="replace"), errors.decode(errors="replace"))
+        return subprocess.CompletedProcess(command, process.returncode, *printed)
+
     def run(
         self,
         command: Sequence[str | Path],
@@ -91,27 +135,11 @@ class Processes:
         Raises:
             BenchmarkError: it failed; with what it printed.
         """
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._running.append(process)
-        try:
-            output, errors = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"{Path(command[0]).name} did not end within {timeout_seconds:g} s") from None
-        finally:
-            self.stop(process)
-        if process.returncode:
-            printed = (output + errors).decode(errors="replace").strip()
+        done = self.attempt(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        if done.returncode:
             shown = " ".join(map(str, command))
-            raise BenchmarkError(f"{shown}: exit {process.returncode}\n{printed[-2000:]}")
-        return output.decode(errors="replace")
+            raise BenchmarkError(f"{shown}: exit {done.returncode}\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        return done.stdout
 
 
 def group_alive(group: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from balancer import document
 from balancer.fleet import Replica
 from balancer.registration import Registration
+from protos import api_pb2
 from testbed.errors import BenchmarkError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -61,12 +62,6 @@ def endpoints(peers: Sequence[str]) -> str:
 
 
 def message(text: str) -> bytes:
-    """A PingMessage as it goes over the wire: gRPC's prefix of five bytes, then the greeting (field 1)."""
-    greeting = text.encode()
-    # A varint: seven bits a byte, the least first (Protocol Buffers, "Encoding").
-    length, rest = bytearray(), len(greeting)
-    while rest > 0x7F:
-        length.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    field = bytes([0x0A, *length, rest]) + greeting
+    """Returns a PingMessage as it goes over the wire: gRPC's prefix of five bytes, then the message."""
+    field = api_pb2.PingMessage(greeting=text).SerializeToString()
     return b"\0" + len(field).to_bytes(4, "big") + field

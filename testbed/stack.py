@@ -1,4 +1,4 @@
-"""The stack without Docker as the benchmarks use it: a home of its own, and no wait when it ends."""
+"""The stack without Docker, in a home of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-import requests
-
+from common.http import make_session
 from local_stack import processes as local_processes
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
@@ -21,80 +21,129 @@ from testbed.processes import Processes
 from testbed.programs import ROOT
 from testbed.wait import wait_for
 
+BALANCER = "load-balancer"
 _UP_SECONDS = 60.0
+_COMMAND_SECONDS = 300.0
 
 
 class Stack:
-    """``python -m local_stack`` in a directory of its own; leaving the ``with`` block ends it.
+    """``python -m local_stack``; leaving the ``with`` block kills it.
 
     Args:
-        processes: what runs its commands.
+        home: its directory; the output of commands in the background goes to files beside it.
         address_base: the first of its loopback addresses.
         port: the balancer's.
         consul_port: the Consul UI's.
 
     Attributes:
+        env: the variables of its commands.
+        flags: the addresses and ports, as ``up`` takes them.
         consul: the HTTP API of the Consul UI's agent.
     """
 
-    def __init__(self, processes: Processes, *, address_base: str, port: int, consul_port: int) -> None:
-        self.processes = processes
-        self.home = processes.directory / "stack"
+    def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
+        self.home = home
+        self.address_base = address_base
         self.port = port
-        self._flags = ["--address-base", address_base, "--port", str(port), "--consul-port", str(consul_port)]
+        self.consul_port = consul_port
+        self.env = {"LOCAL_STACK_HOME": str(home)}
+        self.flags = ["--address-base", address_base, "--port", str(port), "--consul-port", str(consul_port)]
         self.consul = f"http://127.0.0.1:{consul_port}"
-        self._http = requests.Session()
-        self._http.trust_env = False
+        self.processes = Processes(home.parent)
+        self._http = make_session()
+        self._addresses: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
-        self._status = ""
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        with self.processes:
+            self.kill()
 
     @property
     def target(self) -> str:
         """Where calls go."""
         return f"127.0.0.1:{self.port}"
 
-    def begin(self, *command: str, mode: str = "dynamic") -> subprocess.Popen[bytes]:
-        """Starts a command of local_stack."""
-        env = {"LOCAL_STACK_HOME": str(self.home), "NGINX_UPDATE": mode}
-        full = [sys.executable, "-m", "local_stack", *command]
-        return self.processes.start(f"local_stack-{command[0]}", full, cwd=ROOT, env=env)
+    def own_address(self, third: int, fourth: int) -> str:
+        """Returns an address of the stack's range, by its last two numbers."""
+        return f"{self.address_base.removesuffix('0.0')}{third}.{fourth}"
 
-    def finish(self, command: str, process: subprocess.Popen[bytes]) -> None:
-        """Waits for the end of a command.
+    def attempt(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of local_stack, which may fail."""
+        command = [sys.executable, "-m", "local_stack", *arguments]
+        return self.processes.attempt(command, cwd=ROOT, env={**self.env, **env}, timeout_seconds=_COMMAND_SECONDS)
+
+    def local_stack(self, *arguments: str, **env: str) -> str:
+        """Runs a command of local_stack and returns its output.
 
         Raises:
             BenchmarkError: it failed; with what it printed.
         """
-        try:
-            code = process.wait(_UP_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = -1
-        self.processes.stop(process)
-        if code:
-            raise BenchmarkError(f"local_stack {command} failed:\n{self.processes.tail(f'local_stack-{command}')}")
+        done = self.attempt(*arguments, **env)
+        if done.returncode:
+            printed = f"{done.stdout}{done.stderr}"
+            raise BenchmarkError(f"local_stack {' '.join(arguments)}: exit {done.returncode}\n{printed}")
+        return done.stdout
 
-    def begin_up(self, replicas: int, mode: str = "dynamic") -> subprocess.Popen[bytes]:
-        """Starts ``up -d`` with so many replicas."""
-        self._state = (replicas, mode)
-        return self.begin("up", "-d", "--scale", f"hello_server={replicas}", *self._flags, mode=mode)
+    def begin(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        """Starts a command of local_stack and does not wait for its end."""
+        command = [sys.executable, "-m", "local_stack", *arguments]
+        return self.processes.start(f"local_stack-{arguments[0]}", command, cwd=ROOT, env={**self.env, **env})
+
+    def up(self, replicas: int, **env: str) -> None:
+        """Starts it with so many replicas, or gives it so many."""
+        self.local_stack("up", *self._up_flags(replicas), **env)
+
+    def begin_up(self, replicas: int) -> subprocess.Popen[bytes]:
+        """Starts ``up`` with so many replicas."""
+        self._state = (replicas, "dynamic")
+        return self.begin("up", *self._up_flags(replicas), NGINX_UPDATE="dynamic")
+
+    def finish_up(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for the end of ``up``.
+
+        Raises:
+            BenchmarkError: it failed; with what it printed.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_UP_SECONDS)
+        self.processes.stop(process)
+        if process.returncode:
+            raise BenchmarkError(f"local_stack up failed:\n{self.processes.tail('local_stack-up')}")
 
     def ensure(self, replicas: int, mode: str = "dynamic") -> None:
-        """Sees that it is up, with so many replicas and this NGINX_UPDATE."""
+        """Starts or scales it, unless it is up with so many replicas and this NGINX_UPDATE."""
         if self._state != (replicas, mode):
-            self.finish("up", self.begin_up(replicas, mode))
+            self._state = (replicas, mode)
+            self.up(replicas, NGINX_UPDATE=mode)
             if replicas:
                 wait_for_answers(self.target, replicas, _UP_SECONDS)
 
+    def _up_flags(self, replicas: int) -> list[str]:
+        return ["-d", "--scale", f"hello_server={replicas}", *self.flags]
+
+    def scale(self, replicas: int) -> None:
+        """Gives it so many replicas, while it is up."""
+        self.local_stack("scale", f"hello_server={replicas}")
+
+    def stop(self, container: str) -> None:
+        """Stops a container gracefully."""
+        self.local_stack("stop", container)
+
+    def start(self, container: str) -> None:
+        """Starts a stopped container."""
+        self.local_stack("start", container)
+
+    def down(self) -> None:
+        """Ends it gracefully, and removes all of it."""
+        self.local_stack("down", "-v")
+
     def kill(self) -> None:
-        """Ends it at once: nothing of it is kept, and a graceful end takes as long as its drains."""
+        """Ends it at once and removes all of it, because a graceful end takes as long as its drains."""
         self._state = None
         if not self.home.exists():
             return
@@ -112,61 +161,64 @@ class Stack:
         return bool(found)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What ``ps --json`` says."""
-        env = {"LOCAL_STACK_HOME": str(self.home)}
-        command = [sys.executable, "-m", "local_stack", "ps", "--json"]
-        return list(json.loads(self.processes.run(command, cwd=ROOT, env=env)))
+        """Returns the containers as ``ps --json`` has them."""
+        return list(json.loads(self.local_stack("ps", "--json")))
+
+    def replicas(self) -> list[str]:
+        """Returns the names of the containers of hello_server that run."""
+        return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]
+
+    def address(self, container: str) -> str:
+        """Returns a container's IP address, which it keeps."""
+        if container not in self._addresses:
+            self._addresses |= {str(row["name"]): str(row["address"]) for row in self.rows()}
+        return self._addresses[container]
+
+    def pid(self, container: str, program: str) -> int:
+        """Returns the process of a program, 0 while it has none."""
+        row = next(row for row in self.rows() if row["name"] == container)
+        return next((int(entry["pid"]) for entry in row["programs"] if entry["name"] == program), 0)
 
     def pids(self) -> dict[str, list[int]]:
-        """The processes of every container, by its name."""
+        """Returns the processes of every container, by its name."""
         return local_processes.of_stack(self.home)
 
     def nginx(self) -> list[int]:
-        """The balancer's nginx, master and workers."""
-        return [pid for pid in self.pids()["load-balancer"] if _command(pid) == "nginx"]
+        """Returns the processes of the balancer's nginx, master and workers."""
+        return [pid for pid in self.pids()[BALANCER] if Path(f"/proc/{pid}/comm").read_text().strip() == "nginx"]
 
     def state(self) -> dict[str, Any]:
-        """What nginx balances over: the answer to /state."""
+        """Returns the replicas and services of nginx: its answer to /state."""
         return self._ask_nginx("/state")
 
     def version(self) -> str:
-        """The version of the document that nginx has."""
+        """Returns the version of the document that nginx has."""
         return str(self._ask_nginx("/configuration")["version"])
 
     def _ask_nginx(self, path: str) -> dict[str, Any]:
-        if not self._status:
-            balancer = next(row for row in self.rows() if row["name"] == "load-balancer")
-            self._status = f"http://{balancer['address']}:8080"
-        try:
-            return dict(self._http.get(self._status + path, timeout=10).json())
-        except requests.RequestException as error:
-            raise BenchmarkError(f"nginx: {path}: {error}") from error
+        return dict(self._http.get(f"http://{self.address(BALANCER)}:8080{path}", timeout=10).json())
 
-    def register(self, peer: str, metadata: Mapping[str, str] | None = None) -> None:
-        """Registers a replica as passing; returns when the agent has accepted it."""
+    def register(
+        self, peer: str, metadata: Mapping[str, str] | None = None, *, application: str = "hello_server", **more: Any
+    ) -> None:
+        """Registers a replica as passing, with more fields of the API; returns when the agent has accepted it."""
         address, _, port = peer.rpartition(":")
         body = {
-            "Name": "hello_server",
-            "ID": f"bench-{address}",
+            "Name": application,
+            "ID": f"{application}-{address}",
             "Address": address,
             "Port": int(port),
             "Tags": ["grpc_server"],
             "Meta": metadata or {},
             # A TTL check that starts as passing, and so stays for longer than any run.
             "Check": {"TTL": "24h", "Status": "passing"},
+            **more,
         }
-        self._put("/v1/agent/service/register", body)
+        self._put("register", body)
 
-    def deregister(self, peer: str) -> None:
-        """Takes it away again; returns when the agent has accepted that."""
-        self._put(f"/v1/agent/service/deregister/bench-{peer.rpartition(':')[0]}")
+    def deregister(self, peer: str, *, application: str = "hello_server") -> None:
+        """Deregisters it; returns when the agent has accepted that."""
+        self._put(f"deregister/{application}-{peer.rpartition(':')[0]}")
 
     def _put(self, path: str, body: Any = None) -> None:
-        try:
-            self._http.put(self.consul + path, json=body, timeout=10).raise_for_status()
-        except requests.RequestException as error:
-            raise BenchmarkError(f"Consul: PUT {path}: {error}") from error
-
-
-def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+        self._http.put(f"{self.consul}/v1/agent/service/{path}", json=body, timeout=10).raise_for_status()

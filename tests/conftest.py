@@ -13,9 +13,9 @@ import pytest
 from local_stack.tools import TOOLS, ToolError, find
 from testbed.processes import Processes
 from tests.support import chaos
+from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
 from tests.support.local import SLOT, short_home, with_replicas
-from tests.support.rounds import FULL
 
 
 def pytest_configure() -> None:
@@ -69,13 +69,14 @@ def tools() -> None:
 @pytest.fixture(scope="session")
 def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
     """A stack with one replica, for all tests that leave it as they find it."""
-    driver = LocalDriver(
+    with LocalDriver(
         short_home("tests"), address_base=f"127.{100 + SLOT}.0.0", port=15000 + SLOT, consul_port=18500 + SLOT
-    )
-    driver.down()
-    driver.up(1)
-    yield driver
-    driver.end()
+    ) as driver:
+        driver.down()
+        driver.up(1)
+        yield driver
+        # A graceful end is tried in test_local_stack.py.
+        driver.stop_extras()
 
 
 @pytest.fixture
@@ -84,6 +85,18 @@ def processes() -> Iterator[Processes]:
     # A short path: it has Unix sockets.
     with tempfile.TemporaryDirectory(prefix="glb-") as directory, Processes(Path(directory)) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with two replicas; one again afterwards."""
+    yield from with_replicas(stack, 2)
+
+
+@pytest.fixture(scope="module")
+def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with three replicas; one again afterwards."""
+    yield from with_replicas(stack, 3)
 
 
 @pytest.fixture(scope="module")

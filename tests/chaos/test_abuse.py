@@ -14,19 +14,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import pytest
 
 from local_stack.settings import ROOT
+from testbed.calls import open_channel
 from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.attacker import KINDS
 from tests.support.balancer import Nginx, descriptors
-from tests.support.chaos import note, record
+from tests.support.chaos import FULL, note, record
 from tests.support.drivers import LocalDriver
 from tests.support.load import FEW_CALLS_A_SECOND, Load, measure, two_clients
-from tests.support.registered import OPTIONS, RegisteredServer, running_server
-from tests.support.rounds import FULL
+from tests.support.registered import RegisteredServer, running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 from tests.support.twin import twin
@@ -200,8 +199,7 @@ def cancel_calls(port: int, count: int) -> None:
     """Opens calls that would never end and cancels them, some before they have reached the server."""
 
     def cancel(numbers: range) -> None:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as plain:
-            channel: Any = plain
+        with open_channel(f"127.0.0.1:{port}") as channel:
             method = channel.unary_unary(f"/{SERVICE}/Hang")
             for number in numbers:
                 call = method.future(b"cancelled")
@@ -230,6 +228,5 @@ def test_cancelled_calls_leave_no_descriptor_behind(stack: LocalDriver, server: 
     )
     remark = f"descriptors of the balancer {before[0]} before, {after[0]} after; of the server {before[1]}, {after[1]}"
     record(f"{CANCELLED} calls cancelled", load, remark)
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        hanging: Any = plain
+    with open_channel(target(stack)) as hanging:
         assert int(hanging.unary_unary(f"/{SERVICE}/Hanging")(b"")) == 0

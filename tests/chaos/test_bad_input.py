@@ -19,14 +19,14 @@ import requests
 from common.environment import ConfigError
 from local_stack.settings import ROOT
 from registrar.config import RegistrarConfig
+from testbed.calls import answers, open_channel
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.balancer import Nginx, peers
-from tests.support.calls import OPTIONS, answers
-from tests.support.chaos import record
+from tests.support.chaos import FULL, record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.frames import DEADLY, WRONG, at_random
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
-from tests.support.rounds import FULL
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 
 RANDOM = 2000 if FULL else 100
@@ -187,17 +187,11 @@ def test_nothing_that_anybody_registers_reaches_the_balancer_unchecked(stack: Lo
                     nodes.append(str(body["Node"]))
             print(f"{tried} registrations, Consul took {len(services)} services and {len(nodes)} nodes")
             assert len(services) + len(nodes) > tried / 3, "Consul refuses most of them by itself"
-            wait_for(
-                lambda: "\n".join(stack.logs("load-balancer")),
-                lambda text: "refused app=" in text,
-                10,
-                "the refusal is logged",
-            )
+            stack.wait_for_log(BALANCER, "refused app=")
             # A well-formed registration behind them shows that the list was taken.
             address = stack.run_server("behind-them")
-            body = {"ID": "behind", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-            api.put("/v1/agent/service/register", body)
-            services.append("behind")
+            stack.register(f"{address}:7777")
+            services.append(f"hello_server-{address}")
             assert wait_for_replicas(stack, 2) == names | {"behind-them"}
             assert {peer["address"] for peer in peers(stack)} == {before[0]["address"], address}
             assert set(answers(target(stack), 50)) == names | {"behind-them"}
@@ -249,20 +243,13 @@ def test_a_server_that_a_call_has_ended_is_started_again(stack: LocalDriver) -> 
     names = wait_for_replicas(stack, 1)
     replica = next(row for row in stack.rows() if row["service"] == "hello_server")
     send((str(replica["address"]), 7777), WRONG[DEADLY])
-    wait_for(
-        lambda: "\n".join(stack.logs(str(replica["name"]))),
-        lambda text: "gRPC has stopped serving by itself" in text,
-        20,
-        "the server says why it ends",
-    )
+    stack.wait_for_log(str(replica["name"]), "gRPC has stopped serving by itself")
     assert wait_for_replicas(stack, 1) == names
 
 
 def test_a_path_that_is_no_method_is_unimplemented(stack: LocalDriver) -> None:
     wait_for_replicas(stack, 1)
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/tests.Größe/Method")(b"", timeout=10)
+    with open_channel(target(stack)) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/tests.Größe/Method")(b"", timeout=10)
     found: Any = caught.value
     assert (found.code(), found.details()) == (grpc.StatusCode.UNIMPLEMENTED, "no such method")

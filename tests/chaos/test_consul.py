@@ -12,15 +12,15 @@ import grpc
 import pytest
 import requests
 
+from testbed.calls import say_hello, status
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER, peers
-from tests.support.calls import say_hello, status
-from tests.support.chaos import record
+from tests.support.balancer import peers
+from tests.support.chaos import FULL, record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
-from tests.support.rounds import FULL
-from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
+from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, leader, target, wait_for_replicas
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 
@@ -37,16 +37,6 @@ def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     yield from with_replicas(stack, 3)
 
 
-def leader(driver: LocalDriver) -> str:
-    """The container of the leader; empty while there is none."""
-    try:
-        response = requests.get(f"http://127.0.0.1:{driver.consul_port}/v1/status/leader", timeout=5)
-    except requests.RequestException:
-        return ""
-    address = str(response.json()).split(":")[0] if response.ok else ""
-    return driver.server_at(address) if address else ""
-
-
 def members(driver: LocalDriver) -> dict[str, int]:
     """The agents as the UI's agent sees them."""
     return {one["Name"]: one["Status"] for one in ConsulApi(driver).get("/v1/agent/members")}
@@ -60,15 +50,11 @@ def states(driver: LocalDriver) -> dict[str, object]:
 # First: for a minute after the catalogue has lost its data, what is absent from it stays while it answers.
 def test_a_deregistration_by_hand_takes_effect_at_once_the_last_one_included(stack: LocalDriver) -> None:
     stack.up(0)
-    address = stack.run_server(SERVER_NAME)
-    api = ConsulApi(stack)
+    last = f"{stack.run_server(SERVER_NAME)}:7777"
     try:
-        api.put(
-            "/v1/agent/service/register",
-            {"ID": "last", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]},
-        )
+        stack.register(last)
         wait_for_replicas(stack, 1)
-        api.put("/v1/agent/service/deregister/last")
+        stack.deregister(last)
         begin = time.monotonic()
         wait_for(lambda: status(target(stack))[0], lambda code: code == "UNAVAILABLE", 5, "nobody is there")
         assert time.monotonic() - begin < LIMIT_FACTOR * 1
@@ -105,12 +91,9 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
     # The servers know nothing of the one that left before their start, the others know nothing else of it.
     three_replicas.start(leaver)
     wait_for(lambda: members(three_replicas)[leaver], lambda state: state == ALIVE, 10, "all agents know it again")
-    record(
-        f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped",
-        load,
-        f"new replica after {served:.1f} s",
-    )
-    assert load.lost == 0, load
+    fault = f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped"
+    record(fault, load, f"new replica after {served:.1f} s")
+    load.lost_nothing()
     assert served < LIMIT_FACTOR * 2, f"{served:.1f} s"
 
 
@@ -148,17 +131,13 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     three_replicas.stop(newcomer)
     begin = time.monotonic()
     three_replicas.start(newcomer)
-    wait_for(
-        lambda: list(states(three_replicas).values()),
-        lambda found: found == ["serving"] * 3,
-        PATIENCE_SECONDS,
-        "a replica that starts is served",
-    )
+    serving = ["serving"] * 3
+    wait_for(lambda: list(states(three_replicas).values()), serving.__eq__, PATIENCE_SECONDS, "the replica is served")
     new_replica = time.monotonic() - begin
     remark = f"balancer serves from disk {from_disk:.1f} s after its start, a replica {new_replica:.1f} s after its own"
     record("Consul's servers come back without their data; consul-template killed 6 s later", load, remark)
     wait_for(lambda: api.instances("load-balancer"), lambda found: set(found.values()) == {"passing"}, 30, "it is back")
-    assert load.lost == 0, load
+    load.lost_nothing()
     assert from_disk < LIMIT_FACTOR * 1, f"{from_disk:.2f} s"
     assert new_replica < LIMIT_FACTOR * 5, f"{new_replica:.2f} s"
 

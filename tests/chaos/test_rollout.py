@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.chaos import record
-from tests.support.drivers import ROOT, LocalDriver
+from tests.support.drivers import LocalDriver
 from tests.support.load import two_clients
-from tests.support.local import with_replicas
 from tests.support.scenarios import wait_for_replicas
-
-
-@pytest.fixture(scope="module")
-def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
-    yield from with_replicas(stack, 2)
 
 
 def versions(stack: LocalDriver) -> dict[str, str]:
@@ -28,24 +18,11 @@ def versions(stack: LocalDriver) -> dict[str, str]:
     return {one["node"]: one["version"] for one in replicas if one["balancer"] == "serving"}
 
 
-def rollout(stack: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "local_stack", "rollout", *arguments]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **stack.env, **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-
-
 def test_a_rollout_replaces_every_replica_and_loses_no_call(two_replicas: LocalDriver) -> None:
     names = wait_for_replicas(two_replicas, 2)
     before = {name: two_replicas.pid(name, "grpc_server") for name in names}
     with two_clients(two_replicas) as load:
-        done = rollout(two_replicas, "hello_server", HELLO_SERVER_VERSION="2")
+        done = two_replicas.attempt("rollout", "hello_server", HELLO_SERVER_VERSION="2")
     record("rollout of a new version to two replicas", load)
     assert done.returncode == 0, done.stderr
     load.lost_nothing()
@@ -58,7 +35,7 @@ def test_a_version_that_does_not_work_leaves_the_old_replicas_in_service(two_rep
     names = wait_for_replicas(two_replicas, 2)
     before = {name: two_replicas.pid(name, "grpc_server") for name in names}
     with two_clients(two_replicas) as load:
-        done = rollout(two_replicas, "hello_server", "--timeout", "8", GRPC_WORKERS="none")
+        done = two_replicas.attempt("rollout", "hello_server", "--timeout", "8", GRPC_WORKERS="none")
     load.lost_nothing()
     assert done.returncode == 1
     assert "the rollout has stopped: hello_server-3 did not become healthy and is removed" in done.stderr
@@ -70,7 +47,7 @@ def test_a_version_that_does_not_work_leaves_the_old_replicas_in_service(two_rep
 
 @pytest.mark.parametrize("name", ["nobody", "load-balancer", "hello_server-1"])
 def test_only_a_service_that_can_be_scaled_is_rolled_out(stack: LocalDriver, name: str) -> None:
-    done = rollout(stack, name)
+    done = stack.attempt("rollout", name)
     assert done.returncode == 1
     assert name in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
+from testbed.calls import open_channel
 from testbed.wait import wait_for
-from tests.support.chaos import note
+from tests.support.chaos import FULL, note
 from tests.support.drivers import LocalDriver
-from tests.support.registered import OPTIONS, RegisteredServer, running_server
-from tests.support.rounds import FULL
+from tests.support.registered import RegisteredServer, running_server
 from tests.support.scenarios import wait_for_replicas
 from tests.support.server import SERVICE
 
@@ -68,7 +68,7 @@ class Streams:
         self._calls: list[tuple[str, Future[str]]] = []
         for kind in KINDS:
             for _ in range(EACH_KIND):
-                channel = resources.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS))
+                channel = resources.enter_context(open_channel(f"127.0.0.1:{port}"))
                 self._calls.append((kind.__name__, pool.submit(self._outcome, kind, channel, silence)))
 
     @staticmethod
@@ -84,11 +84,17 @@ class Streams:
         return sum(not call.done() for _, call in self._calls)
 
     def outcomes(self) -> Counter[tuple[str, str]]:
-        """Waits for the ends; what became of how many of each kind."""
+        """Waits for the ends and returns how many of each kind had which."""
         return Counter((kind, call.result()) for kind, call in self._calls)
 
 
 ALL_FINISHED = {(kind.__name__, f"{MESSAGES} messages"): EACH_KIND for kind in KINDS}
+CALLS = len(KINDS) * EACH_KIND
+
+
+def note_streams(fault: str, outcomes: Counter[tuple[str, str]]) -> None:
+    """Notes how many streams have not finished."""
+    note(fault, CALLS, CALLS - sum(outcomes[finished] for finished in ALL_FINISHED))
 
 
 def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float) -> int:
@@ -110,20 +116,16 @@ def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float
 
 
 def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) -> None:
+    seconds = SILENCE_SECONDS * (MESSAGES - 1)
     wait_for_replicas(stack, 1)
     with running_server(stack, 11), running_server(stack, 12) as other, ExitStack() as resources:
         other.deregister()
         streams = Streams(resources, stack.port, SILENCE_SECONDS)
-        changes = change_the_fleet(stack, other, SILENCE_SECONDS * (MESSAGES - 1))
-        assert streams.open == len(KINDS) * EACH_KIND, "the changes were made while the calls were open"
+        changes = change_the_fleet(stack, other, seconds)
+        assert streams.open == CALLS, "the changes were made while the calls were open"
         outcomes = streams.outcomes()
-    count = len(KINDS) * EACH_KIND
-    seconds = SILENCE_SECONDS * (MESSAGES - 1)
-    note(
-        f"{changes} changes of the fleet during streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s",
-        count,
-        count - sum(outcomes[finished] for finished in ALL_FINISHED),
-    )
+    silences = f"streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s"
+    note_streams(f"{changes} changes of the fleet during {silences}", outcomes)
     if FULL:
         stack.up(1)
         wait_for_replicas(stack, 1)
@@ -143,12 +145,10 @@ def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalD
         streams = Streams(resources, stack.port, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
         time.sleep(0.5)
         leave(server)
-        assert streams.open == len(KINDS) * EACH_KIND
+        assert streams.open == CALLS
         outcomes = streams.outcomes()
         assert server.process.wait(GRACE_SECONDS + 5) == 0
-    count = len(KINDS) * EACH_KIND
-    lost = count - sum(outcomes[finished] for finished in ALL_FINISHED)
-    note("streams whose own replica leaves, and that end within its grace", count, lost)
+    note_streams("streams whose own replica leaves, and that end within its grace", outcomes)
     assert outcomes == ALL_FINISHED
 
 
@@ -162,13 +162,7 @@ def test_streams_get_unavailable_after_the_grace(stack: LocalDriver) -> None:
         seconds = time.monotonic() - began
         outcomes = streams.outcomes()
     ends = ", ".join(sorted({outcome for _, outcome in outcomes}))
-    note(
-        "streams that outlast the grace of their own replica",
-        outcomes.total(),
-        outcomes.total(),
-        "",
-        f"end with {ends}",
-    )
+    note("streams that outlast the grace of their own replica", CALLS, outcomes.total(), "", f"end with {ends}")
     assert seconds > SHORT_GRACE_SECONDS / 2
     assert {outcome.split(":")[0] for _, outcome in outcomes} == {"UNAVAILABLE"}
 
@@ -177,20 +171,14 @@ def test_a_stream_of_a_stopped_replica_finishes(stack: LocalDriver) -> None:
     """The server and the registrar of the product; reflection is its stream."""
     (name,) = stack.replicas()
     stopped = ThreadPoolExecutor(1)
-    with grpc.insecure_channel(f"127.0.0.1:{stack.port}", options=OPTIONS) as plain, stopped:
-        channel: Any = plain
+    with open_channel(f"127.0.0.1:{stack.port}") as channel, stopped:
         list_services = b"\x3a\x01*"  # ServerReflectionRequest.list_services
         stopping: list[Future[None]] = []
 
         def asked() -> Iterator[bytes]:
             yield list_services
             stopping.append(stopped.submit(stack.stop, name))
-            wait_for(
-                lambda: "\n".join(stack.logs(name)),
-                lambda text: "stopping grace_seconds" in text,
-                30,
-                "the server stops",
-            )
+            stack.wait_for_log(name, "stopping grace_seconds")
             yield list_services
 
         answers = list(channel.stream_stream(REFLECTION)(asked(), timeout=60))

@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
+from testbed.calls import answers, open_channel, say_hello
 from testbed.wait import wait_for
 from tests.e2e.test_compose import compose_stack
-from tests.support.calls import OPTIONS, answers, say_hello
 from tests.support.drivers import ROOT, ComposeDriver, ConsulApi, run
 from tests.support.missing import missing
 from tests.support.scenarios import PATIENCE_SECONDS, calls_going_on, target, wait_for_replicas
@@ -69,8 +68,7 @@ def call(stack: ComposeDriver, application: str, method: str, data: object) -> l
 @contextmanager
 def calls_of(stack: ComposeDriver, path: str, message: bytes) -> Iterator[Counter[str]]:
     """One caller of that method all the while; afterwards the counter has the statuses."""
-    with grpc.insecure_channel(target(stack), options=OPTIONS) as plain:
-        channel: Any = plain
+    with open_channel(target(stack)) as channel:
         method = channel.unary_unary(path)
 
         def one() -> int:

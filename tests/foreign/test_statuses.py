@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pytest
 
 from testbed.balancers import LuaNginx, StaticNginx
 from testbed.processes import Processes
-from tests.foreign.conftest import Client, listens
+from tests.foreign.conftest import Client, balanced
 from tests.support import frames
 from tests.support.local import SLOT
-from tests.support.scripted import Script, Scripted, scripted
+from tests.support.scripted import Script, Scripted
 
 ADDRESS = f"127.{100 + SLOT}.251.1"
 PORT = 7777
@@ -51,29 +51,26 @@ def resets(code: int, *, begun: bool = False) -> Script:
     """Ends each call with RST_STREAM, before or after its answer has begun."""
 
     def script(stream: int) -> bytes:
-        head = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, frames.block(BEGUN)) if begun else b""
-        return head + frames.frame(frames.RST_STREAM, stream=stream, payload=struct.pack(">I", code))
+        head = frames.headers(frames.block(BEGUN), stream=stream) if begun else b""
+        return head + frames.reset(stream, code)
 
     return script
 
 
 def goes_away(last_stream: int) -> Script:
     """Ends the connection with GOAWAY and takes no stream above the last."""
-    return lambda _: frames.frame(frames.GOAWAY, payload=struct.pack(">II", last_stream, 0))
+    return lambda _: frames.goaway(last_stream)
 
 
 @pytest.fixture(scope="module", params=[LuaNginx, StaticNginx], ids=["dynamic", "reload"])
 def balancer(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Any]:  # noqa: ARG001
     with Processes(directory) as started:
-        made = request.param(started, 26000 + 3 * SLOT)
-        made.start([f"{ADDRESS}:{PORT}"], ready=listens)
-        yield made
-        made.stop()
+        yield balanced(request.param(started, 26000 + 3 * SLOT), f"{ADDRESS}:{PORT}")
 
 
 @pytest.fixture
 def replica() -> Iterator[Scripted]:
-    with scripted(ADDRESS, PORT, resets(2)) as made:
+    with closing(Scripted(ADDRESS, PORT, resets(2))) as made:
         yield made
 
 

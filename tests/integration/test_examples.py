@@ -18,8 +18,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_stack.settings import ROOT
+from testbed.ports import free_ports
 from testbed.wait import wait_for
-from tests.integration.test_server import NOT_SERVING, SERVING, free_port
+from tests.integration.test_server import NOT_SERVING, SERVING
 from tests.support.drivers import run
 
 SERVICE = "examples.numbers.v1.Numbers"
@@ -32,7 +33,7 @@ class Server:
         source = ROOT / "examples/python"
         outputs = [f"--{kind}_out={directory}" for kind in ("python", "grpc_python")]
         run([sys.executable, "-m", "grpc_tools.protoc", f"-I{source}", *outputs, source / "numbers.proto"])
-        self.port = free_port()
+        self.port = free_ports(1)[0]
         self.target = f"127.0.0.1:{self.port}"
         env = {**os.environ, "PYTHONPATH": str(directory), "APP_PORT": str(self.port)}
         self.process = subprocess.Popen([sys.executable, source / "server.py"], env=env)

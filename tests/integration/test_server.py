@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -23,8 +24,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from local_stack import processes
 from local_stack.settings import ROOT
 from protos import api_pb2, api_pb2_grpc
+from testbed.calls import open_channel
+from testbed.ports import free_ports
 from testbed.wait import wait_for
-from tests.support.calls import OPTIONS
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -38,23 +40,16 @@ class Server:
     port: int
     log: Path
 
-    @contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
-        """A channel of its own."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS) as channel:
-            yield channel
+    def channel(self) -> Any:
+        """Opens a channel to it."""
+        return open_channel(f"127.0.0.1:{self.port}")
 
     def say_hello(self, greeting: str = "hello") -> str:
         """The answer's text."""
         with self.channel() as channel:
             request = api_pb2.PingMessage(greeting=greeting)
-            return api_pb2_grpc.PingStub(channel).SayHello(request, timeout=10, wait_for_ready=True).greeting
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+            ping = api_pb2_grpc.PingStub(channel)
+            return str(ping.SayHello(request, timeout=10, wait_for_ready=True).greeting)
 
 
 def environment(port: int, **variables: str) -> dict[str, str]:
@@ -67,7 +62,7 @@ def environment(port: int, **variables: str) -> dict[str, str]:
 @contextmanager
 def running(log: Path, **variables: str) -> Iterator[Server]:
     """A server that answers; it and its workers are killed at the end if they still run."""
-    port = int(variables.pop("APP_PORT", free_port()))
+    port = int(variables.pop("APP_PORT", free_ports(1)[0]))
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -249,7 +244,7 @@ def test_the_limit_of_a_message_can_be_set(tmp_path: Path) -> None:
 
 
 def test_idle_connections_to_the_metrics_have_no_threads(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with running(tmp_path / "log", METRICS_PORT=str(port)) as server, ExitStack() as connections:
         before = len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
         for _ in range(300):

@@ -5,31 +5,29 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
-
-import requests
 
 from testbed.processes import children, pss_bytes
+from testbed.stack import BALANCER
+from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
 
-BALANCER = "load-balancer"
 # What nginx says when something of it is wrong, and what Lua says through it.
 _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
 
 
 def peers(stack: LocalDriver) -> list[dict[str, object]]:
     """The balancer's own view of its replicas."""
-    return list(view(stack)["replicas"])
+    return list(stack.state()["replicas"])
+
+
+def wait_for_peers(stack: LocalDriver, count: int) -> None:
+    """Waits until the balancer has so many replicas."""
+    wait_for(lambda: len(peers(stack)), lambda found: found == count, 60, f"the balancer has {count} replicas")
 
 
 def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
     """The balancer's gRPC services: whose they are, of how many replicas, and who registers them as well."""
-    return {service.pop("service"): service for service in view(stack)["services"]}
-
-
-def view(stack: LocalDriver) -> dict[str, Any]:
-    """What the balancer says of itself."""
-    return dict(requests.get(f"http://{stack.address(BALANCER)}:8080/state", timeout=5).json())
+    return {service.pop("service"): service for service in stack.state()["services"]}
 
 
 class Nginx:

@@ -1,15 +1,35 @@
-"""The table of faults: what was done, how many calls went on meanwhile, and how many were lost."""
+"""The tests of faults: how long they run, the faults of programs, and the table of all of them."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.wait import wait_for
+from tests.support.drivers import LocalDriver
 from tests.support.load import CALLERS, CALLS_A_SECOND, CONNECTIONS, FEW_CALLS_A_SECOND, Load
+
+# The whole form is ``make chaos``, the short one ``make test``.
+FULL = os.environ.get("CHAOS") == "full"
+
+
+def rounds(whole: int, short: int) -> int:
+    """Returns how often a fault is made; the conditions are the same in both forms."""
+    return whole if FULL else short
+
+
+def kill_program(stack: LocalDriver, container: str, program: str) -> None:
+    """Kills a program and waits until supervisord has started it again."""
+    before = stack.pid(container, program)
+    os.kill(before, signal.SIGKILL)
+    wait_for(
+        lambda: stack.pid(container, program), lambda now: now not in (0, before), 30, f"{program} is started again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +16,8 @@ from typing import Any, Protocol
 import requests
 
 from local_stack import processes
+from testbed.stack import BALANCER, Stack
+from testbed.wait import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(os.environ.get("TEST_RESULTS", "/tmp/grpc-load-balancing-tests"))  # noqa: S108 - logs for people
@@ -95,46 +95,19 @@ def run(
     return done.stdout
 
 
-class LocalDriver:
-    """``python -m local_stack``, beside a stack that a person may have up."""
+class LocalDriver(Stack):
+    """``python -m local_stack``, with programs beside it."""
 
     def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
-        self.home = home
-        self.port = port
-        self.consul_port = consul_port
-        self.address_base = address_base
+        super().__init__(home, address_base=address_base, port=port, consul_port=consul_port)
         # A line a call would be most of the logs; test_access_log.py turns it on.
-        self.env = {"LOCAL_STACK_HOME": str(home), "LB_ACCESS_LOG": "off"}
+        self.env["LB_ACCESS_LOG"] = "off"
         self._extras: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._extra_addresses: dict[str, str] = {}
-        self._addresses: dict[str, str] = {}
-
-    def local_stack(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        """Runs a command of local_stack."""
-        return run([sys.executable, "-m", "local_stack", *arguments], {**self.env, **(env or {})})
-
-    def begin(self, *arguments: str, **output: Any) -> subprocess.Popen[bytes]:
-        """Starts a command of local_stack and does not wait for it."""
-        command = [sys.executable, "-m", "local_stack", *arguments]
-        return subprocess.Popen(command, env={**os.environ, **self.env}, cwd=ROOT, **output)
-
-    def up(self, replicas: int, **env: str) -> None:
-        addresses = ["--address-base", self.address_base, "--port", str(self.port)]
-        addresses += ["--consul-port", str(self.consul_port)]
-        self.local_stack("up", "-d", "--scale", f"hello_server={replicas}", *addresses, env=env)
-
-    def scale(self, replicas: int) -> None:
-        self.local_stack("scale", f"hello_server={replicas}")
 
     def down(self) -> None:
         self.stop_extras()
-        self.local_stack("down", "-v")
-
-    def end(self) -> None:
-        """:meth:`down` without the drains of a graceful end, which test_local_stack.py tries."""
-        if services := {row["service"] for row in self.rows()}:
-            self.local_stack("kill", *services)
-        self.down()
+        super().down()
 
     def leftovers(self) -> list[str]:
         mark = os.fsencode(self.home)
@@ -147,47 +120,23 @@ class LocalDriver:
                     found.append(f"{pid} {command!r}")
         return found
 
-    def rows(self) -> list[dict[str, Any]]:
-        """What ``ps --json`` says."""
-        return list(json.loads(self.local_stack("ps", "--json")))
-
-    def pid(self, container: str, program: str) -> int:
-        """The process of a program, 0 while it has none."""
-        row = next(row for row in self.rows() if row["name"] == container)
-        return next((int(entry["pid"]) for entry in row["programs"] if entry["name"] == program), 0)
-
-    def address(self, container: str) -> str:
-        """Its IP address, which it keeps."""
-        if container not in self._addresses:
-            self._addresses |= {str(row["name"]): str(row["address"]) for row in self.rows()}
-        return self._addresses[container]
-
-    def own_address(self, third: int, fourth: int) -> str:
-        """An address of the stack's range, by its last two numbers."""
-        return f"{self.address_base.removesuffix('0.0')}{third}.{fourth}"
-
-    def replicas(self) -> list[str]:
-        return [row["name"] for row in self.rows() if row["service"] == "hello_server" and row["state"] == "running"]
-
-    def stop(self, container: str) -> None:
-        self.local_stack("stop", container)
-
-    def start(self, container: str) -> None:
-        self.local_stack("start", container)
-
     def execute(self, container: str, *command: str) -> str:
         return self.local_stack("exec", container, *command)
 
     def logs(self, container: str) -> list[str]:
         return [line.partition(" | ")[2] for line in self.local_stack("logs", container).splitlines()]
 
+    def wait_for_log(self, container: str, text: str) -> None:
+        """Waits until a container has printed a text."""
+        wait_for(lambda: "\n".join(self.logs(container)), lambda printed: text in printed, 30, f"{container}: {text}")
+
     def server_at(self, address: str) -> str:
-        return next(str(row["name"]) for row in self.rows() if row["address"] == address)
+        return next((str(row["name"]) for row in self.rows() if row["address"] == address), "")
 
     def run_server(self, name: str) -> str:
         address = self.own_address(200, len(self._extra_addresses) + 1)
         self._extra_addresses[name] = address
-        self._spawn("grpc_server", {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777"})
+        self._run("grpc_server", {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777"})
         return address
 
     def registrar_environment(self, name: str) -> Mapping[str, str]:
@@ -196,18 +145,18 @@ class LocalDriver:
             "APP_ADDRESS": self._extra_addresses[name],
             "CONSUL_ADDRESS": "127.0.0.1",
             "CONSUL_PORT": str(self.consul_port),
-            "CONSUL_URL": f"http://127.0.0.1:{self.consul_port}",
+            "CONSUL_URL": self.consul,
         }
 
     def run_registrar(self, name: str, environment: Mapping[str, str]) -> None:
-        self._spawn("registrar", {**self.registrar_environment(name), **environment})
+        self._run("registrar", {**self.registrar_environment(name), **environment})
 
     def stop_extras(self) -> None:
         # The registrars first: a server that stops gets no calls any more.
         for wanted in ("registrar", "grpc_server"):
             processes = [process for module, process in self._extras if module == wanted]
             for process in processes:
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
             for process in processes:
                 process.wait(30)
         self._extras.clear()
@@ -216,7 +165,7 @@ class LocalDriver:
         parts = [
             f"== {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.home.glob("logs/*"))
         ]
-        balancer = self.home / "containers" / "load-balancer"
+        balancer = self.home / "containers" / BALANCER
         parts += [
             f"== {path}\n{(balancer / path).read_text()}"
             for path in ("etc/nginx/conf.d/load-balancer.conf", "run/peers", "var/lib/load-balancer/snapshot.json")
@@ -224,12 +173,9 @@ class LocalDriver:
         ]
         return "\n".join(parts)
 
-    def _spawn(self, module: str, environment: Mapping[str, str]) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home.parent / f"{module}-{len(self._extras)}.log").open("wb") as log:
-            command = [sys.executable, "-m", module]
-            env = {**os.environ, **environment}
-            self._extras.append((module, subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)))
+    def _run(self, module: str, environment: Mapping[str, str]) -> None:
+        name, command = f"{module}-{len(self._extras)}", [sys.executable, "-m", module]
+        self._extras.append((module, self.processes.start(name, command, cwd=ROOT, env=environment)))
 
 
 class ComposeDriver:

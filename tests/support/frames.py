@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -12,6 +13,15 @@ END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY_FLAG = 0x1, 0x1, 0x4, 0x8, 0x20
 HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
 CANCEL = 8
 LARGEST_WINDOW = 2**31 - 1
+ENDED = END_HEADERS | END_STREAM
+
+
+class Frame(NamedTuple):
+    """A frame's kind, flags and stream."""
+
+    kind: int
+    flags: int
+    stream: int
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None) -> bytes:
@@ -30,9 +40,19 @@ def window_update(stream: int, increment: int) -> bytes:
     return frame(WINDOW_UPDATE, stream=stream, payload=struct.pack(">I", increment))
 
 
-def reset(stream: int) -> bytes:
-    """A RST_STREAM frame with the code CANCEL."""
-    return frame(RST_STREAM, stream=stream, payload=struct.pack(">I", CANCEL))
+def reset(stream: int, code: int = CANCEL) -> bytes:
+    """A RST_STREAM frame."""
+    return frame(RST_STREAM, stream=stream, payload=struct.pack(">I", code))
+
+
+def goaway(last_stream: int = 0, *, stream: int = 0) -> bytes:
+    """A GOAWAY frame with the code NO_ERROR; ``stream`` is 0 in a right one."""
+    return frame(GOAWAY, stream=stream, payload=struct.pack(">II", last_stream, 0))
+
+
+def headers(payload: bytes, flags: int = END_HEADERS, stream: int = 1) -> bytes:
+    """A HEADERS frame."""
+    return frame(HEADERS, flags, stream, payload)
 
 
 def _length(size: int) -> bytes:
@@ -54,13 +74,12 @@ def block(headers: Iterable[tuple[str, str]]) -> bytes:
     return found
 
 
-def whole(received: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """The kind and the stream of each frame that has arrived as a whole (an acknowledgement is none), and the rest."""
+def whole(received: bytes) -> tuple[list[Frame], bytes]:
+    """Returns the frames that have arrived as a whole, and the rest."""
     found, at = [], 0
-    while at + 9 <= len(received) and at + 9 + int.from_bytes(received[at : at + 3], "big") <= len(received):
-        if (received[at + 3], received[at + 4] & ACK) != (SETTINGS, ACK):
-            found.append((received[at + 3], int.from_bytes(received[at + 5 : at + 9], "big")))
-        at += 9 + int.from_bytes(received[at : at + 3], "big")
+    while at + 9 <= len(received) and (end := at + 9 + int.from_bytes(received[at : at + 3], "big")) <= len(received):
+        found.append(Frame(received[at + 3], received[at + 4], int.from_bytes(received[at + 5 : at + 9], "big")))
+        at = end
     return found, received[at:]
 
 
@@ -78,7 +97,7 @@ def message(payload: bytes) -> bytes:
 PATH = "/protos.Ping/SayHello"
 PREFACE = MAGIC + settings()
 HEAD = call_headers(PATH)
-CALL = frame(HEADERS, END_HEADERS, 1, HEAD)
+CALL = headers(HEAD)
 _PADDED_CALL = END_HEADERS | PADDED
 _INDEXED = b"\xff\xff\xff\xff\x7f"
 
@@ -110,7 +129,7 @@ WRONG: dict[str, bytes] = {
     "headers on stream 0": PREFACE + frame(HEADERS, END_HEADERS, 0, HEAD),
     "headers on an even stream": PREFACE + frame(HEADERS, END_HEADERS, 2, HEAD),
     "a stream's number lower than the last": PREFACE + frame(HEADERS, END_HEADERS, 5, HEAD) + CALL,
-    "the same stream twice": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD) + CALL,
+    "the same stream twice": PREFACE + headers(HEAD, ENDED) + CALL,
     "the last number of a stream": PREFACE + frame(HEADERS, END_HEADERS, 2**31 - 1, HEAD),
     "the reserved bit": PREFACE + frame(HEADERS, END_HEADERS, 2**31 + 1, HEAD),
     "headers without a payload": PREFACE + frame(HEADERS, END_HEADERS, 1),
@@ -124,54 +143,52 @@ WRONG: dict[str, bytes] = {
     "priority on stream 0": PREFACE + frame(PRIORITY, payload=struct.pack(">IB", 3, 1)),
     "many priorities": PREFACE
     + b"".join(frame(PRIORITY, stream=number, payload=struct.pack(">IB", 0, 1)) for number in range(1, 2001, 2)),
-    "HPACK: an index that is not there": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\xfe"),
-    "HPACK: index 0": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\x80"),
-    "HPACK: an endless number": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\xff" * 50),
-    "HPACK: a number of 35 bits": PREFACE + frame(HEADERS, END_HEADERS, 1, _INDEXED),
-    "HPACK: a string longer than the block": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\0\x7e" + b"a" * 5),
-    "HPACK: a wrong Huffman code": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\0\x84\xff\xff\xff\xff\x01a"),
-    "HPACK: a table above the largest": PREFACE + frame(HEADERS, END_HEADERS, 1, b"\x3f\xff\xff\xff\x07" + HEAD),
-    "HPACK: rubbish": PREFACE + frame(HEADERS, END_HEADERS, 1, bytes(range(256))),
-    "no pseudo-headers": PREFACE + frame(HEADERS, END_HEADERS, 1, block([("te", "trailers")])),
-    "the method twice": PREFACE + frame(HEADERS, END_HEADERS, 1, block([(":method", "POST")]) + HEAD),
-    "an unknown pseudo-header": PREFACE + frame(HEADERS, END_HEADERS, 1, HEAD + block([(":what", "1")])),
-    "a pseudo-header at the end": PREFACE + frame(HEADERS, END_HEADERS, 1, HEAD + block([(":path", "/other")])),
-    "an empty path": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("")),
-    "a path without a slash": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("protos.Ping")),
-    "a path of control characters": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers("/a\r\nb\0c/d")),
-    "a path that is no UTF-8": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/a\xff/b")),
-    "metadata that is no UTF-8": PREFACE
-    + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers(PATH, ("x", "\xff\xfe"))),
-    "a path upwards": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/../../etc/passwd")),
-    "a path that Lua could read": PREFACE
-    + frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers("/%s%d%%[^/]+$(x)/..")),
-    "a name in capitals": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("Upper", "1"))),
-    "a line break in a value": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x", "a\r\nhost: b"))),
-    "a zero byte in a name": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x\0y", "1"))),
-    "an empty name": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("", "1"))),
+    "HPACK: an index that is not there": PREFACE + headers(b"\xfe"),
+    "HPACK: index 0": PREFACE + headers(b"\x80"),
+    "HPACK: an endless number": PREFACE + headers(b"\xff" * 50),
+    "HPACK: a number of 35 bits": PREFACE + headers(_INDEXED),
+    "HPACK: a string longer than the block": PREFACE + headers(b"\0\x7e" + b"a" * 5),
+    "HPACK: a wrong Huffman code": PREFACE + headers(b"\0\x84\xff\xff\xff\xff\x01a"),
+    "HPACK: a table above the largest": PREFACE + headers(b"\x3f\xff\xff\xff\x07" + HEAD),
+    "HPACK: rubbish": PREFACE + headers(bytes(range(256))),
+    "no pseudo-headers": PREFACE + headers(block([("te", "trailers")])),
+    "the method twice": PREFACE + headers(block([(":method", "POST")]) + HEAD),
+    "an unknown pseudo-header": PREFACE + headers(HEAD + block([(":what", "1")])),
+    "a pseudo-header at the end": PREFACE + headers(HEAD + block([(":path", "/other")])),
+    "an empty path": PREFACE + headers(call_headers("")),
+    "a path without a slash": PREFACE + headers(call_headers("protos.Ping")),
+    "a path of control characters": PREFACE + headers(call_headers("/a\r\nb\0c/d")),
+    "a path that is no UTF-8": PREFACE + headers(call_headers("/a\xff/b"), ENDED),
+    "metadata that is no UTF-8": PREFACE + headers(call_headers(PATH, ("x", "\xff\xfe")), ENDED),
+    "a path upwards": PREFACE + headers(call_headers("/../../etc/passwd"), ENDED),
+    "a path that Lua could read": PREFACE + headers(call_headers("/%s%d%%[^/]+$(x)/.."), ENDED),
+    "a name in capitals": PREFACE + headers(call_headers(PATH, ("Upper", "1"))),
+    "a line break in a value": PREFACE + headers(call_headers(PATH, ("x", "a\r\nhost: b"))),
+    "a zero byte in a name": PREFACE + headers(call_headers(PATH, ("x\0y", "1"))),
+    "an empty name": PREFACE + headers(call_headers(PATH, ("", "1"))),
     "headers of HTTP/1.1": PREFACE
-    + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("connection", "close"), ("transfer-encoding", "chunked"))),
-    "a length that is none": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("content-length", "-1"))),
+    + headers(call_headers(PATH, ("connection", "close"), ("transfer-encoding", "chunked"))),
+    "a length that is none": PREFACE + headers(call_headers(PATH, ("content-length", "-1"))),
     "a length that is not kept": PREFACE
-    + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("content-length", "5")))
+    + headers(call_headers(PATH, ("content-length", "5")))
     + frame(DATA, END_STREAM, 1, b"x" * 500),
-    "a metadata field of 15 KiB": PREFACE + frame(HEADERS, END_HEADERS, 1, call_headers(PATH, ("x", "v" * 15_000))),
+    "a metadata field of 15 KiB": PREFACE + headers(call_headers(PATH, ("x", "v" * 15_000))),
     "metadata of 1 MiB": PREFACE
-    + frame(HEADERS, 0, 1, HEAD)
+    + headers(HEAD, 0)
     + frame(CONTINUATION, 0, 1, block([("x", "v" * 16_000)])) * 64
     + frame(CONTINUATION, END_HEADERS, 1),
     "ten thousand fields": PREFACE
-    + frame(HEADERS, 0, 1, HEAD)
+    + headers(HEAD, 0)
     + frame(CONTINUATION, 0, 1, block([("x", "")] * 4000)) * 3
     + frame(CONTINUATION, END_HEADERS, 1),
     "another frame between headers and their continuation": PREFACE
-    + frame(HEADERS, 0, 1, HEAD)
+    + headers(HEAD, 0)
     + frame(PING, payload=b"12345678"),
     "a continuation of nothing": PREFACE + frame(CONTINUATION, END_HEADERS, 1, HEAD),
-    "a continuation on another stream": PREFACE + frame(HEADERS, 0, 1, HEAD) + frame(CONTINUATION, 0, 3),
+    "a continuation on another stream": PREFACE + headers(HEAD, 0) + frame(CONTINUATION, 0, 3),
     "data on stream 0": PREFACE + frame(DATA, 0, 0, b"x"),
     "data on a stream that is not open": PREFACE + frame(DATA, 0, 9, b"x" * 100),
-    "data after the end": PREFACE + frame(HEADERS, END_HEADERS | END_STREAM, 1, HEAD) + frame(DATA, 0, 1, b"x"),
+    "data after the end": PREFACE + headers(HEAD, ENDED) + frame(DATA, 0, 1, b"x"),
     "a message longer than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\0\0\0\1" + b"x" * 50),
     "a message shorter than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\xff\xff\xff\xffx"),
     "a message with an unknown compression": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\x07\0\0\0\1x"),
@@ -190,9 +207,9 @@ WRONG: dict[str, bytes] = {
     "an increment of a wrong length": PREFACE + frame(WINDOW_UPDATE, payload=b"1"),
     "a window for a stream that is not open": PREFACE + window_update(99, 1),
     "a promise of a client": PREFACE + frame(PUSH_PROMISE, END_HEADERS, 1, struct.pack(">I", 2) + HEAD),
-    "goodbye at once": PREFACE + frame(GOAWAY, payload=struct.pack(">II", 0, 0)) + CALL,
+    "goodbye at once": PREFACE + goaway() + CALL,
     "goodbye of a wrong length": PREFACE + frame(GOAWAY, payload=b"1"),
-    "goodbye on a stream": PREFACE + frame(GOAWAY, stream=1, payload=struct.pack(">II", 0, 0)),
+    "goodbye on a stream": PREFACE + goaway(stream=1),
     "a thousand calls at once": PREFACE
     + b"".join(frame(HEADERS, END_HEADERS, number, HEAD) for number in range(1, 2001, 2)),
     "HTTP/1.1": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 
 from testbed import programs
 from testbed.errors import MissingError
-from testbed.load import ghz_command
+from testbed.load import client_command, ghz_command
 from testbed.stats import percentile
 from tests.support.drivers import ROOT, Driver
 
@@ -80,6 +79,11 @@ class Load:
     def lost_nothing(self) -> None:
         """Asserts that every call was answered."""
         assert self.lost == 0, self
+
+    def lost_at_most(self, count: int) -> None:
+        """Asserts that ours, which tries again, has lost nothing, and the other at most so many calls."""
+        assert self.ours.lost == 0, self
+        assert self.other is None or self.other.lost <= count, self
 
     def __str__(self) -> str:
         parts = []
@@ -145,8 +149,7 @@ def _read(output: Path) -> dict[str, Any]:
 
 
 def _ours(port: int, retry: bool, rate: int | None, deadline: float) -> list[str]:
-    command = [sys.executable, "-m", "grpc_client", "--port", str(port), "--json", "--duration", str(_LIMIT_SECONDS)]
-    command += ["--concurrency", str(CALLERS), "--connections", str(CONNECTIONS), "--timeout", str(deadline)]
+    command = [*client_command(port, _LIMIT_SECONDS, CALLERS, CONNECTIONS), "--timeout", str(deadline)]
     return command + (["--rate", str(rate)] if rate else []) + ([] if retry else ["--no-retry"])
 
 

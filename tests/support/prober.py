@@ -95,18 +95,20 @@ class Probing:
 
     def update(self, *registrations: Registration) -> None:
         """The replicas are others now."""
-        done = threading.Event()
 
-        def work() -> None:
+        async def work() -> None:
             self._take(registrations)
-            done.set()
 
-        self._loop.call_soon_threadsafe(work)
-        assert done.wait(_START_SECONDS)
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(_START_SECONDS)
 
     def of(self, registration: Registration, since: float = 0) -> list[Health]:
         """What was said of a replica since then."""
         return [one.health for one in list(self.reports) if one.key == registration.key and one.time >= since]
+
+    def wait_for_answers(self, registration: Registration, count: int, since: float = 0) -> set[Health]:
+        """Waits until so much was said of a replica since then, and returns all that was said."""
+        said = wait_for(lambda: self.of(registration, since), lambda seen: len(seen) >= count, 5, "it is asked again")
+        return set(said)
 
     def wait(
         self, registration: Registration, health: Health, seconds: float, after: Callable[[], object] = lambda: None

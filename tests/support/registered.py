@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from testbed.wait import wait_for
 from tests.support.balancer import peers
@@ -15,25 +16,25 @@ from tests.support.server import SERVICE
 
 APP = "probe"
 PORT = 7777
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 64 * 1024),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A server in the catalogue, put there by hand."""
+    """A server in the catalogue, put there by hand.
+
+    Attributes:
+        service: its gRPC services, separated by commas; empty for one that registers none.
+        meta: more metadata.
+        more: more fields of Consul's API page "Register Service".
+    """
 
     stack: LocalDriver
     address: str
     app: str = APP
     service: str = SERVICE
     since: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -42,29 +43,27 @@ class Registration:
 
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
-        body = {
-            "ID": self._id,
-            "Name": self.app,
-            "Address": self.address,
-            "Port": PORT,
-            "Tags": ["grpc_server"],
-            "Meta": {"grpc_services": self.service, "grpc_since": self.since},
-        }
-        ConsulApi(self.stack).put("/v1/agent/service/register", body)
+        metadata = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
+        given = {key: value for key, value in metadata.items() if value}
+        self.stack.register(self.target, given, application=self.app, **self.more)
         if wait:
             self._wait(present=True)
 
     def deregister(self, *, wait: bool = True) -> None:
         """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
-        api = ConsulApi(self.stack)
-        if self._id in api.get("/v1/agent/services"):
-            api.put(f"/v1/agent/service/deregister/{self._id}")
+        if f"{self.app}-{self.address}" in ConsulApi(self.stack).get("/v1/agent/services"):
+            self.stack.deregister(self.target, application=self.app)
         if wait:
             self._wait(present=False)
 
-    @property
-    def _id(self) -> str:
-        return f"{self.app}-{self.address}"
+    @contextmanager
+    def registered(self, *, wait: bool = True) -> Iterator[None]:
+        """Registers it while the block runs."""
+        try:
+            self.register(wait=wait)
+            yield
+        finally:
+            self.deregister(wait=wait)
 
     def _wait(self, *, present: bool) -> None:
         wait_for(
@@ -83,21 +82,28 @@ class RegisteredServer(Registration):
 
 
 @contextmanager
-def running_server(
-    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
-) -> Iterator[RegisteredServer]:
-    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
-    address = stack.own_address(201, number)
+def probe_server(address: str, grace_seconds: float = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ``tests.Probe`` at an address while the block runs."""
     command = [sys.executable, "-m", "tests.support.server", address, str(PORT), str(grace_seconds)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
-            server.register()
-            try:
-                yield server
-            finally:
-                server.deregister(wait=False)
+            yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def running_server(
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
+) -> Iterator[RegisteredServer]:
+    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
+    address = stack.own_address(201, number)
+    with probe_server(address, grace_seconds) as process:
+        server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
+        server.register()
+        try:
+            yield server
+        finally:
+            server.deregister(wait=False)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
+import requests
 
+from testbed.calls import answers, say_hello, status
 from testbed.wait import wait_for
-from tests.support.calls import answers, say_hello, status
 from tests.support.drivers import ConsulApi, Driver
 
 # Processes start slowly on two cores that also run everything else.
@@ -95,25 +96,37 @@ def scale_down(driver: Driver) -> None:
     assert len(driver.replicas()) == 1
 
 
-def registered_by_hand(driver: Driver) -> None:
-    """A server registered with Consul's HTTP API gets calls, and none from the moment that it is deregistered."""
+@contextmanager
+def replica_by_hand(driver: Driver, *, weight: int = 1, forget_seconds: float = 5) -> Iterator[str]:
+    """Runs a second server and registers it with Consul's HTTP API; it gets calls until it is deregistered.
+
+    Args:
+        driver: the stack, with one replica.
+        weight: its weight.
+        forget_seconds: the time in which it gets no more calls.
+
+    Yields:
+        Its address.
+    """
     before = wait_for_replicas(driver, 1)
     address = driver.run_server(SERVER_NAME)
     api = ConsulApi(driver)
-    body = {
-        "ID": "by-hand-1",
-        "Name": "hello_server",
-        "Address": address,
-        "Port": 7777,
-        "Tags": ["grpc_server"],
-    }
-    api.put("/v1/agent/service/register", body)
+    body = {"ID": "by-hand-1", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": weight, "Warning": 1}})
     try:
         assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
+        yield address
     finally:
         api.put("/v1/agent/service/deregister/by-hand-1")
-    wait_for(lambda: set(tried_answers(driver, 20)), lambda names: names == before, 5, "the server is forgotten")
-    driver.stop_extras()
+        forgotten = "the server is forgotten"
+        wait_for(lambda: set(tried_answers(driver, 20)), lambda names: names == before, forget_seconds, forgotten)
+        driver.stop_extras()
+
+
+def registered_by_hand(driver: Driver) -> None:
+    """A server registered with Consul's HTTP API gets calls, and none from the moment that it is deregistered."""
+    with replica_by_hand(driver):
+        pass
 
 
 # By the name of a server: the type and the endpoint of its health check, and what Consul says of it.
@@ -152,23 +165,13 @@ def check_types(driver: Driver) -> None:
 def leader_stopped(driver: Driver) -> None:
     """The Consul leader stops and comes back: calls go on, another leads, and a change still arrives."""
     api = ConsulApi(driver)
-    leader = driver.server_at(wait_for(lambda: str(api.get("/v1/status/leader")), bool, 30, "a leader").split(":")[0])
+    first = wait_for(lambda: leader(driver), bool, 30, "a leader")
     with calls_going_on(driver) as seen:
-        driver.stop(leader)
-        wait_for(
-            lambda: _leader(api, driver),
-            lambda name: name not in ("", leader),
-            PATIENCE_SECONDS,
-            "another leader",
-        )
-        driver.start(leader)
-        wait_for(
-            lambda: len(api.get("/v1/status/peers")),
-            lambda count: count == 3,
-            PATIENCE_SECONDS,
-            "three servers",
-        )
-        nodes = "/v1/health/node/" + leader
+        driver.stop(first)
+        wait_for(lambda: leader(driver), lambda name: name not in ("", first), PATIENCE_SECONDS, "another leader")
+        driver.start(first)
+        wait_for(lambda: len(api.get("/v1/status/peers")), (3).__eq__, PATIENCE_SECONDS, "three servers")
+        nodes = "/v1/health/node/" + first
         wait_for(
             lambda: {check["Status"] for check in api.get(nodes)},
             lambda found: found == {"passing"},
@@ -179,8 +182,12 @@ def leader_stopped(driver: Driver) -> None:
     registered_by_hand(driver)
 
 
-def _leader(api: ConsulApi, driver: Driver) -> str:
-    address = str(api.get("/v1/status/leader")).split(":")[0]
+def leader(driver: Driver) -> str:
+    """Returns the container of Consul's leader, empty while there is none."""
+    try:
+        address = str(ConsulApi(driver).get("/v1/status/leader")).split(":")[0]
+    except requests.RequestException:
+        return ""
     return driver.server_at(address) if address else ""
 
 

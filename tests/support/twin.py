@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import requests
 
+from testbed.processes import Processes
+from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.balancer import BALANCER
 from tests.support.drivers import LocalDriver
 
 
@@ -49,21 +49,9 @@ def twin(stack: LocalDriver, home: Path, *, modules: bool = True) -> Iterator[tu
         main.write_text(re.sub(r"^include /etc/nginx/modules.*\n", "", main.read_text(), flags=re.MULTILINE))
     command = ["nginx", "-e", "stderr", "-p", str(home / "run/nginx"), "-c", str(home / "etc/nginx/nginx.conf")]
     directives = "daemon off;" + (" user root;" if os.getuid() == 0 else "")
-    # As the balancer has them: it counts its calls too.
-    variables = {"METRICS_PORT": "9464"}
-    with (
-        (home / "log").open("wb") as log,
-        subprocess.Popen(
-            [*command, "-g", f"worker_processes auto; {directives}"],
-            cwd=home,
-            env={**os.environ, **variables},
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            wait_for(lambda: _serves(address), bool, 20, "the second nginx serves")
-            yield address, 5000
-        finally:
-            process.terminate()
-            process.wait(20)
+    command += ["-g", f"worker_processes auto; {directives}"]
+    with Processes(home) as started:
+        # Like the balancer it counts its calls.
+        started.start("nginx", command, cwd=home, env={"METRICS_PORT": "9464"})
+        wait_for(lambda: _serves(address), bool, 20, "the second nginx serves")
+        yield address, 5000
