@@ -157,17 +157,11 @@ class Container:
         # The outer supervisord restarts a container as Compose's `restart: unless-stopped` does. The paths are relative
         # to its working directory, whose own path may contain any character; a value here may not.
         return (
-            f"[program:{self.name}]\n"
-            "command=/bin/sh start\n"
-            f"directory={self.path.relative_to(self.directory.path)}\n"
-            "autostart=false\n"
-            "autorestart=true\n"
-            "startsecs=1\n"
-            "startretries=1000000\n"
+            f"[program:{self.name}]\ncommand=/bin/sh start\ndirectory={self.path.relative_to(self.directory.path)}\n"
+            "autostart=false\nautorestart=true\nstartsecs=1\nstartretries=1000000\n"
             f"stopwaitsecs={math.ceil(self.service.grace_seconds)}\n"
-            "redirect_stderr=true\n"
-            f"stdout_logfile={self.log.relative_to(self.directory.path)}\n"
             # supervisord is not the only writer, so it can't rename the file; rotation.py truncates it.
+            f"redirect_stderr=true\nstdout_logfile={self.log.relative_to(self.directory.path)}\n"
             "stdout_logfile_maxbytes=0\n"
         )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from local_stack.errors import LocalStackError
 from local_stack.readiness import health_by_node
 from local_stack.stack import Stack
 from local_stack.supervisor import Program
@@ -28,10 +27,7 @@ class Row:
 
 def rows(stack: Stack) -> list[Row]:
     """Returns the containers of a stack as they are now."""
-    try:
-        health = health_by_node(stack)
-    except LocalStackError:
-        health = {}
+    health = health_by_node(stack)
     states = {program.name: program.state for program in stack.supervisor.programs()}
     result = []
     for container in stack.containers():

@@ -21,16 +21,12 @@ _CALL_SECONDS = 1.0
 _LOG_LINES = 15
 
 
-def _consul(stack: Stack) -> consul.Consul:
-    return connect("127.0.0.1", stack.settings.consul_port)
-
-
 def health_by_node(stack: Stack) -> dict[str, str]:
-    """Returns the health of every container in Consul: the worst status of its node's and services' checks."""
+    """Returns the worst status of each container's checks in Consul; of none while Consul is unavailable."""
     try:
-        _, checks = _consul(stack).health.state("any")
-    except (consul.ConsulException, requests.RequestException) as error:
-        raise LocalStackError(f"Consul at port {stack.settings.consul_port} is unavailable: {error}") from error
+        _, checks = connect("127.0.0.1", stack.settings.consul_port).health.state("any")
+    except (consul.ConsulException, requests.RequestException):
+        return {}
     order = ("passing", "warning", "critical")
     result: dict[str, str] = {}
     for check in checks:
@@ -43,7 +39,7 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 def passing_nodes(stack: Stack, application: str) -> set[str]:
     """Returns the nodes whose replica of an application passes; none while Consul is unavailable."""
     try:
-        _, replicas = _consul(stack).health.service(application, passing=True)
+        _, replicas = connect("127.0.0.1", stack.settings.consul_port).health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
         return set()
     return {replica["Node"]["Node"] for replica in replicas}

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from local_stack import processes
 from local_stack.supervisor import Supervisor
 from testbed.calls import say_hello
+from testbed.processes import Processes
 from testbed.wait import wait_for, wait_for_death
 from tests.support.chaos import record
 from tests.support.disk import small_disk
@@ -59,31 +60,16 @@ def up(misused: LocalDriver) -> LocalDriver:
     return misused
 
 
-def call(
-    driver: LocalDriver | None,
-    *arguments: str,
-    before: Sequence[str] = (),
-    cwd: Path = ROOT,
-    env: Mapping[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command of local_stack that may fail, never with a stack trace; ``before`` is a command that runs it."""
-    shell = {name: value for name, value in os.environ.items() if name not in ("LOCAL_STACK_HOME", "PYTHONPATH")}
-    done = subprocess.run(
-        [*before, sys.executable, "-m", "local_stack", *arguments],
-        env={**shell, **(driver.env if driver else {}), **(env or {})},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def call(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of local_stack that may fail, but never with a stack trace."""
+    done = driver.attempt(*arguments, **env)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 def call_up(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``up -d`` with the driver's addresses; ``arguments`` come later and so win."""
-    return call(driver, "up", "-d", *driver.flags, *arguments, env=env)
+    return call(driver, "up", "-d", *driver.flags, *arguments, **env)
 
 
 def row(driver: LocalDriver, name: str) -> dict[str, Any]:
@@ -140,7 +126,8 @@ def test_up_explains_a_bad_value(idle: LocalDriver, arguments: str, code: int, m
 
 
 def test_up_says_that_too_few_files_may_be_open(tools: None, idle: LocalDriver) -> None:  # noqa: ARG001
-    done = call(idle, "up", "-d", before=["sh", "-c", 'ulimit -n 512; exec "$@"', "sh"])
+    command = ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh", sys.executable, "-m", "local_stack", "up", "-d"]
+    done = idle.processes.attempt(command, cwd=ROOT, env=idle.env)
     message = "local_stack: ulimit -n: 512 open files are allowed, 1024 are needed\n"
     assert (done.returncode, done.stderr) == (1, message)
     assert idle.leftovers() == []
@@ -174,6 +161,13 @@ def checkout(request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(path.parent)
 
 
+def in_checkout(path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the local_stack of a checkout, for a stack in the checkout."""
+    variables = ["-u", "LOCAL_STACK_HOME", "-u", "PYTHONPATH", *(f"{name}={value}" for name, value in env.items())]
+    command = ["env", *variables, sys.executable, "-m", "local_stack", *arguments]
+    return Processes(path.parent).attempt(command, cwd=path)
+
+
 @pytest.mark.parametrize("checkout", [r"f%2Fx a[1];b\c*$d"], indirect=True)
 def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None, checkout: Path) -> None:  # noqa: ARG001
     shell = {
@@ -191,33 +185,33 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
     longer = 'APP_NAME: hello_server\n      DRAIN_SECONDS: "90"\n      GRPC_GRACE_SECONDS: 70'
     compose.write_text(compose.read_text().replace("APP_NAME: hello_server", longer))
     up = ("up", "-d", *ports, "--consul-port", str(19000 + SLOT))
-    in_checkout = partial(call, None, cwd=checkout, env=shell)
+    local_stack = partial(in_checkout, checkout, **shell)
     try:
-        done = in_checkout(*up, "--timeout", "5")
+        done = local_stack(*up, "--timeout", "5")
         assert done.returncode == 1
         assert "STOP_SECONDS: must be at least 215" in done.stderr
         (checkout / ".env").write_text("STOP_SECONDS=220\r\n")
-        done = in_checkout(*up)
+        done = local_stack(*up)
         assert done.returncode == 0, done.stderr
         supervisor = Supervisor(checkout / "here/containers" / REPLICA / "run/supervisor.sock")
         waits = {one["name"]: one["stopwaitsecs"] for one in supervisor.call("getAllConfigInfo")}
         assert (waits["registrar"], waits["grpc_server"]) == (110, 90)
         assert (checkout / "here" / "settings.json").exists()
         assert say_hello(f"127.0.0.1:{15600 + SLOT}") == REPLICA
-        done = in_checkout("status")
+        done = local_stack("status")
         assert (done.returncode, done.stderr) == (0, "")
         assert "serving" in done.stdout
     finally:
         # Its drain would take 90 s.
-        in_checkout("kill", "hello_server")
-        done = in_checkout("down", "-v")
+        local_stack("kill", "hello_server")
+        done = local_stack("down", "-v")
     assert done.returncode == 0, done.stderr
     assert not (checkout / "here").exists()
 
 
 @pytest.mark.parametrize("checkout", ["a:b"], indirect=True)
 def test_a_checkout_whose_path_path_can_not_hold_is_refused(tools: None, checkout: Path) -> None:  # noqa: ARG001
-    done = call(None, "up", "-d", cwd=checkout)
+    done = in_checkout(checkout, "up", "-d")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "PATH can't hold a path with ':'" in done.stderr

@@ -20,6 +20,7 @@ DOCKERFILES = sorted((ROOT / "build/dockerfiles").iterdir())
 
 
 SERVICE = "services:\n  a:\n    volumes: ['./build/config/consul:/x']\n"
+DURATIONS = {"90s": 90, "2m": 120, "1m30s": 90, "1h": 3600, "1h2m3s": 3723, "1.5s": 1.5, "500ms": 0.5}
 SCALAR = "environment: {V: '%s'}"
 
 
@@ -38,26 +39,17 @@ def service(directory: Path, text: str, **env: str) -> Service:
 @pytest.mark.parametrize(
     ("text", "expanded"),
     [
-        ("$SET", "yes"),
-        ("${SET}", "yes"),
-        ("${SET:-no}", "yes"),
-        ("${SET-no}", "yes"),
-        ("${UNSET:-no}", "no"),
-        ("${UNSET-no}", "no"),
-        ("${EMPTY:-no}", "no"),
-        ("${EMPTY-no}", ""),
-        ("${UNSET}", ""),
-        ("$UNSET", ""),
+        *(
+            (text, "yes")
+            for text in ("$SET", "${SET}", "${SET:-no}", "${SET-no}", "${SET:?needed}", "${UNSET:-${SET}}")
+        ),
+        *((text, "no") for text in ("${UNSET:-no}", "${UNSET-no}", "${EMPTY:-no}")),
+        *((text, "") for text in ("${EMPTY-no}", "${UNSET}", "$UNSET", "${EMPTY?needed}")),
+        *((text, "other") for text in ("${SET:+other}", "${EMPTY+other}")),
+        *((text, "") for text in ("${EMPTY:+other}", "${UNSET+other}")),
         ("$$SET", "$SET"),
         ("$${SET}", "${SET}"),
         ("a${SET}b$SET", "ayesbyes"),
-        ("${SET:?needed}", "yes"),
-        ("${EMPTY?needed}", ""),
-        ("${SET:+other}", "other"),
-        ("${EMPTY:+other}", ""),
-        ("${EMPTY+other}", "other"),
-        ("${UNSET+other}", ""),
-        ("${UNSET:-${SET}}", "yes"),
         ("${UNSET:-${EMPTY:-a $SET b}}", "a yes b"),
         ("${UNSET:-a$$b}", "a$b"),
     ],
@@ -123,13 +115,7 @@ def test_a_line_of_the_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         ("ports: [{target: 5001, published: '5000', protocol: tcp, mode: host}]", "published", {5001: 5000}),
         ("ports: [{target: 5001, published: 5000}]", "published", {5001: 5000}),
         ("ports: []", "published", {}),
-        ("stop_grace_period: 90s", "grace_seconds", 90),
-        ("stop_grace_period: 2m", "grace_seconds", 120),
-        ("stop_grace_period: 1m30s", "grace_seconds", 90),
-        ("stop_grace_period: 1h", "grace_seconds", 3600),
-        ("stop_grace_period: 1h2m3s", "grace_seconds", 3723),
-        ("stop_grace_period: 1.5s", "grace_seconds", 1.5),
-        ("stop_grace_period: 500ms", "grace_seconds", 0.5),
+        *((f"stop_grace_period: {text}", "grace_seconds", seconds) for text, seconds in DURATIONS.items()),
     ],
 )
 def test_a_key_is_read_as_by_compose(tmp_path: Path, text: str, attribute: str, found: object) -> None:

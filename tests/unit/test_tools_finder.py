@@ -33,18 +33,12 @@ def with_installers(machine: Machine) -> Machine:
 @pytest.mark.parametrize(
     ("tool", "version", "reason"),
     [
-        ("consul", "1.22.7", ""),
-        ("consul", "1.22.10", ""),
-        ("consul", "1.23.0", ""),
-        ("consul", "1.22.7-1", ""),  # HashiCorp's package for Debian
-        ("consul-template", "0.42.1", ""),
-        ("consul-template", "0.43.0", ""),
-        ("nginx", "1.22", ""),
-        ("nginx", "1.22.1-9+deb12u11", ""),
-        ("nginx", "1:1.26.3-3", ""),
-        ("nginx", "1.24.0-2ubuntu7", ""),
-        ("nginx", "1.30.1-r0", ""),  # Alpine
-        ("nginx", "1.25.3.1", ""),  # OpenResty
+        # The fourth is HashiCorp's package for Debian.
+        *(("consul", version, "") for version in ("1.22.7", "1.22.10", "1.23.0", "1.22.7-1")),
+        *(("consul-template", version, "") for version in ("0.42.1", "0.43.0")),
+        # nginx's own, Debian's and Ubuntu's packages, Alpine's, OpenResty's.
+        *(("nginx", version, "") for version in ("1.22", "1.22.1-9+deb12u11", "1:1.26.3-3", "1.24.0-2ubuntu7")),
+        *(("nginx", version, "") for version in ("1.30.1-r0", "1.25.3.1")),
         ("consul", "1.22.5", "version 1.22.5 is older than 1.22.7"),
         ("consul", "1.9.12", "version 1.9.12 is older than 1.22.7"),
         ("consul", "2.0.0", "version 2.0.0 is not older than 2.0"),
