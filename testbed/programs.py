@@ -1,4 +1,4 @@
-"""Finds the programs that are measured and those that measure."""
+"""Finds or builds the programs of benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from testbed.errors import BenchmarkError, MissingError
 ROOT = Path(__file__).resolve().parent.parent
 GHZ_VERSION = "0.121.0"
 _BUILD_SECONDS = 600
-# Where servers are, which PATH often leaves out.
+# The directories of servers, which PATH often lacks.
 _MORE = "/usr/sbin:/usr/local/sbin:/sbin:/usr/local/go/bin"
 _HOW = {
     "haproxy": "apt-get install haproxy",

@@ -1,4 +1,4 @@
-"""Waiting with a deadline that says what was seen last."""
+"""Waits with a deadline; the error has the last value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wait_for(
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there; one that waits for its parent to notice its end is not."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
