@@ -7,6 +7,7 @@ from typing import Any
 import requests
 
 from balancer.errors import BalancerError, RefusedError
+from common.http import make_session
 
 # A worker that hangs keeps its connections; another one takes the next.
 _TIMEOUT_SECONDS = 2.0
@@ -21,9 +22,7 @@ class Nginx:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session = requests.Session()
-        # A proxy of the environment is not for the program next door.
-        self._session.trust_env = False
+        self._session = make_session()
 
     def publish(self, text: bytes) -> None:
         """Gives it a document.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.plan import Plan
-from local_stack.supervisor import port_in_use
+from local_stack.settings import port_in_use
 from testbed import programs, render
 from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from testbed.calls import wait_for_answers

@@ -15,7 +15,7 @@ _OVERRIDING = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY")
 
 
 def connect(host: str, port: int, timeout_seconds: float | None = None) -> consul.Consul:
-    """A client of the agent at this address, which ignores the environment's agent and proxies.
+    """Makes a client of the agent at this address, which ignores the environment's agent and proxies.
 
     Not thread-safe: the variables are removed while the client is made.
     """

@@ -38,7 +38,7 @@ class EnvironmentReader:
         self.problems.append(f"{name}: {message}")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """The stripped text of a variable; control characters are a problem."""
+        """Reads the stripped text of a variable; control characters are a problem."""
         value = self._env.get(name, "").strip()
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
             self.add_problem(name, f"must not contain control characters (got {value!r})")
@@ -51,7 +51,7 @@ class EnvironmentReader:
         return default
 
     def integer(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
-        """An integer from ``low`` to ``high``."""
+        """Reads an integer from ``low`` to ``high``."""
         text = self.text(name, None if default is None else str(default))
         if text and (not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high):
             self.add_problem(name, f"must be an integer from {low} to {high} (got {text[:40]!r})")
@@ -59,22 +59,21 @@ class EnvironmentReader:
         return int(text or low)
 
     def port(self, name: str, default: int | None = None) -> int:
-        """A TCP port, 1 to 65535."""
+        """Reads a TCP port, 1 to 65535."""
         return self.integer(name, default, low=1, high=65535)
 
     def seconds(self, name: str, default: float, *, low: float, high: float) -> float:
-        """A number of seconds from ``low`` to ``high``; a trailing ``s`` is allowed."""
+        """Reads a number of seconds from ``low`` to ``high``; a trailing ``s`` is allowed."""
         text = self.text(name, str(default))
         if not text:
-            # The problem is already noted.
-            return default
+            return default  # The problem is already noted.
         if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?s?", text, re.ASCII) or not low <= float(text.rstrip("s")) <= high:
             self.add_problem(name, f"must be a number of seconds from {low:g} to {high:g} (got {text!r})")
             return default
         return float(text.rstrip("s"))
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of ``choices``, in any case of letters."""
+        """Reads one of ``choices``, in any case of letters."""
         text = self.text(name, default).lower()
         if text and text not in choices:
             self.add_problem(name, f"must be one of {', '.join(filter(None, choices))} (got {text!r})")
@@ -82,7 +81,7 @@ class EnvironmentReader:
         return text
 
     def pattern(self, name: str, form: re.Pattern[str], default: str | None, description: str) -> str:
-        """A text of a form, which ``description`` names."""
+        """Reads a text of a form, which ``description`` names."""
         text = self.text(name, default)
         if text and not form.fullmatch(text):
             self.add_problem(name, f"must be {description} (got {text!r})")
@@ -90,7 +89,7 @@ class EnvironmentReader:
         return text
 
     def host(self, name: str, default: str | None = None) -> str:
-        """A host name or an IP address (IPv6 without brackets)."""
+        """Reads a host name or an IP address (IPv6 without brackets)."""
         text = self.text(name, default)
         if text and not is_host(text):
             self.add_problem(name, f"must be a host name or an IP address (got {text!r})")
@@ -103,7 +102,7 @@ class EnvironmentReader:
 
 
 def is_address(text: str) -> bool:
-    """Whether ``text`` is an IP address."""
+    """Returns whether ``text`` is an IP address."""
     try:
         ip_address(text)
     except ValueError:
@@ -112,18 +111,18 @@ def is_address(text: str) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Whether ``text`` is an IP address or a host name."""
+    """Returns whether ``text`` is an IP address or a host name."""
     # Only digits and dots: a mistyped IPv4 address.
     return is_address(text) or (_HOST.match(text) is not None and not re.fullmatch(r"[\d.]+", text))
 
 
 def host_port(host: str, port: int) -> str:
-    """``host:port``, with the brackets that an IPv6 address needs."""
+    """Returns ``host:port``, with the brackets that an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_host_port(text: str, default_host: str) -> tuple[str, int]:
-    """The host and the port of ``host:port``, with brackets around an IPv6 address; without a host the default one.
+    """Splits ``host:port``, with brackets around an IPv6 address; without a host it has the default one.
 
     Raises:
         ValueError: ``text`` has another form.
@@ -136,21 +135,21 @@ def parse_host_port(text: str, default_host: str) -> tuple[str, int]:
     return host, int(match[3])
 
 
-def hostname(reader: EnvironmentReader) -> str:
-    """The name of this container: HOSTNAME, which Docker sets, else the host's."""
+def read_hostname(reader: EnvironmentReader) -> str:
+    """Reads the name of this container: HOSTNAME, which Docker sets, else the host's."""
     return reader.host("HOSTNAME", socket.gethostname())
 
 
-def drain_seconds(reader: EnvironmentReader) -> float:
-    """DRAIN_SECONDS: the time between a replica's deregistration and its stop."""
+def read_drain_seconds(reader: EnvironmentReader) -> float:
+    """Reads DRAIN_SECONDS, the time between a replica's deregistration and its stop."""
     return reader.seconds("DRAIN_SECONDS", 2, low=0, high=3600)
 
 
-def grace_seconds(reader: EnvironmentReader) -> float:
-    """GRPC_GRACE_SECONDS: the time that calls in flight get when a server stops."""
+def read_grace_seconds(reader: EnvironmentReader) -> float:
+    """Reads GRPC_GRACE_SECONDS, the time that calls in flight get when a server stops."""
     return reader.seconds("GRPC_GRACE_SECONDS", 20, low=0, high=3600)
 
 
-def max_message_bytes(reader: EnvironmentReader) -> int:
-    """GRPC_MAX_MESSAGE_BYTES: the largest message that a server takes."""
+def read_max_message_bytes(reader: EnvironmentReader) -> int:
+    """Reads GRPC_MAX_MESSAGE_BYTES, the largest message that a server takes."""
     return reader.integer("GRPC_MAX_MESSAGE_BYTES", MAX_MESSAGE_BYTES, low=1, high=2**31 - 1)

@@ -1,12 +1,12 @@
-"""Sessions for the HTTP APIs of the stack's own programs."""
+"""Sessions for the HTTP APIs of Consul and of the stack's own programs."""
 
 from __future__ import annotations
 
 import requests
 
 
-def session() -> requests.Session:
-    """A session that ignores the environment's proxies, which do not reach the programs of this stack."""
+def make_session() -> requests.Session:
+    """Makes a session that ignores the environment's proxies, which do not reach the programs of this stack."""
     made = requests.Session()
     made.trust_env = False
     return made

@@ -21,9 +21,9 @@ class _Formatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def configure(level: int = logging.INFO) -> None:
+def configure() -> None:
     """Sends log lines to stderr, one line an event."""
     formatter = _Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""Changes the weight of the replica in whose container it runs, by the API of the Consul agent there.
+"""Changes the weight of the replica in the same container, by the API of the Consul agent there.
 
 docker-compose exec -T SERVICE python3 - WEIGHT <examples/weigh.py
 """
@@ -14,7 +14,7 @@ name, port = os.environ["APP_NAME"], os.environ["APP_PORT"]
 answer = requests.get(f"{agent}/{name}-{os.environ['HOSTNAME']}-{port}", timeout=5)
 answer.raise_for_status()
 old = answer.json()
-# Registering an ID again replaces all of it but its check.
+# To register an ID again replaces everything except its check.
 body = {key: old[key] for key in ("ID", "Port", "Address", "Tags", "Meta")}
 body |= {"Name": old["Service"], "Weights": {**old["Weights"], "Passing": weight}}
 requests.put(f"{agent}/register", json=body, timeout=5).raise_for_status()

@@ -1,4 +1,4 @@
-"""``python -m grpc_client``: calls a gRPC server, alone or many times, and reports who answered."""
+"""``python -m grpc_client``: calls a gRPC server once or many times and reports the replicas that answered."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import asyncio
 import os
 import sys
 
-from grpc_client.arguments import parse_arguments
 from grpc_client.commands import run
-from grpc_client.errors import ClientError, UsageError
+from grpc_client.errors import ClientError
+from grpc_client.options import parse_arguments
 
 
 def main() -> int:
-    """Parse, run and return the exit code: 0 every call OK, 1 failed at run time, 2 wrong usage."""
+    """Parses the command line, runs and returns the exit code: 0 every call OK, 1 failed at run time, 2 wrong usage."""
     try:
         return asyncio.run(run(parse_arguments(sys.argv[1:])))
-    except UsageError as error:
-        for problem in error.problems:
-            print(f"grpc_client: {problem}", file=sys.stderr)
-        return error.exit_code
     except ClientError as error:
-        print(f"grpc_client: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"grpc_client: {line}", file=sys.stderr)
         return error.exit_code
     except (asyncio.CancelledError, KeyboardInterrupt):
         print("grpc_client: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Nobody reads on, for example `| head -1`; the interpreter's flush at exit must not fail again.
+        # The reader of the output has ended, as in `| head -1`; the interpreter's flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

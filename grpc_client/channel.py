@@ -16,10 +16,10 @@ _READY = grpc.ChannelConnectivity.READY
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 # gRFC A6 (Client Retries): maxAttempts counts the first attempt and is capped at 5; the waits between
-# them are random around 0.1, 0.2, 0.4 and 0.8 s, so all five are made within about 1.5 s: time enough for a
-# balancer to restart. The name [{}] is every method of every service (doc/service_config.md).
-# No retryThrottling: a moment without a balancer fails many calls at once, and throttling would then switch
-# retries off just when they are needed.
+# them are random around 0.1, 0.2, 0.4 and 0.8 s, so all five are made within about 1.5 s, in which a
+# balancer restarts. The name [{}] is every method of every service (doc/service_config.md).
+# No retryThrottling: many calls fail at once while a balancer restarts, and throttling would switch off the retries
+# of these calls.
 RETRY_SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -37,7 +37,7 @@ RETRY_SERVICE_CONFIG = {
 
 
 def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
-    """Return the channel arguments (``grpc_types.h``) that the options ask for."""
+    """Returns the channel arguments (``grpc_types.h``) for the options."""
     arguments: list[tuple[str, str | int]] = [
         # Channels to one address share a connection unless each has its own pool.
         ("grpc.use_local_subchannel_pool", 1),
@@ -56,16 +56,15 @@ def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
 
 
 def open_channel(options: Options) -> grpc.aio.Channel:
-    """Open a channel without TLS and with a connection of its own, made at the first call."""
+    """Opens a channel without TLS and with a connection of its own, made at the first call."""
     return grpc.aio.insecure_channel(options.address, options=channel_arguments(options))
 
 
 async def connect(channel: grpc.aio.Channel, options: Options) -> None:
-    """Connect, so that the first call need not.
+    """Connects before the first call.
 
     Raises:
-        CallFailedError: there is no connection after the timeout, or one was tried and failed.
-
+        CallFailedError: the connection failed, or took longer than the timeout.
     """
     try:
         async with asyncio.timeout(options.timeout_seconds):
@@ -80,7 +79,7 @@ async def connect(channel: grpc.aio.Channel, options: Options) -> None:
 
 
 async def _explain(channel: grpc.aio.Channel, options: Options) -> None:
-    """Make a call, because only a failed call says why there is no connection; it also tries again."""
+    """Connects again by a call, because only the error of a call has the reason of a failed connection."""
     try:
         await PingStub(channel).SayHello(PingMessage(greeting=options.greeting), timeout=options.timeout_seconds)
     except grpc.aio.AioRpcError as error:
@@ -89,7 +88,7 @@ async def _explain(channel: grpc.aio.Channel, options: Options) -> None:
 
 
 def call_failed(channel: grpc.aio.Channel, options: Options, error: grpc.aio.AioRpcError) -> CallFailedError:
-    """Translate gRPC's exception; say so if a deadline passed without a connection."""
+    """Translates gRPC's exception; a deadline that passed without a connection has a message of its own."""
     status, detail = error.code(), one_line(error.details() or "no message")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED and channel.get_state() is not _READY:
         return _no_connection(options)

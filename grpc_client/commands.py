@@ -1,4 +1,4 @@
-"""What the program can do: call Ping once, load it, list a server's methods, call any of them."""
+"""The commands: call Ping once, load it, list the methods of a server, call any of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpc_client.channel import call_failed, open_channel
 from grpc_client.invoke import call_method, list_methods, method_lines
 from grpc_client.load import run_load
 from grpc_client.options import Options
-from grpc_client.report import LoadReport, text_report
+from grpc_client.report import text_report
 from grpc_client.tally import Tally
 from protos.api_pb2 import PingMessage
 from protos.api_pb2_grpc import PingStub
@@ -25,12 +25,11 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run(options: Options) -> int:
-    """Do what the options ask for and return the exit code.
+    """Runs the command of the options and returns the exit code.
 
     Raises:
-        ClientError: it could not be done.
-        asyncio.CancelledError: a signal ended it before there was anything to report.
-
+        ClientError: the command failed.
+        asyncio.CancelledError: a signal ended it before the report.
     """
     if options.list_services:
         command = _list_methods
@@ -78,16 +77,12 @@ async def _load(options: Options) -> int:
         live.print_report(report)
     else:
         print(text_report(report))
-    return _exit_code(report)
-
-
-def _exit_code(report: LoadReport) -> int:
     return 0 if report.ok and not report.failed else 1
 
 
 def _import_live() -> ModuleType | None:
     try:
-        # Here, not above: only a terminal needs rich, and the images are without it.
+        # Imported here because only a terminal needs rich, and the images do not have it.
         from grpc_client import live
     except ModuleNotFoundError:
         print("grpc_client: no live view without rich: install grpc-load-balancing[cli]", file=sys.stderr)
@@ -97,7 +92,7 @@ def _import_live() -> ModuleType | None:
 
 @contextlib.contextmanager
 def _on_stop_signal(*actions: Callable[[], object]) -> Iterator[None]:
-    """Do the first action at the first SIGINT or SIGTERM, the second at the second; the last one stays."""
+    """Runs one action a SIGINT or SIGTERM, in their order, and the last one at each further signal."""
     loop, left = asyncio.get_running_loop(), list(actions)
 
     def act() -> None:

@@ -1,4 +1,4 @@
-"""Latencies in little memory, however many calls there are."""
+"""Counts latencies in a memory that does not grow with the number of calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ _BUCKETS = math.ceil(math.log(_LARGEST_SECONDS / _SMALLEST_SECONDS) * _SCALE) + 
 class LatencyHistogram:
     """Counts latencies in buckets whose width grows with the latency, from 1 microsecond to 1 hour.
 
-    The memory, about 18 kB, does not depend on the number of calls. The smallest and the largest latency are
-    exact.
+    The buckets take about 18 kB. The smallest and the largest latency are exact.
     """
 
     __slots__ = ("_buckets", "count", "largest_seconds", "smallest_seconds")
@@ -29,7 +28,7 @@ class LatencyHistogram:
         self.largest_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one latency."""
+        """Counts one latency."""
         self.count += 1
         if seconds > self.largest_seconds:
             self.largest_seconds = seconds
@@ -39,11 +38,10 @@ class LatencyHistogram:
         self._buckets[index if index < _BUCKETS else _BUCKETS - 1] += 1
 
     def percentile_seconds(self, percent: float) -> float:
-        """Return the latency that ``percent`` of all latencies do not exceed (nearest rank).
+        """Returns the latency that ``percent`` of all latencies do not exceed (nearest rank).
 
         Raises:
             ValueError: no latency was counted.
-
         """
         if not self.count:
             raise ValueError("no latency was counted")
@@ -57,7 +55,7 @@ class LatencyHistogram:
         raise AssertionError("the buckets hold fewer latencies than were counted")
 
     def copy(self) -> LatencyHistogram:
-        """Return what was counted up to now."""
+        """Returns a copy, to which :meth:`since` compares."""
         twin = LatencyHistogram()
         twin._buckets = self._buckets[:]
         twin.count = self.count
@@ -66,7 +64,7 @@ class LatencyHistogram:
         return twin
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
-        """Return what was counted after ``earlier`` was copied; its extremes are its buckets' ends."""
+        """Returns the latencies counted after the copy ``earlier``; the extremes are the ends of buckets."""
         difference = LatencyHistogram()
         difference._buckets = array("Q", map(int.__sub__, self._buckets, earlier._buckets))
         difference.count = self.count - earlier.count

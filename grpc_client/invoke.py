@@ -22,13 +22,12 @@ from grpc_client.reflection import ReflectionClient, SymbolNotFoundError
 
 
 async def list_methods(options: Options) -> dict[str, list[dict[str, Any]]]:
-    """Return the methods of each service of the server: name, types and which side streams.
+    """Returns the methods of each service of the server: names, types and the sides that stream.
 
-    A service that the server names but does not describe has no methods here.
+    A service without a descriptor has no methods here.
 
     Raises:
         ClientError: the server can't be reached or has no reflection.
-
     """
     listed: dict[str, list[dict[str, Any]]] = {}
     async with open_channel(options) as channel:
@@ -42,7 +41,7 @@ async def list_methods(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def method_lines(listed: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Write a line for each method: its name as ``--call`` takes it, its types as in a .proto file."""
+    """Returns a line for each method: the name for ``--call``, the types as in a .proto file."""
     lines = []
     for service, methods in listed.items():
         for method in methods:
@@ -55,12 +54,11 @@ def method_lines(listed: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 async def call_method(options: Options) -> AsyncGenerator[str, None]:
-    """Call ``options.method`` with ``options.data`` and yield each answer as one line of JSON.
+    """Calls ``options.method`` with ``options.data`` and yields each answer as one line of JSON.
 
     Raises:
-        UsageError: there is no such method, or the data is no JSON or does not fit the request's type.
+        UsageError: the server does not have the method, or the data is not JSON of the request's type.
         ClientError: the server can't be reached, has no reflection, or the call failed.
-
     """
     documents = split_documents("{}" if options.data is None else options.data)
     service_name, _, method_name = (options.method or "").removeprefix("/").partition("/")
@@ -74,11 +72,10 @@ async def call_method(options: Options) -> AsyncGenerator[str, None]:
 
 
 def split_documents(data: str) -> list[str]:
-    """Split text into the JSON documents that stand in it one after the other.
+    """Splits a text into its JSON documents.
 
     Raises:
         UsageError: it is not JSON.
-
     """
     documents, position, decoder = [], 0, json.JSONDecoder()
     try:
@@ -88,40 +85,39 @@ def split_documents(data: str) -> list[str]:
             documents.append(data[position:end])
             position = end
     except (ValueError, RecursionError) as error:
-        raise UsageError([f"--data: not JSON: {error}"]) from None
+        raise UsageError(f"--data: must be JSON: {error}") from None
     return documents
 
 
 def parse_requests(documents: Sequence[str], method: MethodDescriptor, pool: DescriptorPool) -> list[Message]:
-    """Make the method's requests of JSON documents.
+    """Parses JSON documents as the requests of a method.
 
     Raises:
-        UsageError: their number or one of them does not fit the method.
-
+        UsageError: a document or the number of documents is wrong for the method.
     """
     if method.client_streaming and len(documents) == 1 and documents[0].startswith("["):
         documents = [json.dumps(element) for element in json.loads(documents[0])]
     if not method.client_streaming and len(documents) != 1:
-        raise UsageError([f"--data: {method.full_name} takes one message, got {len(documents)}"])
+        raise UsageError(f"--data: must be one message for {method.full_name} (got {len(documents)})")
     return [_parse_request(document, method.input_type, pool) for document in documents]
 
 
 def _parse_request(document: str, request_type: Descriptor, pool: DescriptorPool) -> Message:
     name = request_type.full_name
-    # Only some of protobuf's own types are anything but an object in JSON.
+    # Only types of protobuf itself may be another JSON value than an object.
     if not document.startswith("{") and not name.startswith("google.protobuf."):
-        raise UsageError([f"--data: a {name} must be a JSON object, got {one_line(document)}"])
+        raise UsageError(f"--data: must be a JSON object for {name} (got {one_line(document)!r})")
     try:
         return json_format.Parse(document, GetMessageClass(request_type)(), descriptor_pool=pool)
     except (json_format.ParseError, UnicodeEncodeError) as error:
-        raise UsageError([f"--data: not a {name}: {one_line(str(error))}"]) from None
+        raise UsageError(f"--data: must be a {name}: {one_line(str(error))}") from None
 
 
 def _to_json(answer: Message, pool: DescriptorPool, address: str) -> str:
     try:
         return json_format.MessageToJson(answer, indent=None, descriptor_pool=pool)
     except (json_format.Error, TypeError) as error:
-        # For example a google.protobuf.Any that holds a type unknown here.
+        # For example a google.protobuf.Any of an unknown type.
         raise ClientError(f"{address}: the answer can't be shown as JSON: {one_line(str(error))}") from None
 
 
@@ -140,7 +136,7 @@ async def _service(client: ReflectionClient, name: str) -> ServiceDescriptor:
         return await client.service(name)
     except SymbolNotFoundError:
         known = ", ".join(await client.services())
-        raise UsageError([f"--call: the server has no service {name}; it has {known}"]) from None
+        raise UsageError(f"--call: the server has no service {name}; it has {known}") from None
 
 
 def _find(service: ServiceDescriptor, name: str) -> MethodDescriptor:
@@ -148,16 +144,16 @@ def _find(service: ServiceDescriptor, name: str) -> MethodDescriptor:
         if method.name == name:
             return method
     known = ", ".join(method.name for method in service.methods)
-    raise UsageError([f"--call: {service.full_name} has no method {name}; it has {known}"])
+    raise UsageError(f"--call: {service.full_name} has no method {name}; it has {known}")
 
 
 async def _call(
     options: Options, method: MethodDescriptor, requests: Sequence[Message]
 ) -> AsyncGenerator[Message, None]:
-    """Make the call; the four kinds look the same on the wire, so one way of calling does for all.
+    """Makes the call as a stream in both directions, because the four kinds look the same on the wire.
 
-    Not with grpc.aio, which often reports INTERNAL when the server ends a stream of requests early
-    (grpc/grpc issue 36066).
+    Uses threads because grpc.aio often reports INTERNAL when the server ends a stream of requests early (issue 36066
+    of grpc/grpc).
     """
     answers = 0
     with grpc.insecure_channel(options.address, options=channel_arguments(options)) as channel:

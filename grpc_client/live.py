@@ -20,7 +20,7 @@ from grpc_client.tally import Tally
 
 REFRESH_SECONDS = 0.25
 WINDOW_SECONDS = 5.0
-# A replica that has answered nothing for so long is no longer shown; the report has them all.
+# A replica without an answer for so long leaves the view; the report has all replicas.
 _FORGET_SECONDS = 30.0
 _BAR_CHARACTERS = 36
 _NAME_CHARACTERS = 24
@@ -29,7 +29,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_
 
 @dataclass(frozen=True, kw_only=True)
 class _Snapshot:
-    """What the tally held at one moment."""
+    """The counts of the tally at one time."""
 
     seconds: float
     replicas: Counter[str]
@@ -39,13 +39,12 @@ class _Snapshot:
 class LiveView:
     """Draws a tally: the calls of the last seconds, a bar for each replica, errors.
 
-    It compares snapshots, so a call costs nothing for being watched.
+    It compares snapshots, so the view adds nothing to the cost of a call.
 
     Args:
-        options: what the load was asked to do.
-        tally: what the load counts into.
+        options: the settings of the load.
+        tally: the counts of the load.
         block: the character of the bars.
-
     """
 
     def __init__(self, options: Options, tally: Tally, *, block: str = "█") -> None:
@@ -57,7 +56,7 @@ class LiveView:
         self._last_answer: dict[str, float] = {}
 
     def draw(self) -> Text:
-        """Take a snapshot and draw what happened since the oldest one in the window."""
+        """Takes a snapshot and draws the difference to the oldest one in the window."""
         if not self._tally.started:
             return Text(f"connecting to {self._options.address}", style="dim")
         now = _Snapshot(
@@ -127,7 +126,7 @@ class LiveView:
 
 @contextlib.asynccontextmanager
 async def shown(options: Options, tally: Tally) -> AsyncIterator[None]:
-    """Show the view until the block ends, then take it off the terminal."""
+    """Shows the view until the block ends, then removes it from the terminal."""
     console = Console()
     view = LiveView(options, tally, block="█" if console.encoding.startswith("utf") else "#")
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -147,7 +146,7 @@ async def _refresh(view: LiveView, live: Live) -> None:
 
 
 def print_report(report: LoadReport) -> None:
-    """Print the report with ruled tables."""
+    """Prints the report with ruled tables."""
     console = Console()
     for line in summary_lines(report):
         console.print(Text(line))
@@ -157,6 +156,6 @@ def print_report(report: LoadReport) -> None:
             style = "red" if header == "error" else None
             ruled.add_column(header, justify="right" if header in table.right else "left", style=style)
         for row in table.rows:
-            # Text, not str: what a server sent is no markup.
+            # Text, because rich reads a str of the server as markup.
             ruled.add_row(*map(Text, row))
         console.print(ruled)

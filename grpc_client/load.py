@@ -1,4 +1,4 @@
-"""Makes many calls to Ping at once. Also a library for tests: see ``run_load``."""
+"""Makes many calls to Ping at once; tests use :func:`run_load` too."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from grpc_client.tally import Tally
 from protos import api_pb2
 
 SAY_HELLO = "/protos.Ping/SayHello"
-# Timers fire up to some milliseconds late. Starts that are late by no more than this are made up for, so the
-# rate is met; a server that hangs for longer is not answered with a burst.
+# Timers fire some milliseconds late. Late starts are made up for within this time, so that the load keeps its rate but
+# sends no burst to a server that hangs for longer.
 _CATCH_UP_SECONDS = 0.1
 
 _Methods: TypeAlias = "Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]"
 
 
 async def run_load(options: Options, *, stop: asyncio.Event | None = None, tally: Tally | None = None) -> LoadReport:
-    """Call ``Ping/SayHello`` as often as ``options`` say and report.
+    """Calls ``Ping/SayHello`` as the options say and returns the report.
 
-    It connects first and then starts the clock. Calls in flight at the end are waited for, not cancelled.
+    Connects first and then starts the clock. Waits for the calls in flight at the end.
 
     Args:
-        options: how many calls (``count``, by default one) or for how long (``duration_seconds``), how many
-            at a time and over how many connections.
-        stop: once it is set no further call starts.
-        tally: counts into this, so that the caller can watch the load while it runs.
+        options: the settings of the load.
+        stop: no call starts once it is set.
+        tally: gets the counts, so that the caller can watch the load.
 
     Raises:
-        CallFailedError: no connection could be made at the start. What fails later is in the report.
-
+        CallFailedError: the first connections failed. Later failures are in the report.
     """
     tally = tally or Tally()
     calls = options.count or (math.inf if options.duration_seconds is not None else 1)
@@ -50,7 +48,7 @@ async def run_load(options: Options, *, stop: asyncio.Event | None = None, tally
         await asyncio.gather(*(connect(channel, options) for channel in channels))
         tally.start()
         schedule = _Schedule(options, calls, stop or asyncio.Event())
-        # Bytes in, bytes out: the request is serialized once, each different answer is parsed once.
+        # Without (de)serializers, because the request is serialized once and each different answer is parsed once.
         methods: _Methods = itertools.cycle([channel.unary_unary(SAY_HELLO) for channel in channels])
         async with asyncio.TaskGroup() as group:
             for _ in range(int(min(options.concurrency, calls))):
@@ -60,7 +58,7 @@ async def run_load(options: Options, *, stop: asyncio.Event | None = None, tally
 
 
 class _Schedule:
-    """Says when the next call may start; all workers share one."""
+    """Decides when the next call starts, for all workers."""
 
     def __init__(self, options: Options, calls: float, stop: asyncio.Event) -> None:
         now = time.perf_counter()
@@ -71,7 +69,7 @@ class _Schedule:
         self._stop = stop
 
     async def may_start(self) -> bool:
-        """Wait until the next call is due. False if there is none: all made, time over or stopped."""
+        """Waits until the next call is due; returns False if the load is over."""
         if not self._calls_left or self._stop.is_set() or time.perf_counter() >= self._deadline:
             return False
         self._calls_left -= 1

@@ -1,41 +1,38 @@
-"""The settings of one run, checked."""
+"""The settings of one run, and the command line that gives them."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
 
+from common.environment import host_port
 from grpc_client.errors import UsageError
 
-LARGEST_PORT = 65535
+_Type: TypeAlias = Callable[[str], Any]
+
+_EPILOG = """\
+Calls protos.Ping/SayHello once and prints the answer. More than one call (--count, --duration) ends with a
+report: answers by replica, calls a second, latency and errors. On a terminal a live view shows the last
+seconds. SIGINT and SIGTERM end the load and print the report; a second one ends the program at once.
+
+exit codes: 0 every call OK; 1 a call failed or the server can't be reached; 2 wrong usage
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to call, how often and how to show it.
+    """The settings of one run; ``--help`` describes them.
 
-    Args:
-        host: name or address of the server.
-        port: TCP port of the server.
-        greeting: the text sent in ``PingMessage.greeting``.
-        timeout_seconds: deadline of a call, retries included.
-        count: end after this many calls; one call if neither this nor ``duration_seconds`` is given.
-        duration_seconds: start no call after this time.
-        concurrency: calls in flight at a time.
-        connections: HTTP/2 connections that the calls take in turn.
-        rate: most calls started a second, over all connections; unlimited if not given.
-        retry: retry calls that end UNAVAILABLE.
-        json_output: print one JSON document instead of text.
-        list_services: list services and methods instead of calling Ping.
-        method: call this method, ``package.Service/Method``, instead of Ping.
+    Attributes:
+        count: the number of calls; one call if neither this nor ``duration_seconds`` is given.
+        duration_seconds: no call starts after this time.
+        method: the method that is called instead of Ping, ``package.Service/Method``.
         data: the request of ``method`` in JSON.
-        application: which application's reflection to ask, where several are behind one port.
-
-    Raises:
-        UsageError: with every problem found.
-
     """
 
     host: str = "localhost"
@@ -54,97 +51,162 @@ class Options:
     data: str | None = None
     application: str | None = None
 
-    def __post_init__(self) -> None:
-        problems = [*_range_problems(self), *_combination_problems(self)]
-        if problems:
-            raise UsageError(problems)
-
     @property
     def address(self) -> str:
         """``host:port``, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with the calls of ``list_services`` and ``method``: the balancer reads it where it must choose."""
+        """The metadata of the calls of ``list_services`` and ``method``; the balancer chooses an application by it."""
         return (("x-application", self.application),) if self.application else ()
 
     @property
     def is_load(self) -> bool:
-        """Whether more than one call was asked for."""
+        """Whether the settings ask for more than one call."""
         return self.duration_seconds is not None or (self.count or 1) > 1
 
 
-def _range_problems(options: Options) -> Iterator[str]:
-    host = options.host
-    if not host or not host.isprintable() or host.count(":") == 1 or set(host) & set("/[] "):
-        yield f"--host: must be a host name or an address without a port, got {host!r}"
-    if not 1 <= options.port <= LARGEST_PORT:
-        yield f"--port: must be from 1 to {LARGEST_PORT}, got {options.port}"
-    if not _is_unicode(options.greeting):
-        yield "--greeting: must be valid UTF-8"
-    for flag, whole in (
-        ("--count", options.count),
-        ("--concurrency", options.concurrency),
-        ("--connections", options.connections),
+def parse_arguments(arguments: Sequence[str]) -> Options:
+    """Parses the command line, without the program's name.
+
+    Raises:
+        UsageError: with every problem found.
+    """
+    parser = build_parser()
+    values = vars(parser.parse_args(arguments))
+    problems = parser.problems or list(_missing_flags(values))
+    if problems:
+        raise UsageError(*problems)
+    return Options(**values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Collects the problems of all values, where argparse prints its usage and the first problem and exits."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.problems: list[str] = []
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self.problems.append(_without_argument(str(error)))
+            return None
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(*self.problems, f"{_without_argument(message)} (see --help)")
+
+
+def _without_argument(message: str) -> str:
+    return message.removeprefix("argument ").replace("with argument ", "with ")
+
+
+def _form(description: str, convert: _Type, is_valid: Callable[[Any], object]) -> _Type:
+    """Returns argparse's type of the values that ``convert`` takes and that are valid."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if is_valid(value := convert(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {description} (got {text!r})")
+
+    return parse
+
+
+_HOST = _form(
+    "a host name or an address without a port",
+    str,
+    lambda host: host and host.isprintable() and host.count(":") != 1 and not set(host) & set("/[] "),
+)
+_PORT = _form("an integer from 1 to 65535", int, lambda port: 1 <= port <= 65535)
+_COUNT = _form("an integer of 1 or more", int, lambda count: count >= 1)
+_ABOVE_ZERO = _form("a number above 0", float, lambda number: 0 < number < math.inf)
+# Python reads a byte of another encoding as a surrogate, which str.encode refuses.
+_UTF8 = _form("valid UTF-8", str, lambda text: text.encode() is not None)
+_METHOD = _form(
+    "package.Service/Method", str, lambda method: method.isascii() and re.fullmatch(r"/?[^/]+/[^/]+", method)
+)
+_APPLICATION = _form("1 to 63 letters, digits, - and _", str, re.compile(r"[A-Za-z0-9_-]{1,63}").fullmatch)
+
+
+def build_parser() -> _Parser:
+    """Returns the parser, whose values are the fields of :class:`Options`."""
+    parser = _Parser(
+        prog="python -m grpc_client",
+        description="Calls a gRPC server once or many times and reports the replicas that answered.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_call_flags(parser)
+    _add_exclusive_flags(parser.add_argument_group("at most one of").add_mutually_exclusive_group())
+    load = parser.add_argument_group("with --count or --duration")
+    _add(load, "--concurrency", "N", _COUNT, "calls in flight at a time")
+    _add(load, "--connections", "N", _COUNT, "HTTP/2 connections that the calls take in turn")
+    _add(load, "--rate", "CALLS_PER_SECOND", _ABOVE_ZERO, "start no more calls a second than this", "unlimited")
+    reflection = parser.add_argument_group("with --list or --call")
+    data = "the request of --call; for a method that takes a stream, an array or one message a line"
+    _add(reflection, "--data", "JSON", str, data, "{}")
+    application = "ask the reflection of this application"
+    _add(reflection, "--application", "NAME", _APPLICATION, application, "the reflection of all applications")
+    return parser
+
+
+def _add_call_flags(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--host", "HOST", _HOST, "name or address of the server")
+    _add(parser, "--port", "PORT", _PORT, "its TCP port")
+    _add(parser, "--greeting", "TEXT", _UTF8, "the text sent")
+    timeout = "deadline of a call, retries included"
+    _add(parser, "--timeout", "SECONDS", _ABOVE_ZERO, timeout, dest="timeout_seconds")
+    retry = "fail at the first UNAVAILABLE (default: gRPC's retry policy, up to 5 attempts)"
+    parser.add_argument("--no-retry", dest="retry", action="store_false", help=retry)
+    json = (
+        "print one JSON document and nothing else: calls, ok, failed, seconds, calls_per_second, latency_ms, replicas, "
+        "errors, error_samples (default: text)"
+    )
+    parser.add_argument("--json", dest="json_output", action="store_true", help=json)
+
+
+def _add_exclusive_flags(group: argparse._MutuallyExclusiveGroup) -> None:
+    _add(group, "--count", "N", _COUNT, "end after N calls of Ping", "1")
+    duration = "start calls of Ping for so long, then wait for their answers"
+    _add(group, "--duration", "SECONDS", _ABOVE_ZERO, duration, "--count decides", dest="duration_seconds")
+    services = "list the server's services and methods by server reflection (default: call Ping)"
+    group.add_argument("--list", dest="list_services", action="store_true", help=services)
+    method = "call this method by server reflection, print each answer as a line of JSON"
+    _add(group, "--call", "SERVICE/METHOD", _METHOD, method, "call Ping", dest="method")
+
+
+def _add(
+    group: argparse._ActionsContainer,
+    flag: str,
+    metavar: str,
+    form: _Type,
+    description: str,
+    default: str = "%(default)s",
+    *,
+    dest: str = "",
+) -> None:
+    """Adds a flag with a value, whose default is that of the field ``dest``; ``default`` describes it."""
+    dest = dest or flag.removeprefix("--")
+    help_text = f"{description} (default: {default})"
+    group.add_argument(flag, dest=dest, metavar=metavar, type=form, default=getattr(Options, dest), help=help_text)
+
+
+def _missing_flags(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a problem for each flag without the flag that it belongs to."""
+    load = values["count"] or values["duration_seconds"]
+    reflection = values["list_services"] or values["method"]
+    for name, needed, is_given in (
+        ("concurrency", "--count or --duration", load),
+        ("connections", "--count or --duration", load),
+        ("rate", "--count or --duration", load),
+        ("data", "--call", values["method"]),
+        ("application", "--list or --call", reflection),
     ):
-        if whole is not None and whole < 1:
-            yield f"{flag}: must be 1 or more, got {whole}"
-    for flag, number in (
-        ("--timeout", options.timeout_seconds),
-        ("--duration", options.duration_seconds),
-        ("--rate", options.rate),
-    ):
-        if number is not None and not 0 < number < math.inf:
-            yield f"{flag}: must be a number above 0, got {number}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _combination_problems(options: Options) -> Iterator[str]:
-    if options.count is not None and options.duration_seconds is not None:
-        yield "--count: can't be given together with --duration"
-    if options.list_services and options.method is not None:
-        yield "--list: can't be given together with --call"
-    if options.data is not None and options.method is None:
-        yield "--data: needs --call"
-    if options.application is not None:
-        if not options.list_services and options.method is None:
-            yield "--application: needs --list or --call"
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", options.application):
-            yield f"--application: must be 1 to 63 letters, digits, - and _, got {options.application!r}"
-    if options.method is not None:
-        service, _, name = options.method.removeprefix("/").partition("/")
-        if not service or not name or "/" in name or not options.method.isascii():
-            yield f"--call: must be package.Service/Method, got {options.method!r}"
-    yield from _load_flag_problems(options)
-
-
-def _load_flag_problems(options: Options) -> Iterator[str]:
-    paced = [
-        flag
-        for flag, given in (
-            ("--concurrency", options.concurrency != Options.concurrency),
-            ("--connections", options.connections != Options.connections),
-            ("--rate", options.rate is not None),
-        )
-        if given
-    ]
-    if not options.list_services and options.method is None:
-        if options.count is None and options.duration_seconds is None:
-            yield from (f"{flag}: needs --count or --duration" for flag in paced)
-        return
-    other = "--list" if options.list_services else "--call"
-    if options.count is not None:
-        paced.insert(0, "--count")
-    if options.duration_seconds is not None:
-        paced.insert(0, "--duration")
-    if options.greeting != Options.greeting:
-        paced.append("--greeting")
-    yield from (f"{flag}: is for Ping only, not for {other}" for flag in paced)
+        if values[name] != getattr(Options, name) and not is_given:
+            yield f"--{name}: needs {needed}"
+    if reflection and values["greeting"] != Options.greeting:
+        yield f"--greeting: is for Ping only, not for {'--list' if values['list_services'] else '--call'}"

@@ -18,23 +18,22 @@ from grpc_client.channel import call_failed
 from grpc_client.errors import CallFailedError, ClientError, one_line
 from grpc_client.options import Options
 
-# The two versions have the same messages on the wire (gRFC A15). grpcio-reflection has only v1alpha, and what
-# a server lacks it counts as UNIMPLEMENTED: so v1alpha first, v1 for the servers that have no other.
+# The two versions have the same messages on the wire (gRFC A15). v1alpha comes first because grpcio-reflection has only
+# that one, and servers count a question for a missing version as UNIMPLEMENTED.
 _VERSIONS = ("v1alpha", "v1")
 _METHOD = "/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
 
 
 class SymbolNotFoundError(ClientError):
-    """The server knows no such file or symbol."""
+    """The server does not have the file or the symbol."""
 
 
 class ReflectionClient:
-    """The server's descriptors, fetched as they are needed.
+    """Fetches the descriptors of a server when they are needed.
 
     Args:
         channel: a channel to the server; the caller closes it.
-        options: the server's address for error messages, and the deadline of each request.
-
+        options: the server's address, the deadline and the metadata of each request.
     """
 
     def __init__(self, channel: grpc.aio.Channel, options: Options) -> None:
@@ -47,22 +46,20 @@ class ReflectionClient:
         self._added: set[str] = set()
 
     async def services(self) -> list[str]:
-        """Return the full names of the server's services, sorted.
+        """Returns the full names of the server's services, sorted.
 
         Raises:
             ClientError: the server can't be reached or has no reflection.
-
         """
         response = await self._ask(ServerReflectionRequest(list_services="*"))
         return sorted(one_line(service.name) for service in response.list_services_response.service)
 
     async def service(self, name: str) -> ServiceDescriptor:
-        """Return the descriptor of a service; what it depends on is in ``pool`` then.
+        """Returns the descriptor of a service, and adds the files that it imports to ``pool``.
 
         Raises:
             SymbolNotFoundError: the server has no service of this name.
             ClientError: the server can't be reached, has no reflection or sends broken descriptors.
-
         """
         response = await self._ask(ServerReflectionRequest(file_containing_symbol=name))
         await self._fetch(response)
@@ -76,7 +73,7 @@ class ReflectionClient:
             raise ClientError(f"{self._address}: broken descriptor: {one_line(str(error))}") from None
 
     async def _fetch(self, response: ServerReflectionResponse) -> None:
-        """Keep the files of a response and ask for those they import, which a server may leave out."""
+        """Keeps the files of a response, and asks for imported files that the server has left out."""
         self._keep(response)
         while missing := self._missing_imports():
             name = min(missing)
@@ -119,8 +116,8 @@ class ReflectionClient:
                 return self._checked(response)
 
     async def _ask_version(self, version: str, request: ServerReflectionRequest) -> ServerReflectionResponse:
-        # The method takes a stream, but one request looks the same on the wire, and grpc.aio often reports
-        # INTERNAL when the server refuses a stream of requests (grpc/grpc issue 36066).
+        # One request looks the same on the wire as a stream, of which grpc.aio often reports INTERNAL when the server
+        # refuses it (grpc/grpc issue 36066).
         method = self._channel.unary_stream(
             _METHOD.format(version=version),
             request_serializer=ServerReflectionRequest.SerializeToString,
@@ -133,7 +130,7 @@ class ReflectionClient:
     def _checked(self, response: ServerReflectionResponse) -> ServerReflectionResponse:
         kind = response.WhichOneof("message_response")
         if kind is None:
-            raise ClientError(f"{self._address}: reflection gave no answer")
+            raise ClientError(f"{self._address}: the reflection service has not answered")
         if kind == "error_response":
             message = one_line(response.error_response.error_message)
             if response.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]:

@@ -1,4 +1,4 @@
-"""What came of a load: the numbers, and as JSON and as text."""
+"""The report of a load, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ class LatencySummary:
 
     @classmethod
     def from_histogram(cls, latencies: LatencyHistogram) -> LatencySummary:
-        """Summarize a histogram.
-
-        Raises:
-            ValueError: it is empty.
-
-        """
+        """Summarizes a histogram; raises ValueError if it is empty."""
         p50, p95, p99 = (latencies.percentile_seconds(percent) * 1000 for percent in (50, 95, 99))
         return cls(p50=p50, p95=p95, p99=p99, max=latencies.largest_seconds * 1000)
 
@@ -36,19 +31,18 @@ class LatencySummary:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What came of a load.
+    """The result of a load.
 
-    Args:
+    Attributes:
         ok: calls answered OK.
         failed: calls that failed, after their retries.
         seconds: from the first call's start to the last one's end.
-        latency: latencies of the calls answered OK; none if none was.
+        latency: latencies of the calls answered OK; None without such a call.
         replicas: answers by replica, sorted by name.
         errors: failed calls by the gRPC status' name, sorted.
         error_samples: the first message of each status.
-        error_events: when each call failed, the first 10,000 of them.
+        error_events: the first 10,000 failed calls.
         slowest: the slowest call, failed ones included.
-
     """
 
     ok: int
@@ -63,7 +57,7 @@ class LoadReport:
 
     @classmethod
     def from_tally(cls, tally: Tally) -> LoadReport:
-        """Make the report of what was counted up to now."""
+        """Returns the report of the counts up to now."""
         return cls(
             ok=tally.ok,
             failed=tally.failed,
@@ -78,21 +72,19 @@ class LoadReport:
 
     @property
     def calls(self) -> int:
-        """Calls that ended, one way or the other."""
+        """All calls that ended."""
         return self.ok + self.failed
 
     @property
     def calls_per_second(self) -> float:
-        """Calls answered OK, a second."""
+        """Calls answered OK in a second."""
         return self.ok / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document that ``--json`` prints; its fields are stable.
+        """Returns the document that ``--json`` prints; its fields are stable.
 
-        ``calls``, ``ok`` and ``failed`` are counts; ``seconds`` is the whole run; ``calls_per_second`` counts
-        calls answered OK; ``latency_ms`` (``p50``, ``p95``, ``p99``, ``max``) too, each ``null`` if there was
-        none; ``replicas`` is answers by replica; ``errors`` is failed calls by status, ``error_samples`` the
-        first message of each.
+        ``seconds`` is the whole run; ``calls_per_second`` and ``latency_ms`` are of the calls answered OK, and without
+        such a call each latency is ``null``; ``error_samples`` is the first message of each status in ``errors``.
         """
         latency = {
             name: round(getattr(self.latency, name), 3) if self.latency else None
@@ -121,7 +113,7 @@ class Table:
 
 
 def summary_lines(report: LoadReport) -> list[str]:
-    """Write the lines above the tables."""
+    """Returns the lines above the tables."""
     counts = f"{report.calls} calls in {report.seconds:.2f} s: {report.ok} OK, {report.failed} failed"
     lines = [f"{counts}, {report.calls_per_second:.0f} calls/s"]
     if report.latency:
@@ -130,7 +122,7 @@ def summary_lines(report: LoadReport) -> list[str]:
 
 
 def tables(report: LoadReport) -> list[Table]:
-    """Make the tables of answers by replica and of errors by status; one without rows is left out."""
+    """Returns the tables of answers by replica and of errors by status, without empty tables."""
     replicas = [(name, str(calls), f"{calls / report.ok:.1%}") for name, calls in report.replicas.items()]
     errors = [(status, str(calls), report.error_samples[status]) for status, calls in report.errors.items()]
     found = [
@@ -141,7 +133,7 @@ def tables(report: LoadReport) -> list[Table]:
 
 
 def text_report(report: LoadReport) -> str:
-    """Write the report in plain text."""
+    """Returns the report in plain text."""
     blocks = ["\n".join(summary_lines(report)), *(_text_table(table) for table in tables(report))]
     return "\n\n".join(blocks)
 

@@ -15,7 +15,7 @@ from grpc_client.errors import one_line
 from grpc_client.histogram import LatencyHistogram
 from protos import api_pb2
 
-# What a server sends is bounded here, so that a long run can't fill the memory.
+# Bounds for the texts of servers, because a long run must not fill the memory.
 MAX_REPLICAS = 1000
 MAX_ERROR_EVENTS = 10_000
 OTHER_REPLICAS = "(others)"
@@ -25,13 +25,7 @@ _HELLO = re.compile(r"Hello from (\S+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorEvent:
-    """A failed call.
-
-    Args:
-        seconds: when it failed, in seconds since the load started.
-        status: the gRPC status' name.
-
-    """
+    """A failed call: its end in seconds since the load started, and the name of the gRPC status."""
 
     seconds: float
     status: str
@@ -39,32 +33,25 @@ class ErrorEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class SlowestCall:
-    """The call that took longest, answered or not.
-
-    Args:
-        milliseconds: how long it took.
-        started_seconds: when it started, in seconds since the load started.
-
-    """
+    """The call that took longest, answered or not; its start is in seconds since the load started."""
 
     milliseconds: float
     started_seconds: float
 
 
 def replica_name(message: str) -> str:
-    """Return the host name in ``Hello from <hostname>.``, or the message itself, shortened."""
+    """Returns the host name in ``Hello from <hostname>.``, or the message itself, shortened."""
     match = _HELLO.fullmatch(message)
     return one_line(match[1] if match else message, limit=_NAME_CHARACTERS) or "(empty)"
 
 
 class Tally:
-    """Counts answers by replica and failures by status; costs a few microseconds a call.
+    """Counts answers by replica and failures by status in a few microseconds a call.
 
-    It may be read at any time while the load runs, from the same event loop.
+    The event loop of the load may read it at any time.
 
     Args:
-        clock: the time in seconds, from any origin.
-
+        clock: returns the time in seconds, from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -92,7 +79,7 @@ class Tally:
 
     @property
     def started(self) -> bool:
-        """Whether the clock has started; it stays true after the end."""
+        """Whether the clock has started; true after the end too."""
         return not math.isnan(self._started)
 
     @property
@@ -104,26 +91,25 @@ class Tally:
 
     @property
     def slowest(self) -> SlowestCall:
-        """The slowest call up to now; all zero before the first."""
+        """The slowest call up to now; zeros before the first call."""
         seconds, started = self._slowest
         return SlowestCall(milliseconds=seconds * 1000, started_seconds=started)
 
     def start(self) -> None:
-        """Start the clock."""
+        """Starts the clock."""
         self._started = self.clock()
 
     def end(self) -> None:
-        """Stop the clock."""
+        """Stops the clock."""
         self._ended = self.clock()
 
     def answered(self, answer: bytes, *, started: float, ended: float) -> None:
-        """Count a call that was answered.
+        """Counts an answered call.
 
         Args:
-            answer: the serialized ``PingMessage``; few differ, so each is parsed only once.
+            answer: the serialized ``PingMessage``, parsed once because few differ.
             started: the clock before the call.
             ended: the clock after it.
-
         """
         name = self._names.get(answer)
         self.replicas[name if name is not None else self._learn(answer)] += 1
@@ -132,7 +118,7 @@ class Tally:
             self._slowest = (ended - started, started - self._started)
 
     def refused(self, status: str, detail: str, *, started: float, ended: float) -> None:
-        """Count a call that failed; keep the first message of each status."""
+        """Counts a failed call; keeps the first message of each status."""
         self.failed += 1
         self.errors[status] += 1
         if status not in self.error_samples:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 
 from common import log
 from common.environment import ConfigError
 from grpc_server.config import ServerConfig
-from grpc_server.server import ServerError, check_port_free
-from grpc_server.workers import run
-
-LOG = logging.getLogger("grpc_server")
+from grpc_server.workers import exit_code, run
 
 
 def main() -> int:
@@ -31,14 +27,10 @@ def main() -> int:
     log.configure()
     try:
         config = ServerConfig.from_env({**os.environ, **{name: text for name, text in given.items() if text}})
-        check_port_free(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except ServerError as error:
-        LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
-        return 1
-    return run(config)
+    return exit_code(run, config)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,89 @@
-"""The four kinds of gRPC methods, for interceptors that wrap them."""
+"""The server's interceptor: wraps each handler once, for the drain and for the metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+from grpc_server.in_flight import CallsInFlight, Context
+from grpc_server.metrics import TYPES, Metrics, UncountedCall
+
+# The drain does not wait for calls of the health service: Watch goes on for as long as its caller likes.
+HEALTH = "/grpc.health.v1.Health/"
 
 
-def rewrap(handler: Any, kind: str, method: Callable[..., Any]) -> Any:
-    """A handler like ``handler``, of that kind, that calls ``method``."""
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(method, handler.request_deserializer, handler.response_serializer)
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Tells the drain, and the metrics if there are any, of each call.
+
+    Handlers are coroutines or asynchronous generators. Calls of plain functions, which gRPC runs in threads, are
+    neither counted nor waited for; this server has none.
+    """
+
+    def __init__(self, in_flight: CallsInFlight, metrics: Metrics | None = None) -> None:
+        self._in_flight = in_flight
+        self._metrics = metrics
+        # By path. The server's handlers never change, so a call of a known path needs no look-up by gRPC.
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Returns the wrapped handler of a call; the types are gRPC's, which are generic in each call."""
+        path = handler_call_details.method
+        wrapped = self._wrapped.get(path)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[path] = self._wrap(handler, path)
+        return wrapped
+
+    def _wrap(self, handler: Any, path: str) -> Any:
+        kind = next(kind for kind in TYPES if getattr(handler, kind))
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        method = self._wrap_method(getattr(handler, kind), kind, path)
+        return make(method, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_method(self, method: Callable[..., Any], kind: str, path: str) -> Callable[..., Any]:
+        in_flight = self._in_flight
+        streams = kind.endswith("stream")
+        waited_for = not path.startswith(HEALTH)
+        begin = self._metrics.counter(kind, path) if self._metrics else UncountedCall
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = begin(request, context)
+            try:
+                await in_flight.enter(context, waited_for)
+                async with contextlib.aclosing(method(call.request, call.context)) as answers:
+                    async for answer in answers:
+                        yield answer
+                        call.sent()
+            except BaseException as error:
+                call.ended(error)
+                if isinstance(error, asyncio.CancelledError):
+                    await in_flight.cancelled(context)
+                raise
+            call.ended()
+
+        async def coroutine(request: Any, context: Context) -> Any:
+            call = begin(request, context)
+            try:
+                await in_flight.enter(context, waited_for)
+                answer = await method(call.request, call.context)
+            except BaseException as error:
+                call.ended(error)
+                if isinstance(error, asyncio.CancelledError):
+                    await in_flight.cancelled(context)
+                raise
+            # A handler that answers with a stream has written it.
+            if not streams:
+                call.sent()
+            call.ended()
+            return answer
+
+        if inspect.isasyncgenfunction(method):
+            return stream
+        return coroutine if inspect.iscoroutinefunction(method) else method

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.environment import MAX_MESSAGE_BYTES, EnvironmentReader, grace_seconds, hostname, max_message_bytes
+from common.environment import (
+    MAX_MESSAGE_BYTES,
+    EnvironmentReader,
+    read_grace_seconds,
+    read_hostname,
+    read_max_message_bytes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +43,10 @@ class ServerConfig:
             address=reader.host("BIND_ADDRESS", "0.0.0.0"),  # noqa: S104 - a container's own network
             port=reader.port("APP_PORT", 7777),
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
-            grace_seconds=grace_seconds(reader),
-            hostname=hostname(reader),
+            grace_seconds=read_grace_seconds(reader),
+            hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
-            max_message_bytes=max_message_bytes(reader),
+            max_message_bytes=read_max_message_bytes(reader),
         )
         reader.raise_problems()
         return config

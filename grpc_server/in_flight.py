@@ -11,34 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import inspect
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import grpc
 
-from grpc_server.calls import KINDS, rewrap
-
 # New calls are answered until none has come for so long, which is two probes of a balancer with up to 100 replicas
 # (balancer/health.py); callers that never stop are refused in the end.
 QUIET_SECONDS, ANSWER_SECONDS = 1.0, 5.0
-# Questions about health say nothing about calls, and Watch goes on for as long as its caller likes.
-HEALTH = "/grpc.health.v1.Health/"
 # Between the last call's end and GOAWAY, for those on the way to take the one before the other.
 SETTLE_SECONDS = 0.2
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
-class CallsInFlight(grpc.aio.ServerInterceptor):
-    """Knows the calls that are open; once told to leave, new ones are refused with UNAVAILABLE."""
+class CallsInFlight:
+    """Knows the open calls; refuses new ones with UNAVAILABLE once the server leaves."""
 
     def __init__(self) -> None:
-        self._tasks: dict[Any, asyncio.Task[Any]] = {}
-        # Those of them that are no questions about health.
-        self._waited_for: set[Any] = set()
-        # By the handler of a method: wrapped at its first call, not at each. The server makes its handlers once.
-        self._wrapped: dict[Any, Any] = {}
+        self._tasks: dict[Context, asyncio.Task[Any]] = {}
+        # Those without the calls of the health service.
+        self._waited_for: set[Context] = set()
         self._begun = 0
         self._leaving = False
         self._over = False
@@ -47,7 +39,7 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
     async def leave(self, grace_seconds: float) -> None:
         """Waits until no new call comes, refuses any other, and waits for the open ones.
 
-        Calls that outlast the grace end as UNAVAILABLE. Health has to be NOT_SERVING by now.
+        Calls that outlast the grace end as UNAVAILABLE. Health must be NOT_SERVING by now.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_seconds
@@ -75,50 +67,16 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), end - loop.time())
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Gives the wrapped method that a call is for; the types are gRPC's, which are generic in each call."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        wrapped = self._wrapped.get(handler)
-        if wrapped is None:
-            waited_for = not handler_call_details.method.startswith(HEALTH)
-            wrapped = self._wrapped[handler] = self._wrap(handler, waited_for)
-        return wrapped
+    async def enter(self, context: Context, waited_for: bool) -> None:
+        """Notes the call of the running task until the call is done.
 
-    def _wrap(self, handler: Any, waited_for: bool) -> Any:
-        kind = next(kind for kind in KINDS if getattr(handler, kind))
-        return rewrap(handler, kind, self._counted(getattr(handler, kind), waited_for))
+        Args:
+            context: gRPC's own, because gRPC passes that one to the callback.
+            waited_for: whether the drain waits for this call.
 
-    def _counted(self, method: Callable[..., Any], waited_for: bool) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(method):
-
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                await self._enter(context, waited_for)
-                try:
-                    async with contextlib.aclosing(method(request, context)) as answers:
-                        async for answer in answers:
-                            yield answer
-                except asyncio.CancelledError:
-                    await self._end(context)
-                    raise
-
-            return stream
-        if inspect.iscoroutinefunction(method):
-
-            async def coroutine(request: Any, context: Context) -> Any:
-                await self._enter(context, waited_for)
-                try:
-                    return await method(request, context)
-                except asyncio.CancelledError:
-                    await self._end(context)
-                    raise
-
-            return coroutine
-        # A plain function runs in a thread of gRPC's; this server has none.
-        return method
-
-    async def _enter(self, context: Context, waited_for: bool) -> None:
+        Raises:
+            grpc.aio.AbortError: the server leaves.
+        """
         if self._leaving and waited_for:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         task = asyncio.current_task()
@@ -127,16 +85,19 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
         if waited_for:
             self._begun += 1
             self._waited_for.add(context)
-        # By this context, which an interceptor may have put in the place of gRPC's own.
-        forget: Any = functools.partial(self._forget, context)
+        forget: Any = self._forget
         context.add_done_callback(forget)
 
-    def _forget(self, context: Context, _original: Context) -> None:
+    def _forget(self, context: Context) -> None:
         self._tasks.pop(context, None)
         self._waited_for.discard(context)
         self._ended.set()
 
-    async def _end(self, context: Context) -> None:
-        """Gives a cancelled call its status when the end of the grace is what cancels it."""
+    async def cancelled(self, context: Context) -> None:
+        """Gives a cancelled call its status if the end of the grace has cancelled it.
+
+        Raises:
+            grpc.aio.AbortError: it has.
+        """
         if self._over:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server has stopped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import os
 import tempfile
 import time
@@ -22,9 +21,8 @@ from prometheus_client import (
 )
 
 from grpc_server import exposition
-from grpc_server.calls import KINDS, rewrap
 
-# By go-grpc-prometheus: the values of grpc_type.
+# The kinds of methods, and go-grpc-prometheus' values of grpc_type for them.
 TYPES = {
     "unary_unary": "unary",
     "unary_stream": "server_stream",
@@ -36,113 +34,6 @@ EARLY_SECONDS = 0.05
 LABELS = ("grpc_type", "grpc_service", "grpc_method")
 
 
-class Metrics(grpc.aio.ServerInterceptor):
-    """Counts calls, their messages and their time; belongs in front of all other interceptors.
-
-    A call of a method that the server does not have is no call of the server's and is not counted: clients ask for
-    versions of the reflection service that few servers have. Handlers are coroutines or asynchronous generators; calls
-    of plain functions, which gRPC runs in threads, are not counted.
-
-    Args:
-        registry: gets the metrics.
-    """
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._started = Counter("grpc_server_started", "Calls that have begun.", LABELS, registry=registry)
-        self._handled = Counter(
-            "grpc_server_handled", "Calls that have ended, by status.", (*LABELS, "grpc_code"), registry=registry
-        )
-        self._received = Counter("grpc_server_msg_received", "Messages from clients.", LABELS, registry=registry)
-        self._sent = Counter("grpc_server_msg_sent", "Messages to clients.", LABELS, registry=registry)
-        self._seconds = Histogram(
-            "grpc_server_handling_seconds", "Time from a call's begin to its end.", LABELS, registry=registry
-        )
-        # By method and its handler: the server makes its handlers once.
-        self._wrapped: dict[Any, Any] = {}
-
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Gives the wrapped method that a call is for; the types are gRPC's, which are generic in each call."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        key = handler_call_details.method, handler
-        wrapped = self._wrapped.get(key)
-        if wrapped is None:
-            wrapped = self._wrapped[key] = self._wrap(handler, handler_call_details.method)
-        return wrapped
-
-    def _wrap(self, handler: Any, path: str) -> Any:
-        kind = next(kind for kind in KINDS if getattr(handler, kind))
-        service, _, method = path.removeprefix("/").rpartition("/")
-        series = _Series(self, (TYPES[kind], service, method))
-        return rewrap(handler, kind, _counted(getattr(handler, kind), kind, series))
-
-
-class _Series:
-    """The metrics of one method."""
-
-    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
-        self.started = metrics._started.labels(*labels)
-        self.received = metrics._received.labels(*labels)
-        self.sent = metrics._sent.labels(*labels)
-        self.seconds = metrics._seconds.labels(*labels)
-        self.handled = functools.cache(lambda code: metrics._handled.labels(*labels, code))
-
-
-class _Call:
-    """One call; stands for its context in the handler, and counts the messages that go through it."""
-
-    def __init__(self, context: Any, series: _Series) -> None:
-        self._context = context
-        self._series = series
-        self._began = time.perf_counter()
-        self._code: grpc.StatusCode | None = None
-        series.started.inc()
-        context.add_done_callback(self._done)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    async def read(self) -> Any:
-        """The next message, or EOF."""
-        message = await self._context.read()
-        if message is not grpc.aio.EOF:
-            self._series.received.inc()
-        return message
-
-    async def write(self, message: Any) -> None:
-        """Sends a message."""
-        await self._context.write(message)
-        self._series.sent.inc()
-
-    async def requests(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The messages as a handler iterates over them."""
-        async for message in messages:
-            self._series.received.inc()
-            yield message
-
-    def ended(self, error: BaseException | None = None) -> None:
-        """The handler has returned, or raised."""
-        if error is None:
-            self._code = grpc.StatusCode.OK
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self._code = self._cut()
-        else:
-            self._code = grpc.StatusCode.UNKNOWN
-
-    def _cut(self) -> grpc.StatusCode:
-        """Why a call is over before its handler is."""
-        left = self._context.time_remaining()
-        passed = left is not None and left <= EARLY_SECONDS
-        return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
-
-    def _done(self, _context: Any) -> None:
-        # What the handler has set, or an abort, comes before what can be told from how it ended.
-        code = self._context.code() or self._code or self._cut()
-        self._series.handled(_NAMES.get(code, "Unknown")).inc()
-        self._series.seconds.observe(time.perf_counter() - self._began)
-
-
 # As go-grpc-prometheus writes them: CamelCase, OK as it is.
 _NAMES = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "").replace("Cancelled", "Canceled")
@@ -150,44 +41,121 @@ _NAMES = {
 }
 
 
-def _counted(method: Callable[..., Any], kind: str, series: _Series) -> Callable[..., Any]:
-    def begin(request: Any, context: Any) -> tuple[Any, _Call]:
-        call = _Call(context, series)
+class UncountedCall:
+    """One call without metrics; its request and its context are gRPC's."""
+
+    def __init__(self, request: Any, context: Any) -> None:
+        self.request = request
+        self.context = context
+
+    def sent(self) -> None:
+        """Counts a message to the client."""
+
+    def ended(self, error: BaseException | None = None) -> None:
+        """Takes the status of the call from how its handler ended."""
+
+
+class Metrics:
+    """Counts calls, their messages and their time.
+
+    A call of a method that the server does not have is not counted: clients ask for versions of the reflection service
+    that few servers have.
+
+    Args:
+        registry: gets the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.started = Counter("grpc_server_started", "Calls that have begun.", LABELS, registry=registry)
+        self.handled = Counter(
+            "grpc_server_handled", "Calls that have ended, by status.", (*LABELS, "grpc_code"), registry=registry
+        )
+        self.received = Counter("grpc_server_msg_received", "Messages from clients.", LABELS, registry=registry)
+        self.sent = Counter("grpc_server_msg_sent", "Messages to clients.", LABELS, registry=registry)
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds", "Time from a call's begin to its end.", LABELS, registry=registry
+        )
+
+    def counter(self, kind: str, path: str) -> Callable[[Any, Any], UncountedCall]:
+        """Returns the function that counts the begin of a call of one method, by its request and its context."""
+        service, _, method = path.removeprefix("/").rpartition("/")
+        return functools.partial(_CountedCall, _Series(self, (TYPES[kind], service, method)), kind)
+
+
+class _Series:
+    """The metrics of one method."""
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        self.started = metrics.started.labels(*labels)
+        self.received = metrics.received.labels(*labels)
+        self.sent = metrics.sent.labels(*labels)
+        self.seconds = metrics.seconds.labels(*labels)
+        self.handled = functools.cache(lambda code: metrics.handled.labels(*labels, code))
+
+
+class _CountedCall(UncountedCall):
+    def __init__(self, series: _Series, kind: str, request: Any, context: Any) -> None:
+        self._series = series
+        self._began = time.perf_counter()
+        self._code: grpc.StatusCode | None = None
+        series.started.inc()
+        context.add_done_callback(self._done)
         if kind.startswith("stream"):
-            return call.requests(request), call
+            request = _count_messages(request, series)
+        else:
+            series.received.inc()
+        super().__init__(request, context if kind == "unary_unary" else _CountedContext(context, series))
+
+    def sent(self) -> None:
+        self._series.sent.inc()
+
+    def ended(self, error: BaseException | None = None) -> None:
+        if error is None:
+            self._code = grpc.StatusCode.OK
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._code = _cut(self.context)
+        else:
+            self._code = grpc.StatusCode.UNKNOWN
+
+    def _done(self, context: Any) -> None:
+        # A status that the handler has set, also with an abort, comes before the one of the handler's end.
+        code = context.code() or self._code or _cut(context)
+        self._series.handled(_NAMES.get(code, "Unknown")).inc()
+        self._series.seconds.observe(time.perf_counter() - self._began)
+
+
+class _CountedContext:
+    """A call's context that counts the messages that a handler reads and writes by itself."""
+
+    def __init__(self, context: Any, series: _Series) -> None:
+        self._context = context
+        self._series = series
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def read(self) -> Any:
+        message = await self._context.read()
+        if message is not grpc.aio.EOF:
+            self._series.received.inc()
+        return message
+
+    async def write(self, message: Any) -> None:
+        await self._context.write(message)
+        self._series.sent.inc()
+
+
+async def _count_messages(messages: AsyncIterator[Any], series: _Series) -> AsyncIterator[Any]:
+    async for message in messages:
         series.received.inc()
-        return request, call
+        yield message
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        request, call = begin(request, context)
-        answers = method(request, call)
-        try:
-            async for answer in answers:
-                yield answer
-                series.sent.inc()
-        except BaseException as error:
-            call.ended(error)
-            raise
-        finally:
-            await answers.aclose()
-        call.ended()
 
-    async def coroutine(request: Any, context: Any) -> Any:
-        request, call = begin(request, context)
-        try:
-            answer = await method(request, call)
-        except BaseException as error:
-            call.ended(error)
-            raise
-        # One that answers with a stream has written it.
-        if not kind.endswith("stream"):
-            series.sent.inc()
-        call.ended()
-        return answer
-
-    if inspect.isasyncgenfunction(method):
-        return stream
-    return coroutine if inspect.iscoroutinefunction(method) else method
+def _cut(context: Any) -> grpc.StatusCode:
+    """Returns why a call is over before its handler is."""
+    left = context.time_remaining()
+    passed = left is not None and left <= EARLY_SECONDS
+    return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
 
 
 def serve(address: str, port: int) -> None:

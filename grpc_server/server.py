@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.environment import host_port
 from grpc_server import metrics
+from grpc_server.calls import CallInterceptor
 from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
@@ -77,7 +78,7 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
     """
     # Connections live until the client or an operator ends them, so no max_connection_age.
     server = grpc.aio.server(
-        interceptors=[Metrics(), calls] if config.metrics_port else [calls],
+        interceptors=[CallInterceptor(calls, Metrics() if config.metrics_port else None)],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", config.max_message_bytes),

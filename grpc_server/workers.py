@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -17,24 +17,38 @@ from types import FrameType
 from common import log
 from grpc_server import metrics
 from grpc_server.config import ServerConfig
-from grpc_server.server import ServerError, serve, serve_metrics
+from grpc_server.server import ServerError, check_port_free, serve, serve_metrics
 
 LOG = logging.getLogger("grpc_server")
+
+
+def exit_code(serving: Callable[[ServerConfig], int], config: ServerConfig) -> int:
+    """Returns the exit code of ``serving``; 1 after an error of the server, which is logged."""
+    try:
+        return serving(config)
+    except ServerError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
+        return 1
 
 
 def run(config: ServerConfig) -> int:
     """Runs ``config.workers`` servers and returns the exit code.
 
     A worker that dies ends all of them: supervisord then starts a whole server, not a part of one.
+
+    Raises:
+        ServerError: the server can't run.
     """
+    check_port_free(config)
     shared = metrics.share() if config.metrics_port and config.workers > 1 else contextlib.nullcontext()
     with shared:
-        try:
-            serve_metrics(config)
-        except ServerError as error:
-            LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
-            return 1
-        return run_one(config) if config.workers == 1 else _run_several(config)
+        serve_metrics(config)
+        return _run_one(config) if config.workers == 1 else _run_several(config)
+
+
+def _run_one(config: ServerConfig) -> int:
+    asyncio.run(serve(config))
+    return 0
 
 
 def _run_several(config: ServerConfig) -> int:
@@ -71,16 +85,6 @@ def _terminate(workers: Sequence[BaseProcess]) -> None:
             worker.terminate()
 
 
-def run_one(config: ServerConfig) -> int:
-    """Runs one server in this process and returns the exit code."""
-    try:
-        asyncio.run(serve(config))
-    except ServerError as error:
-        LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
-        return 1
-    return 0
-
-
 def _worker(config: ServerConfig) -> None:
     log.configure()
-    sys.exit(run_one(config))
+    sys.exit(exit_code(_run_one, config))

@@ -9,7 +9,7 @@ import xmlrpc.client
 
 from local_stack.arguments import parser
 from local_stack.commands import COMMANDS
-from local_stack.errors import LocalStackError
+from local_stack.errors import LocalStackError, say
 from local_stack.settings import Directory
 from local_stack.stack import Stack
 
@@ -30,10 +30,10 @@ def main() -> int:
         return 0
     except (LocalStackError, OSError) as error:
         # An OSError is the machine's, such as a full disk; expected failures are LocalStackErrors.
-        print(f"local_stack: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     except xmlrpc.client.Fault as fault:
-        print(f"local_stack: supervisord: {fault.faultString}", file=sys.stderr)
+        say(f"supervisord: {fault.faultString}")
         return 1
 
 

@@ -48,7 +48,7 @@ def _since(text: str) -> datetime.datetime:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; ``command`` is the verb."""
+    """Returns the parser; ``command`` is the verb."""
     result = argparse.ArgumentParser(
         prog="python -m local_stack", description="Runs the services of docker-compose.yaml without Docker."
     )

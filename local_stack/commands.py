@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ def up(stack: Stack, arguments: Namespace) -> None:
         _wait_ready(stack, arguments)
         say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
         if not detached:
-            logs.show(stack, (), sys.stdout, follow=True, lines=None)
+            logs.show(stack, follow=True)
     except KeyboardInterrupt:
         if not detached:
             say("stopping")
@@ -76,7 +75,7 @@ def status(stack: Stack, arguments: Namespace) -> int:
 
 def show_logs(stack: Stack, arguments: Namespace) -> None:
     """Shows the logs of the containers."""
-    logs.show(stack, arguments.names, sys.stdout, follow=arguments.follow, lines=arguments.tail, since=arguments.since)
+    logs.show(stack, arguments.names, follow=arguments.follow, lines=arguments.tail, since=arguments.since)
 
 
 def execute(stack: Stack, arguments: Namespace) -> None:

@@ -37,33 +37,20 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A service of the compose file.
-
-    Attributes:
-        components: the parts of build/config that make up its file system.
-        volumes: the paths in the container, by the names of the volumes.
-        tmpfs: the paths that are empty at each start.
-        published: the ports of the host, by those of the container.
-        scalable: whether it may have several replicas.
-        grace_seconds: the time that it may take to stop.
-    """
+    """A service of the compose file."""
 
     name: str
-    components: tuple[str, ...]
+    components: tuple[str, ...]  # the parts of build/config that make up its file system
     environment: Mapping[str, str]
-    volumes: Mapping[str, str]
-    tmpfs: tuple[str, ...]
-    published: Mapping[int, int]
-    scalable: bool
-    grace_seconds: float
+    volumes: Mapping[str, str]  # the paths in the container, by the names of the volumes
+    tmpfs: tuple[str, ...]  # the paths that are empty at each start
+    published: Mapping[int, int]  # the ports of the host, by those of the container
+    scalable: bool  # whether it may have several replicas
+    grace_seconds: float  # the time that it may take to stop
 
 
 def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """The services of a compose file, in its order, without those of a profile, which are not started by default.
-
-    Raises:
-        LocalStackError: the file can't be read, or has something that can't be carried out without Docker.
-    """
+    """Returns the services of a compose file, in its order, without those of a profile (they start on request)."""
     try:
         document = load(path.read_text())
     except (OSError, UnicodeDecodeError, YamlError) as error:
@@ -95,9 +82,9 @@ class _Reader:
         return LocalStackError(f"{self._path.name}, line {line or self._line}: service {self._name}: {what}")
 
     def read(self, spec: Any) -> Service | None:
-        """The service; None for one of a profile."""
+        """Returns the service; None for one of a profile."""
         if not isinstance(spec, Lined):
-            raise self._refuse("must be a mapping")
+            raise self._refuse(f"must be a mapping (got {spec!r})")
         spec = self._expand(spec, self._line)
         if spec.get("profiles"):
             return None
@@ -132,34 +119,35 @@ class _Reader:
             raise self._refuse(str(error), line) from error
 
     def _items(self, spec: Lined, key: str) -> list[tuple[Any, int]]:
-        """The items of a list, each with its line; a single value is a list of one."""
+        """Returns the items of a list, each with its line; a single value is a list of one."""
         if key not in spec:
             return []
         value, line = spec[key], spec.lines[key]
         if value is None or isinstance(value, Lined):
-            raise self._refuse(f"{key} must be a list", line)
+            raise self._refuse(f"{key}: must be a list (got {value!r})", line)
         items = value if isinstance(value, list) else [value]
         return [(item, min(item.lines.values(), default=line) if isinstance(item, Lined) else line) for item in items]
 
     def _environment(self, spec: Lined) -> dict[str, str]:
-        """A mapping or a list of NAME=VALUE; a name without a value has that of the shell, if it is set there."""
-        given = spec.get("environment")
-        line = spec.lines.get("environment", self._line)
+        """Reads a mapping or a list of NAME=VALUE; a name without a value has the shell's value, if it is set there."""
+        if "environment" not in spec:
+            return {}
+        given, line = spec["environment"], spec.lines["environment"]
         if isinstance(given, Lined):
             pairs = [(str(name), value) for name, value in given.items()]
         elif isinstance(given, list) and all(isinstance(item, str) for item in given):
             split = [item.partition("=") for item in given]
             pairs = [(name, value if equals else None) for name, equals, value in split]
-        elif "environment" not in spec:
-            pairs = []
         else:
-            raise self._refuse("environment must be a mapping or a list of NAME=VALUE", line)
+            raise self._refuse(f"environment: must be a mapping or a list of NAME=VALUE (got {given!r})", line)
         result = {}
         for name, value in pairs:
             if isinstance(value, Lined | list):
-                raise self._refuse(f"environment: {name} must be a string, a number or a boolean", line)
+                raise self._refuse(
+                    f"environment: {name}: must be a string, a number or a boolean (got {value!r})", line
+                )
             if isinstance(value, Ambiguous):
-                raise self._refuse(f"environment: {name} must be in quotes, or Compose changes it (got {value})", line)
+                raise self._refuse(f"environment: {name}: must be in quotes, or Compose changes it (got {value})", line)
             if value is not None:
                 result[name] = str(value).lower() if isinstance(value, bool) else str(value)
             elif name in self._env:
@@ -167,7 +155,7 @@ class _Reader:
         return result
 
     def _port(self, given: Any, line: int) -> tuple[int, int]:
-        """The container's port and the host's."""
+        """Returns the container's port and the host's."""
         if isinstance(given, Lined):
             container, host, protocol = given.get("target"), given.get("published"), given.get("protocol")
         else:
@@ -176,8 +164,7 @@ class _Reader:
         try:
             ports = int(str(container)), int(str(host))
         except ValueError:
-            shown = dict(given) if isinstance(given, Lined) else given
-            raise self._refuse(f"ports: must be one host port and one container port (got {shown!r})", line) from None
+            raise self._refuse(f"ports: must be one host port and one container port (got {given!r})", line) from None
         if (protocol or "tcp") != "tcp":
             raise self._refuse(f"ports: {protocol} can't be published without Docker", line)
         if not all(1 <= port <= 65535 for port in ports):
@@ -185,7 +172,7 @@ class _Reader:
         return ports
 
     def _volume(self, given: Any, line: int) -> tuple[str, str]:
-        """The source and the target."""
+        """Returns the source and the target."""
         if isinstance(given, Lined):
             source, target = given.get("source"), given.get("target")
         else:
@@ -196,7 +183,7 @@ class _Reader:
         return str(source), str(target)
 
     def _duration(self, spec: Lined, key: str, default: float) -> float:
-        """Seconds of a duration, such as 1m30s."""
+        """Returns the seconds of a duration, such as 1m30s."""
         if spec.get(key) is None:
             return default
         match = _DURATION.fullmatch(str(spec[key]))
@@ -220,7 +207,7 @@ class _Reader:
 
 
 def image_parts(root: Path, dockerfile: Path) -> list[str]:
-    """The parts of build/config that make up an image, of the table ``build/images``; none of an unknown image."""
+    """Returns the parts of build/config that make up an image (``build/images``); none of an unknown image."""
     table = root / "build" / "images"
     rows = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
     return next((parts for name, *parts in filter(None, rows) if name == str(dockerfile)), [])

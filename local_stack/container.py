@@ -7,8 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Container:
 
     @property
     def name(self) -> str:
-        """The name, numbered as by Compose; a service that can't be scaled has its own name."""
+        """The name, numbered as by Compose; the container of a service that can't be scaled has the service's name."""
         return f"{self.service.name}-{self.number}" if self.service.scalable else self.service.name
 
     @property
@@ -50,8 +49,12 @@ class Container:
         """Its entry in the outer supervisord's configuration."""
         return self.directory.programs / f"{self.name}.conf"
 
+    def has_name(self, names: Sequence[str]) -> bool:
+        """Returns whether one of the names is its own or its service's; without names always."""
+        return not names or self.name in names or self.service.name in names
+
     def programs(self) -> list[Program]:
-        """The programs of its own supervisord."""
+        """Returns the programs of its own supervisord."""
         return Supervisor(self.path / "run" / "supervisor.sock").programs()
 
     def start(self, environment: Mapping[str, str]) -> None:
@@ -61,7 +64,8 @@ class Container:
         self.prepare(environment)
         if written.read_text() != before and not self._has_stopped():
             say(f"its environment changed, recreating {self.name}")
-            self.stop()
+            self.request_stop()
+            self.wait_stopped()
         self._outer.call("reloadConfig")
         self._outer.request("addProcessGroup", self.name)
         self._outer.request("startProcess", self.name, False)
@@ -72,19 +76,12 @@ class Container:
         self.unpause()
         self._outer.request("stopProcess", self.name, False)
 
-    def wait_stopped(self) -> None:
-        """Waits until it has stopped, and kills what its supervisord left behind.
-
-        Raises:
-            LocalStackError: it takes longer than its grace period.
-        """
-        self._wait_stopped(self.service.grace_seconds + 10)
+    def wait_stopped(self, seconds: float | None = None) -> None:
+        """Waits until it has stopped, by default for its grace period; kills the processes that supervisord left."""
+        limit = self.service.grace_seconds + 10 if seconds is None else seconds
+        if not processes.wait_until(self._has_stopped, limit):
+            raise LocalStackError(f"{self.name} has not stopped within {limit:g} s")
         processes.kill_all(self.directory.path, self.name)
-
-    def stop(self) -> None:
-        """Stops it gracefully."""
-        self.request_stop()
-        self.wait_stopped()
 
     def kill(self, number: signal.Signals) -> None:
         """Sends a signal as ``docker kill`` does: SIGKILL to all its processes, another one to its first process."""
@@ -96,7 +93,7 @@ class Container:
         self.pause()
         self._outer.request("stopProcess", self.name, False)
         processes.kill_all(self.directory.path, self.name)
-        self._wait_stopped(10)
+        self.wait_stopped(10)
 
     def pause(self) -> None:
         """Stops every process where it is, as ``docker-compose pause`` does."""
@@ -142,10 +139,6 @@ class Container:
         program = self._outer.state(self.name)
         return program is None or program.state in _STOPPED
 
-    def _wait_stopped(self, seconds: float) -> None:
-        if not wait_until(self._has_stopped, seconds):
-            raise LocalStackError(f"{self.name} has not stopped within {seconds:g} s")
-
     def _start_script(self) -> str:
         emptied = " ".join(shlex.quote(path.lstrip("/")) for path in self.service.tmpfs)
         # A supervisord that was killed leaves its PID file and its programs, which in a real container end with it.
@@ -177,16 +170,6 @@ class Container:
             # supervisord is not the only writer, so it can't rename the file; rotation.py truncates it.
             "stdout_logfile_maxbytes=0\n"
         )
-
-
-def wait_until(reached: Callable[[], bool], seconds: float, interval: float = 0.05) -> bool:
-    """Polls until ``reached()``; False when that takes longer than ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(interval)
-    return True
 
 
 def _overlay(source: Path, target: Path) -> None:

@@ -16,14 +16,7 @@ from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT, Settings
 def container_environment(
     container: Container, settings: Settings, services: Mapping[str, Service], tools: Mapping[str, Path]
 ) -> dict[str, str]:
-    """The variables of a container.
-
-    Args:
-        container: the container.
-        settings: the stack's.
-        services: all services of the compose file, whose names stand for addresses in CONSUL_SERVER.
-        tools: the paths of the programs that are not Python packages.
-    """
+    """Returns the variables of a container; names of services in CONSUL_SERVER become their addresses."""
     address = container.address
     result = dict(container.service.environment)
     names = result.get("CONSUL_SERVER", "").replace(",", " ").split()
@@ -35,11 +28,7 @@ def container_environment(
         "CONTAINER_STDOUT": str(container.log),
         "PATH": _search_path(container, tools),
         "PYTHONPATH": str(ROOT),
-        "APP_ADDRESS": address,
-        "BIND_ADDRESS": address,
-        "CONSUL_BIND": address,
-        "CONSUL_CLIENT": address,
-        "CONSUL_ADDRESS": address,
+        **dict.fromkeys(("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_BIND", "CONSUL_CLIENT", "CONSUL_ADDRESS"), address),
         "CONSUL_PORT": str(CONSUL_PORT),
         "CONSUL_CONFIG_DIR": str(container.path / "etc" / "consul" / "conf.d"),
         "CONSUL_DATA_DIR": str(container.path / "consul" / "data"),

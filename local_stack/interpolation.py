@@ -24,9 +24,6 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
 
     Without the colon an empty variable counts as set. Defaults and replacements may hold variables. ``$$`` is a dollar
     sign.
-
-    Raises:
-        InterpolationError: the text is not of this form, or a variable that it requires is not set.
     """
     found, end = _until(text, 0, env, nested=False)
     assert end == len(text)  # noqa: S101 - only a nested text ends earlier
@@ -34,7 +31,7 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
 
 
 def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple[str, int]:
-    """The text from ``at`` to its end, which is a closing brace if it is nested; and the index of that end."""
+    """Returns the text from ``at`` to its end, which is a closing brace if it is nested; and the index of that end."""
     parts: list[str] = []
     while at < len(text):
         if nested and text[at] == "}":
@@ -54,7 +51,7 @@ def _until(text: str, at: int, env: Mapping[str, str], *, nested: bool) -> tuple
 
 
 def _variable(text: str, at: int, env: Mapping[str, str]) -> tuple[str, int]:
-    """The value of the variable after a dollar sign, and the index of its end."""
+    """Returns the value of the variable after a dollar sign, and the index of its end."""
     braced = text[at : at + 1] == "{"
     match = _NAME.match(text, at + braced)
     if not match:
@@ -83,11 +80,7 @@ def _choose(name: str, operator: str, other: str, env: Mapping[str, str]) -> str
 
 
 def variables(directory: Path, shell: Mapping[str, str]) -> dict[str, str]:
-    """The variables for a compose file: those of ``.env`` beside it and those of the shell, which take precedence.
-
-    Raises:
-        LocalStackError: ``.env`` can't be read; the message has the line.
-    """
+    """Returns the variables for a compose file: those of ``.env`` beside it and the shell's, which win."""
     file = directory / ".env"
     if not file.exists():
         return dict(shell)

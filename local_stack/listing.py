@@ -27,7 +27,7 @@ class Row:
 
 
 def rows(stack: Stack) -> list[Row]:
-    """The containers of a stack as they are now."""
+    """Returns the containers of a stack as they are now."""
     try:
         health = health_by_node(stack)
     except LocalStackError:
@@ -52,7 +52,7 @@ def rows(stack: Stack) -> list[Row]:
 
 
 def print_table(listing: list[Row]) -> None:
-    """The rows for people."""
+    """Prints the rows for people."""
     result = Table(box=None, pad_edge=False)
     for heading in ("NAME", "ADDRESS", "STATE", "HEALTH", "PROGRAMS"):
         result.add_column(heading, overflow="fold")

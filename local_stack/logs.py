@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from local_stack.stack import Stack
 
@@ -20,45 +20,39 @@ _TIME = re.compile(r"(?:[\w-]+ \| )?(?:[\w./-]+: )?(\d{4})[-/](\d\d)[-/](\d\d)[T
 
 def show(
     stack: Stack,
-    names: Sequence[str],
-    out: TextIO,
+    names: Sequence[str] = (),
     *,
     follow: bool,
-    lines: int | None,
+    lines: int | None = None,
     since: datetime.datetime | None = None,
 ) -> None:
-    """Prints the logs of containers; with ``follow`` until interrupted, also those of containers that start later.
+    """Prints the logs of the containers or services that are named, or of all.
 
     Args:
         stack: the stack.
         names: the names of containers or services; none is all.
-        out: the stream to print to.
-        follow: whether to wait for more lines.
+        follow: whether to wait for more lines, until interrupted, also of containers that start later.
         lines: how many lines of each container, counted from the end; None is all.
         since: the time of the first line; a line without a time has that of the line before it.
     """
     offsets: dict[Path, int] = {}
     containers = stack.containers(names)
     width = max((len(container.name) for container in containers), default=0)
-    for container in containers:
-        for line in _tail(lines_since(_new_lines(container.log, offsets), since), lines):
-            print(f"{container.name:{width}} | {line}", file=out)
-    while follow:
-        out.flush()
+    while True:
+        for container in containers:
+            # The queue reads all lines, so that the next look starts behind them.
+            for line in deque(lines_since(_new_lines(container.log, offsets), since), maxlen=lines):
+                print(f"{container.name:{width}} | {line}")
+        if not follow:
+            return
+        sys.stdout.flush()
         time.sleep(_POLL_SECONDS)
-        for container in stack.containers():
-            if not names or container.name in names or container.service.name in names:
-                for line in _new_lines(container.log, offsets):
-                    print(f"{container.name:{width}} | {line}", file=out)
-
-
-def _tail(everything: Iterable[str], lines: int | None) -> list[str]:
-    # All lines are read, so that the next look starts behind them.
-    return list(deque(everything, maxlen=lines))
+        lines = since = None
+        containers = [container for container in stack.containers() if container.has_name(names)]
 
 
 def lines_since(lines: Iterable[str], since: datetime.datetime | None) -> Iterator[str]:
-    """The lines from a time on; all lines without one."""
+    """Yields the lines from a time on; all lines without one."""
     shown = since is None
     for line in lines:
         if since is not None:
@@ -81,7 +75,7 @@ def _time_of(line: str) -> datetime.datetime | None:
 
 
 def _new_lines(path: Path, offsets: dict[Path, int]) -> Iterator[str]:
-    """The complete lines since the last look; a file that is shorter was truncated, and is read from its start."""
+    """Yields the complete lines since the last look; one that has become shorter is read from its start."""
     try:
         with path.open("rb") as log:
             size = log.seek(0, 2)

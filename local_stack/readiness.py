@@ -1,9 +1,8 @@
-"""Whether the stack is ready: every replica passes in Consul and answers through the balancer."""
+"""The stack is ready when every replica passes in Consul and answers through the balancer."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 import consul
@@ -12,7 +11,7 @@ import requests
 
 from common.consul_client import connect
 from local_stack.container import Container
-from local_stack.errors import LocalStackError
+from local_stack.errors import LocalStackError, last_lines
 from local_stack.settings import BALANCER_PORT, CONSUL_PORT
 from local_stack.stack import Stack
 from protos import api_pb2, api_pb2_grpc
@@ -27,11 +26,7 @@ def _consul(stack: Stack) -> consul.Consul:
 
 
 def health_by_node(stack: Stack) -> dict[str, str]:
-    """The health of every container in Consul: the worst status of its node's and services' checks.
-
-    Raises:
-        LocalStackError: Consul is unavailable.
-    """
+    """Returns the health of every container in Consul: the worst status of its node's and services' checks."""
     try:
         _, checks = _consul(stack).health.state("any")
     except (consul.ConsulException, requests.RequestException) as error:
@@ -46,7 +41,7 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 
 
 def passing_nodes(stack: Stack, application: str) -> set[str]:
-    """The nodes whose replica of an application passes; none while Consul is unavailable."""
+    """Returns the nodes whose replica of an application passes; none while Consul is unavailable."""
     try:
         _, replicas = _consul(stack).health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
@@ -55,24 +50,18 @@ def passing_nodes(stack: Stack, application: str) -> set[str]:
 
 
 def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:
-    """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port.
-
-    Raises:
-        LocalStackError: that took longer than ``seconds``; with the reason and the last lines of the logs.
-    """
+    """Waits until every replica, or those named, passes in Consul and has answered through the balancer's port."""
     deadline = time.monotonic() + seconds
     containers = stack.containers() if containers is None else containers
     replicas = [container for container in containers if "registrar" in container.service.components]
     for application in {container.service.environment.get("APP_NAME", "") for container in replicas}:
         of_application = [c for c in replicas if c.service.environment.get("APP_NAME") == application]
         wanted = {container.name for container in of_application}
-        missing = wanted - passing_nodes(stack, application)
-        while missing:
+        while missing := wanted - passing_nodes(stack, application):
             if time.monotonic() > deadline:
                 shown = [stack.publisher(CONSUL_PORT), *of_application]
                 raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", shown, missing)
             time.sleep(_POLL_SECONDS)
-            missing = wanted - passing_nodes(stack, application)
     callable_ones = [c for c in replicas if "grpc_server" in c.service.components]
     if callable_ones:
         _wait_answers(stack, callable_ones, deadline)
@@ -106,10 +95,5 @@ def _not_ready(reason: str, containers: Iterable[Container], missing: set[str]) 
     lines = [reason]
     for container in containers:
         if container.name in missing or not container.service.scalable:
-            lines.append(f"last lines of {container.name}:")
-            try:
-                with container.log.open(errors="replace") as log:
-                    lines += [f"    {line.rstrip()}" for line in deque(log, maxlen=_LOG_LINES)]
-            except FileNotFoundError:
-                lines.append("    (it has printed nothing)")
+            lines += [f"last lines of {container.name}:", *last_lines(container.log, _LOG_LINES)]
     return LocalStackError("\n".join(lines))

@@ -9,16 +9,11 @@ from local_stack.stack import Stack
 
 
 def replace_replicas(stack: Stack, name: str, seconds: float) -> None:
-    """Starts an extra replica; when it is healthy, each of the others is replaced, then the extra one is removed.
-
-    Args:
-        stack: the stack.
-        name: the name of the service.
-        seconds: the time in which each new replica must become healthy.
+    """Starts an extra replica; once it is healthy replaces each of the others, then removes the extra one.
 
     Raises:
-        LocalStackError: the service can't be scaled, or a new replica did not become healthy; it is removed then, and
-            the replicas that were not replaced yet stay in service.
+        LocalStackError: the service can't be scaled, or a new replica did not become healthy within ``seconds``; it is
+            removed then, and the replicas that were not replaced yet stay in service.
     """
     old = stack.containers([name])
     service = old[0].service

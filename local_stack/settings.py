@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -22,17 +23,11 @@ _RANGE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of ``up``, which later commands read again.
+    """The options of ``up``, which later commands read again."""
 
-    Attributes:
-        address_base: the first of the stack's loopback addresses.
-        port: the balancer's port on 127.0.0.1.
-        consul_port: the Consul UI's and API's port on 127.0.0.1.
-    """
-
-    address_base: str = "127.16.0.0"
-    port: int = BALANCER_PORT
-    consul_port: int = CONSUL_PORT
+    address_base: str = "127.16.0.0"  # the first of the stack's loopback addresses
+    port: int = BALANCER_PORT  # the balancer's, on 127.0.0.1
+    consul_port: int = CONSUL_PORT  # the Consul UI's and API's, on 127.0.0.1
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -51,7 +46,7 @@ class Settings:
             raise LocalStackError(f"--port and --consul-port are both {self.port}")
 
     def address(self, services: Mapping[str, Service], service: str, number: int) -> str:
-        """The address of a container."""
+        """Returns the address of a container."""
         scalable = [name for name, spec in services.items() if spec.scalable]
         single = [name for name, spec in services.items() if not spec.scalable]
         offset = _RANGE * (1 + scalable.index(service)) + number if service in scalable else 1 + single.index(service)
@@ -59,35 +54,23 @@ class Settings:
 
 
 class Directory:
-    """The directory of a stack.
-
-    Attributes:
-        containers: the containers' file systems, one directory each.
-        volumes: the volumes, one directory each.
-        logs: the containers' logs, one file each.
-        programs: the outer supervisord's programs, one file for each container.
-        socket: the outer supervisord's control socket.
-    """
+    """The directory of a stack."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.containers, self.volumes, self.logs = path / "containers", path / "volumes", path / "logs"
+        self.containers = path / "containers"  # their file systems, one directory each
+        self.volumes = path / "volumes"  # one directory each
+        self.logs = path / "logs"  # one file a container
+        # The outer supervisord's programs, one file for each container, and its control socket.
         self.programs, self.socket = path / "programs", path / "supervisor.sock"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Directory:
-        """LOCAL_STACK_HOME, or .local_stack in the checkout."""
+        """Returns the directory LOCAL_STACK_HOME, or .local_stack in the checkout."""
         return cls(Path(env.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve())
 
     def check(self, longest_name: str) -> None:
-        """Checks the path.
-
-        Args:
-            longest_name: the longest name that a container may have.
-
-        Raises:
-            LocalStackError: PATH can't have the path in it, or it is too long for the containers' Unix sockets.
-        """
+        """Checks that PATH can hold the path, and that it leaves room for the Unix socket of the longest name."""
         for path in (self.path, ROOT):
             if os.pathsep in str(path):
                 raise LocalStackError(f"{path}: PATH can't hold a path with {os.pathsep!r}; use a checkout without it")
@@ -96,7 +79,7 @@ class Directory:
             raise LocalStackError(f"{self.path} is too long a path for Unix sockets; use a checkout in a shorter one")
 
     def load(self) -> Settings:
-        """The settings of the stack in this directory, or the defaults."""
+        """Returns the settings of the stack in this directory, or the defaults."""
         try:
             return Settings(**json.loads((self.path / "settings.json").read_text()))
         except FileNotFoundError:
@@ -108,3 +91,15 @@ class Directory:
         """Writes the settings for later commands."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "settings.json").write_text(json.dumps(asdict(settings)) + "\n")
+
+
+def port_in_use(address: str, port: int) -> bool:
+    """Returns whether a program listens at an address and port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+            listener.listen()
+        except OSError:
+            return True
+    return False

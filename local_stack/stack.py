@@ -10,12 +10,12 @@ from pathlib import Path
 
 from local_stack import processes
 from local_stack.compose import Service, read
-from local_stack.container import Container, wait_until
+from local_stack.container import Container
 from local_stack.environment import container_environment
 from local_stack.errors import LocalStackError, say
 from local_stack.interpolation import variables
-from local_stack.settings import ROOT, Directory, Settings
-from local_stack.supervisor import Supervisor, port_in_use, start_outer
+from local_stack.settings import ROOT, Directory, Settings, port_in_use
+from local_stack.supervisor import Supervisor, start_outer
 from local_stack.tools import TOOLS, find
 
 # Consul's ports on every agent's address: RPC, gossip, HTTP, DNS.
@@ -26,12 +26,7 @@ _MIN_DESCRIPTORS = 1024
 
 
 class Stack:
-    """The stack in a directory.
-
-    Args:
-        directory: where it lives.
-        env: the shell's variables, which docker-compose.yaml refers to; those of .env are read too.
-    """
+    """The stack in a directory; docker-compose.yaml may refer to variables of the shell (``env``) and of .env."""
 
     def __init__(self, directory: Directory, env: Mapping[str, str]) -> None:
         self.directory = directory
@@ -45,68 +40,50 @@ class Stack:
         return {tool: find(tool) for tool in TOOLS}
 
     def container(self, service: Service, number: int) -> Container:
-        """A container of a service; it need not exist."""
+        """Returns a container of a service; it need not exist."""
         address = self.settings.address(self.services, service.name, number)
         return Container(service=service, number=number, address=address, directory=self.directory)
 
     def environment(self, container: Container) -> dict[str, str]:
-        """The variables of a container."""
+        """Returns the variables of a container."""
         return container_environment(container, self.settings, self.services, self.tools)
 
     def publisher(self, port: int) -> Container:
-        """The container whose port of this number docker-compose.yaml publishes.
-
-        Raises:
-            LocalStackError: no service of docker-compose.yaml publishes it.
-        """
+        """Returns the container that has this port, which docker-compose.yaml publishes on the host."""
         for service in self.services.values():
             if port in service.published:
                 return self.container(service, 1)
         raise LocalStackError(f"docker-compose.yaml: no service publishes port {port}")
 
     def containers(self, names: Sequence[str] = ()) -> list[Container]:
-        """The containers that exist, of all services or of those named: SERVICE or SERVICE-N.
-
-        Raises:
-            LocalStackError: no container has one of the names.
-        """
+        """Returns the containers that exist, of all services or of those named: SERVICE or SERVICE-N."""
         existing = [
-            self.container(service, number)
+            container
             for service in self.services.values()
             for number in range(1, _MAX_REPLICAS + 1 if service.scalable else 2)
+            if (container := self.container(service, number)).program.exists()
         ]
-        existing = [container for container in existing if container.program.exists()]
         for name in names:
-            if not any(name in (container.name, container.service.name) for container in existing):
+            if not any(container.has_name([name]) for container in existing):
                 known = ", ".join(dict.fromkeys(container.service.name for container in existing)) or "none is up"
                 raise LocalStackError(f"no container {name}; services: {known}")
-        return [
-            container
-            for container in existing
-            if not names or container.name in names or container.service.name in names
-        ]
+        return [container for container in existing if container.has_name(names)]
 
     def check_scales(self, scales: Mapping[str, int]) -> None:
-        """Checks the values of ``--scale``.
-
-        Raises:
-            LocalStackError: a service does not exist or can't be scaled, or a number is out of range.
-        """
+        """Checks the names and numbers of ``--scale``."""
         for name, count in scales.items():
             if name not in self.services:
                 raise LocalStackError(f"--scale: no service {name}; services: {', '.join(self.services)}")
             service = self.services[name]
             if not service.scalable and count != 1:
-                raise LocalStackError(f"--scale: {name} has a fixed name or a published port, so there can be only one")
+                raise LocalStackError(
+                    f"--scale {name}: must be 1, because it has a fixed name or a published port (got {count})"
+                )
             if not 0 <= count <= _MAX_REPLICAS:
-                raise LocalStackError(f"--scale: {name} must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
+                raise LocalStackError(f"--scale {name}: must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
 
     def up(self, scales: Mapping[str, int], settings: Settings) -> None:
-        """Starts the containers that are wanted and removes the others; does not wait for readiness.
-
-        Raises:
-            LocalStackError: a port is in use, a tool is missing, the stack is up with other settings.
-        """
+        """Starts the containers that are wanted and removes the others; does not wait for readiness."""
         self.check_scales(scales)
         if self.supervisor.alive():
             if settings != self.settings:
@@ -115,23 +92,18 @@ class Stack:
                 )
         else:
             self._start_outer(settings)
-        wanted = []
-        for service in self.services.values():
-            count = scales.get(service.name, 1)
-            wanted += [self.container(service, number) for number in range(1, count + 1)]
-        names = {container.name for container in wanted}
-        self.start(wanted)
-        self.remove([container for container in self.containers() if container.name not in names])
+        self._scale({**dict.fromkeys(self.services, 1), **scales})
 
     def scale(self, scales: Mapping[str, int]) -> None:
         """Changes the number of replicas of services; surplus ones are stopped gracefully."""
         self.require_up()
         self.check_scales(scales)
-        surplus = []
+        self._scale(scales)
+
+    def _scale(self, scales: Mapping[str, int]) -> None:
         for name, count in scales.items():
             self.start([self.container(self.services[name], number) for number in range(1, count + 1)])
-            surplus += [container for container in self.containers([name]) if container.number > count]
-        self.remove(surplus)
+        self.remove([one for one in self.containers() if one.number > scales.get(one.service.name, one.number)])
 
     def require_up(self) -> None:
         """Raises LocalStackError when the stack is not up."""
@@ -215,16 +187,12 @@ class Stack:
     def _stop_outer(self) -> None:
         pid = int(self.supervisor.call("getPID"))
         self.supervisor.call("shutdown")
-        if not wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30):
+        if not processes.wait_until(lambda: not processes.is_alive(pid), 30):
             raise LocalStackError(f"supervisord (process {pid}) has not stopped within 30 s")
 
 
 def _remove_tree(path: Path) -> None:
-    """Removes a directory, if it is there.
-
-    Raises:
-        LocalStackError: a file of it can't be removed.
-    """
+    """Removes a directory, if it is there; raises LocalStackError if it can't be removed."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         raise LocalStackError(f"{path} can't be removed: it may belong to another user, if sudo started the stack")

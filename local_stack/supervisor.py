@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
-import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
-from local_stack.errors import LocalStackError
+from local_stack.errors import LocalStackError, last_lines
+from local_stack.processes import wait_until
 from local_stack.settings import ROOT, Directory
 
 _START_SECONDS = 15.0
@@ -41,12 +40,7 @@ class Supervisor:
         self._socket = socket_path
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html).
-
-        Raises:
-            SupervisorGoneError: no supervisord answers.
-            xmlrpc.client.Fault: supervisord refuses.
-        """
+        """Calls a method of supervisord's XML-RPC API (supervisord.org/api.html), which refuses by a Fault."""
         # A new transport for each call, because one that has failed to connect always fails.
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport, allow_none=True)
@@ -60,14 +54,14 @@ class Supervisor:
             raise SupervisorGoneError(f"no supervisord answers at {self._socket}: {error}") from error
 
     def alive(self) -> bool:
-        """Whether supervisord answers and runs."""
+        """Returns whether supervisord answers and runs."""
         try:
             return bool(self.call("getState")["statename"] == "RUNNING")
         except SupervisorGoneError:
             return False
 
     def programs(self) -> list[Program]:
-        """Its programs; none when no supervisord answers."""
+        """Returns its programs; none when no supervisord answers."""
         try:
             infos = self.call("getAllProcessInfo")
         except SupervisorGoneError:
@@ -75,15 +69,11 @@ class Supervisor:
         return [Program(name=info["name"], state=info["statename"], pid=info["pid"]) for info in infos]
 
     def state(self, name: str) -> Program | None:
-        """One program; None when supervisord does not know it."""
+        """Returns one program; None when supervisord does not know it."""
         return next((program for program in self.programs() if program.name == name), None)
 
     def request(self, method: str, name: str, *arguments: Any) -> None:
-        """Calls a method for a program; it is not an error when the program is in the wanted state already.
-
-        Raises:
-            LocalStackError: supervisord refuses for another reason.
-        """
+        """Calls a method for a program; a program that is in the wanted state already is not an error."""
         fine = (Faults.ALREADY_STARTED, Faults.NOT_RUNNING, Faults.BAD_NAME, Faults.ALREADY_ADDED)
         try:
             self.call(method, name, *arguments)
@@ -93,11 +83,7 @@ class Supervisor:
 
 
 def start_outer(directory: Directory) -> Supervisor:
-    """Starts the stack's own supervisord in the background and waits until it answers.
-
-    Raises:
-        LocalStackError: it does not answer in time.
-    """
+    """Starts the stack's own supervisord in the background and waits until it answers."""
     directory.programs.mkdir(parents=True, exist_ok=True)
     python = Path(sys.executable)
     configuration = directory.path / "supervisord.conf"
@@ -114,10 +100,10 @@ def start_outer(directory: Directory) -> Supervisor:
     )
     # In a session of its own, so that Ctrl-C in the terminal does not stop it.
     process = subprocess.Popen(
-        # This name for its directory has no special characters of a pattern, in which form supervisord reads includes.
+        # supervisord reads includes as patterns, of which this name of its directory has no special characters.
         [python.parent / "supervisord", "--nodaemon", "--configuration", f"/proc/self/cwd/{configuration.name}"],
         cwd=directory.path,
-        # It finds Python by PATH, for rotation.py, because a path in its configuration may not have all characters.
+        # It finds Python for rotation.py by PATH, because a path in its configuration may not have all characters.
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         stdin=subprocess.DEVNULL,
@@ -126,28 +112,8 @@ def start_outer(directory: Directory) -> Supervisor:
         start_new_session=True,
     )
     supervisor = Supervisor(directory.socket)
-    deadline = time.monotonic() + _START_SECONDS
-    while not supervisor.alive():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise LocalStackError(f"supervisord does not start:\n{_last_lines(directory.path / 'supervisord.log')}")
-        time.sleep(0.05)
+    wait_until(lambda: supervisor.alive() or process.poll() is not None, _START_SECONDS)
+    if not supervisor.alive():
+        printed = "\n".join(last_lines(directory.path / "supervisord.log", 5))
+        raise LocalStackError(f"supervisord does not start:\n{printed}")
     return supervisor
-
-
-def _last_lines(path: Path) -> str:
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-5:])
-    except OSError:
-        return f"({path} does not exist)"
-
-
-def port_in_use(address: str, port: int) -> bool:
-    """Whether a program listens at an address and port."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address, port))
-            listener.listen()
-        except OSError:
-            return True
-    return False

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own form
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping before its merge keys are expanded; two equal keys are refused, as by Compose 2."""
+        """Returns a mapping before its merge keys are expanded; two equal keys are refused, as by Compose 2."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = set()
         for key_node, _ in node.value:
@@ -48,16 +48,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        """A string; without quotes it may be a number to another reader."""
+        """Returns a string; without quotes it may be a number to another reader."""
         return Ambiguous(node.value) if node.style is None and _NUMBER.fullmatch(node.value) else str(node.value)
 
     def construct_number(self, node: yaml.ScalarNode) -> float | str:
-        """A number with a fraction."""
+        """Returns a number with a fraction."""
         found = float(node.value)
         return found if str(found).removesuffix(".0") == node.value else Ambiguous(node.value)
 
     def construct_lined(self, node: yaml.MappingNode) -> Lined:
-        """A mapping with the lines of its keys."""
+        """Returns a mapping with the lines of its keys."""
         self.flatten_mapping(node)
         items, lines = {}, {}
         for key_node, value_node in node.value:
@@ -84,11 +84,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
 def load(text: str) -> Any:
-    """The document of a text; mappings are :class:`Lined`.
-
-    Raises:
-        YamlError: the text is not YAML.
-    """
+    """Returns the document of a text; mappings are :class:`Lined`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - of a SafeLoader's kind
     except yaml.YAMLError as error:

@@ -22,8 +22,8 @@ LOG = logging.getLogger("registrar")
 _ONCE = "register and exit; default: stay, deregister on SIGTERM"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser; ``command`` is the subcommand, None for ``run``."""
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser; its ``command`` is the subcommand, None for ``run``."""
     result = argparse.ArgumentParser(
         prog="python -m registrar",
         description="Registers a service with the local Consul agent. Reads APP_NAME, APP_PORT, CONSUL_PORT, TAGS and "
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parses, wires and runs. Exit code: 0 done, 1 failed at run time, 2 usage or configuration."""
-    options = parser()
+    options = make_parser()
     arguments = options.parse_args()
     command = arguments.command or "run"
     if arguments.once and command != "run":

@@ -27,11 +27,7 @@ _JOINED = 3
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the catalogue.
-
-    Attributes:
-        alive: whether the cluster takes it for alive: its serfHealth check passes.
-    """
+    """A node of the catalogue; it is alive when its serfHealth check passes."""
 
     address: str
     alive: bool
@@ -51,7 +47,7 @@ class Agent:
         self._since = ""
 
     def register(self, config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> None:
-        """Registers the service, by Consul's API page "Register Service"; its metadata have the time."""
+        """Registers the service, by Consul's API page "Register Service", with the time in its metadata."""
         body = build_registration(config, grpc_services, passing=passing)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         body["Meta"]["registered"] = now
@@ -60,27 +56,26 @@ class Agent:
         self.api.call("PUT", "/v1/agent/service/register", json=body)
 
     def deregister(self, service_id: str) -> None:
-        """Deregisters the service; an unknown one is ignored."""
+        """Deregisters the service, if the agent has it."""
         self.api.call("PUT", f"/v1/agent/service/deregister/{service_id}", unknown_is_fine=True)
 
-    def knows(self, service_id: str) -> bool:
-        """Whether the agent has the service."""
-        path = f"/v1/agent/service/{service_id}"
-        return bool(self.api.call("GET", path, unknown_is_fine=True).status_code != requests.codes.not_found)
+    def has_service(self, service_id: str) -> bool:
+        """Returns whether the agent has the service."""
+        return self.api.call("GET", f"/v1/agent/service/{service_id}", unknown_is_fine=True).ok
 
-    def in_catalogue(self, service_id: str) -> bool:
-        """Whether the cluster's catalogue has the replica at this agent."""
+    def is_in_catalogue(self, service_id: str) -> bool:
+        """Returns whether the cluster's catalogue has the replica at this agent."""
         found = self._read_own_entry()
         return (
             found is not None and found["Node"]["ID"] == self._read_self()["NodeID"] and service_id in found["Services"]
         )
 
-    def other_of_its_name(self) -> Node | None:
-        """Another node that the catalogue has under this agent's name; None when there is none."""
+    def find_namesake(self) -> Node | None:
+        """Returns another node that the catalogue has under this agent's name, or None."""
         found = self._read_own_entry()
         if found is None or found["Node"]["ID"] == self._read_self()["NodeID"]:
             return None
-        checks = self.api.call("GET", f"/v1/health/node/{self.name()}").json()
+        checks = self.api.call("GET", f"/v1/health/node/{self.read_name()}").json()
         alive = any(check["CheckID"] == NODE_CHECK and check["Status"] == "passing" for check in checks)
         return Node(address=found["Node"]["Address"], alive=alive)
 
@@ -93,7 +88,7 @@ class Agent:
         of them the cluster may take it for left, and the leader deregisters it (memberlist's ``aliveNode``, ``gossip``
         and ``Join``).
         """
-        own = self.name()
+        own = self.read_name()
         members = self.api.call("GET", "/v1/agent/members").json()
         others = [one for one in members if one["Name"] != own and one["Status"] == _ALIVE]
         clients = [one["Addr"] for one in others if one["Tags"].get("role") != "consul"]
@@ -103,12 +98,12 @@ class Agent:
             except AgentError as error:
                 LOG.debug("not joined address=%s reason=%s", address, error)
 
-    def leader(self) -> str:
-        """The address of the cluster's leader; empty when there is none."""
+    def find_leader(self) -> str:
+        """Returns the address of the cluster's leader; empty without a leader."""
         return str(self.api.call("GET", "/v1/status/leader").json())
 
     def _find_services_since(self, application: str, grpc_services: Sequence[str], now: str) -> str:
-        """The time since which the application has had its gRPC services: the earliest of its replicas, or now.
+        """Returns the time since which the application has had its gRPC services: the earliest of its replicas, or now.
 
         When two applications register one gRPC service, balancers route it to the earlier one (balancer/routes.py).
         """
@@ -118,21 +113,21 @@ class Agent:
             found = self.api.call("GET", path, timeout_seconds=_SINCE_SECONDS).json()
             metas = [one["ServiceMeta"] or {} for one in found]
             # Only replicas that have all of these services count: a new service of a later version is new.
-            known = [str(meta.get("grpc_since") or "") for meta in metas if set(grpc_services) <= _services(meta)]
+            known = [str(meta.get("grpc_since") or "") for meta in metas if set(grpc_services) <= _read_services(meta)]
         except (AgentError, ValueError) as error:
             LOG.debug("the time of the gRPC services is not known from the catalogue reason=%s", error)
             known = []
         self._since = min(filter(None, [self._since, now, *(one for one in known if SINCE.fullmatch(one))]))
         return self._since
 
-    def name(self) -> str:
-        """The agent's name in the cluster."""
+    def read_name(self) -> str:
+        """Returns the agent's name in the cluster."""
         return str(self._read_self()["NodeName"])
 
-    def in_gossip(self) -> bool:
-        """Whether the agent takes part in the cluster's gossip; an agent that has lost its name leaves it for good."""
+    def is_in_gossip(self) -> bool:
+        """Returns whether the agent takes part in the cluster's gossip; without its name it leaves for good."""
         try:
-            self.api.call("PUT", f"/v1/agent/join/{self.address()}")
+            self.api.call("PUT", f"/v1/agent/join/{self.read_address()}")
         except AgentError as error:
             # Serf's Join.
             if "after Leave or Shutdown" in str(error):
@@ -142,44 +137,44 @@ class Agent:
 
     def remove_node(self) -> None:
         """Removes this agent's name from the catalogue; the agent registers itself again."""
-        self.api.call("PUT", "/v1/catalog/deregister", json={"Node": self.name()})
+        self.api.call("PUT", "/v1/catalog/deregister", json={"Node": self.read_name()})
 
-    def address(self) -> str:
-        """The address at which the cluster reaches the agent."""
+    def read_address(self) -> str:
+        """Returns the address at which the cluster reaches the agent."""
         return str(self._read_self()["Address"])
 
     def _read_own_entry(self) -> dict[str, Any] | None:
-        """The catalogue's ``Node`` and ``Services`` under this agent's name."""
+        """Returns the catalogue's ``Node`` and ``Services`` under this agent's name."""
         try:
-            _, found = self._catalogue.catalog.node(self.name())
+            _, found = self._catalogue.catalog.node(self.read_name())
         except (consul.ConsulException, requests.RequestException) as error:
             raise AgentError(f"the catalogue is unavailable: {error}") from error
         return found  # type: ignore[no-any-return]
 
     def _read_self(self) -> dict[str, Any]:
-        """The agent's identity. It is read once, because a deregistration needs it 20 times a second."""
+        """Reads the agent's identity, once, because a deregistration needs it 20 times a second."""
         if not self._self:
             answer = self.api.call("GET", "/v1/agent/self").json()
             self._self = {**answer["Config"], "Address": answer["Member"]["Addr"]}
         return self._self
 
 
-def _services(meta: Mapping[str, str]) -> set[str]:
+def _read_services(meta: Mapping[str, str]) -> set[str]:
     return {name.strip() for key in SERVICES_KEYS if key in meta for name in meta[key].split(",")}
 
 
 def build_registration(config: RegistrarConfig, grpc_services: Sequence[str], *, passing: bool) -> dict[str, Any]:
-    """The body of ``/v1/agent/service/register``; ``passing`` is the check's status until Consul has run it."""
+    """Builds the body of ``/v1/agent/service/register``; ``passing`` is the check's status until Consul has run it."""
     body: dict[str, Any] = {
         "ID": config.service_id,
         "Name": config.app_name,
         "Port": config.app_port,
         "Tags": list(config.tags),
         "Weights": {"Passing": config.weight, "Warning": 1},
-        "Meta": config.metadata(grpc_services),
+        "Meta": config.build_metadata(grpc_services),
     }
     if config.app_address:
         body["Address"] = config.app_address
     if config.check:
-        body["Check"] = {**config.check.definition(), "Status": "passing" if passing else "critical"}
+        body["Check"] = {**config.check.build_definition(), "Status": "passing" if passing else "critical"}
     return body

@@ -36,11 +36,11 @@ class AgentConfig:
         """
         reader = EnvironmentReader(env)
         config = cls(
-            servers=_hosts(reader, "CONSUL_SERVER", None),
+            servers=_read_hosts(reader, "CONSUL_SERVER", None),
             role=reader.choice("CONSUL_ROLE", ("agent", "bootstrap"), "agent"),
-            dns_port=_dns_port(reader),
+            dns_port=_read_dns_port(reader),
         )
-        _hosts(reader, "CONSUL_JOIN_WAN", "")
+        _read_hosts(reader, "CONSUL_JOIN_WAN", "")
         reader.choice("CONSUL_UI", ("true", "false"), "false")
         reader.choice("CONSUL_BOOTSTRAP_DEBUG", ("true", "false"), "false")
         reader.pattern("CONSUL_DC", _NAME, "dc1", "a name of letters, digits, - and _")
@@ -54,7 +54,7 @@ class AgentConfig:
         return config
 
 
-def _dns_port(reader: EnvironmentReader) -> int:
+def _read_dns_port(reader: EnvironmentReader) -> int:
     if reader.text("CONSUL_DNS_PORT", "") == str(_NO_PORT):
         return _NO_PORT
     return reader.port("CONSUL_DNS_PORT", 8600)
@@ -71,7 +71,7 @@ def _check_addresses(reader: EnvironmentReader, name: str) -> None:
                 )
 
 
-def _hosts(reader: EnvironmentReader, name: str, default: str | None) -> tuple[str, ...]:
+def _read_hosts(reader: EnvironmentReader, name: str, default: str | None) -> tuple[str, ...]:
     hosts = tuple(reader.text(name, default).replace(",", " ").split())
     for host in hosts:
         if not is_host(host):

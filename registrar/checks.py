@@ -1,4 +1,4 @@
-"""Health checks: their definition for Consul, and the same check from here."""
+"""Health checks: their definition for Consul, and the same check by the registrar."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Protocol
 
 import requests
 
-from common.http import session
+from common.http import make_session
 
 # A machine that pauses for a second must not remove all its replicas at once. The balancer's health probe ejects a
 # replica that does not answer much earlier.
-FAILURES_BEFORE_CRITICAL = 3
+_FAILURES_BEFORE_CRITICAL = 3
 
 
-def go_duration(seconds: float) -> str:
-    """Seconds in the form of Go's ``time.ParseDuration``, which Consul's API reads."""
+def _format_duration(seconds: float) -> str:
+    """Formats seconds for Go's ``time.ParseDuration``, which Consul's API reads."""
     return f"{round(seconds * 1000)}ms"
 
 
 class Check(Protocol):
     """A health check of a service."""
 
-    def definition(self) -> dict[str, object]:
-        """The check by Consul's API page "Register Check", without its initial status."""
+    def build_definition(self) -> dict[str, object]:
+        """Builds the check by Consul's API page "Register Check", without its initial status."""
 
     def passes(self) -> bool:
-        """Whether the service passes right now; never raises."""
+        """Returns whether the service passes right now; never raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class HttpCheck:
     interval_seconds: float
     timeout_seconds: float
 
-    def definition(self) -> dict[str, object]:
-        """See :meth:`Check.definition`."""
-        return {"Name": f"HTTP GET {self.url}", "HTTP": self.url, **_timing(self)}
+    def build_definition(self) -> dict[str, object]:
+        """See :meth:`Check.build_definition`."""
+        return {"Name": f"HTTP GET {self.url}", "HTTP": self.url, **_build_timing(self)}
 
     def passes(self) -> bool:
         """See :meth:`Check.passes`."""
         try:
             # Consul's own check does not use the environment's proxies either.
-            with session() as client:
+            with make_session() as client:
                 response = client.get(self.url, timeout=self.timeout_seconds, stream=True)
                 return 200 <= response.status_code < 300
         except requests.RequestException:
@@ -61,10 +61,10 @@ class GrpcCheck:
     interval_seconds: float
     timeout_seconds: float
 
-    def definition(self) -> dict[str, object]:
-        """See :meth:`Check.definition`."""
+    def build_definition(self) -> dict[str, object]:
+        """See :meth:`Check.build_definition`."""
         endpoint = f"{self.target}/{self.service}" if self.service else self.target
-        return {"Name": f"gRPC health of {endpoint}", "GRPC": endpoint, "GRPCUseTLS": False, **_timing(self)}
+        return {"Name": f"gRPC health of {endpoint}", "GRPC": endpoint, "GRPCUseTLS": False, **_build_timing(self)}
 
     def passes(self) -> bool:
         """See :meth:`Check.passes`."""
@@ -83,9 +83,9 @@ class GrpcCheck:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _timing(check: HttpCheck | GrpcCheck) -> dict[str, object]:
+def _build_timing(check: HttpCheck | GrpcCheck) -> dict[str, object]:
     return {
-        "Interval": go_duration(check.interval_seconds),
-        "Timeout": go_duration(check.timeout_seconds),
-        "FailuresBeforeCritical": FAILURES_BEFORE_CRITICAL,
+        "Interval": _format_duration(check.interval_seconds),
+        "Timeout": _format_duration(check.timeout_seconds),
+        "FailuresBeforeCritical": _FAILURES_BEFORE_CRITICAL,
     }

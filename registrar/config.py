@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from common.environment import (
     EnvironmentReader,
-    drain_seconds,
     host_port,
-    hostname,
     is_address,
     is_host,
     parse_host_port,
+    read_drain_seconds,
+    read_hostname,
 )
 from common.names import BALANCED_TAG, GRPC_SERVICE, MAX_VALUE, NAME, SERVICES_KEYS
 from registrar.checks import Check, GrpcCheck, HttpCheck
@@ -45,7 +45,7 @@ class RegistrarConfig:
 
     @property
     def service_id(self) -> str:
-        """The ID of this replica; the host's name makes it unique in the cluster."""
+        """The ID of this replica, unique in the cluster by the host's name."""
         return f"{self.app_name}-{self.hostname}-{self.app_port}"
 
     @property
@@ -58,8 +58,8 @@ class RegistrarConfig:
         """Whether the gRPC services come from reflection: the service is balanced and GRPC_SERVICES is not set."""
         return BALANCED_TAG in self.tags and not self.grpc_services
 
-    def metadata(self, grpc_services: Sequence[str]) -> dict[str, str]:
-        """The replica's metadata, for the balancer and Prometheus.
+    def build_metadata(self, grpc_services: Sequence[str]) -> dict[str, str]:
+        """Builds the replica's metadata, for the balancer and Prometheus.
 
         ``grpc_services``, ``grpc_services_2`` and so on: its gRPC services, separated by commas. ``grpc_health``: the
         name for its health service. An ejected replica is restored only when its health service says SERVING for this
@@ -86,7 +86,7 @@ class RegistrarConfig:
         app_name = reader.pattern("APP_NAME", NAME, None, "1 to 63 letters, digits, - and _")
         app_port = reader.port("APP_PORT")
         app_address = reader.host("APP_ADDRESS", "")
-        tags = _tags(reader)
+        tags = _read_tags(reader)
         if is_host(app_address) and BALANCED_TAG in tags and not is_address(app_address):
             reader.add_problem("APP_ADDRESS", f"must be an IP address for a balanced service (got {app_address!r})")
         config = cls(
@@ -95,13 +95,13 @@ class RegistrarConfig:
             app_address=app_address,
             tags=tags,
             version=reader.pattern("VERSION", _VERSION, "", "1 to 128 letters, digits and . _ + -"),
-            grpc_services=_grpc_services(reader),
+            grpc_services=_read_grpc_services(reader),
             weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),
             consul_address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
             consul_port=reader.port("CONSUL_PORT"),
-            check=_check(reader, app_address or "127.0.0.1", app_port),
-            drain_seconds=drain_seconds(reader),
-            hostname=hostname(reader),
+            check=_read_check(reader, app_address or "127.0.0.1", app_port),
+            drain_seconds=read_drain_seconds(reader),
+            hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
         )
         reader.raise_problems()
@@ -109,7 +109,7 @@ class RegistrarConfig:
 
 
 def split_services(names: Sequence[str]) -> list[str]:
-    """The names joined by commas, in as few values as possible; the last ones are left out when they do not fit."""
+    """Joins names by commas into as few values as possible, without the last ones when not all fit."""
     values: list[str] = []
     for name in names:
         if values and len(values[-1]) + 1 + len(name) <= MAX_VALUE:
@@ -120,11 +120,11 @@ def split_services(names: Sequence[str]) -> list[str]:
 
 
 def services_fit(names: Sequence[str]) -> bool:
-    """Whether all of the names can be registered."""
+    """Returns whether all of the names can be registered."""
     return ",".join(split_services(names)) == ",".join(names)
 
 
-def _grpc_services(reader: EnvironmentReader) -> tuple[str, ...]:
+def _read_grpc_services(reader: EnvironmentReader) -> tuple[str, ...]:
     names = tuple(name.strip() for name in reader.text("GRPC_SERVICES", "").split(",") if name.strip())
     for name in names:
         if not GRPC_SERVICE.fullmatch(name):
@@ -137,7 +137,7 @@ def _grpc_services(reader: EnvironmentReader) -> tuple[str, ...]:
     return names
 
 
-def _tags(reader: EnvironmentReader) -> tuple[str, ...]:
+def _read_tags(reader: EnvironmentReader) -> tuple[str, ...]:
     tags = tuple(tag.strip() for tag in reader.text("TAGS").split(",") if tag.strip())
     for tag in tags:
         if not _TAG.fullmatch(tag):
@@ -145,7 +145,7 @@ def _tags(reader: EnvironmentReader) -> tuple[str, ...]:
     return tags
 
 
-def _check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
+def _read_check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
     kind = reader.choice("HEALTH_CHECK_TYPE", ("", "http", "grpc"), "")
     endpoint = reader.text("HEALTH_CHECK_ENDPOINT", "")
     interval = reader.seconds("HEALTH_CHECK_INTERVAL", 1, low=0.1, high=3600)
@@ -156,15 +156,16 @@ def _check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
         return None
     try:
         if kind == "http":
-            return HttpCheck(url=_http_url(endpoint, address, port), interval_seconds=interval, timeout_seconds=timeout)
-        target, service = _grpc_target(endpoint, address, port)
+            url = _build_http_url(endpoint, address, port)
+            return HttpCheck(url=url, interval_seconds=interval, timeout_seconds=timeout)
+        target, service = _parse_grpc_target(endpoint, address, port)
         return GrpcCheck(target=target, service=service, interval_seconds=interval, timeout_seconds=timeout)
     except ValueError as error:
         reader.add_problem("HEALTH_CHECK_ENDPOINT", str(error))
         return None
 
 
-def _http_url(endpoint: str, address: str, port: int) -> str:
+def _build_http_url(endpoint: str, address: str, port: int) -> str:
     if " " in endpoint:
         raise ValueError(f"must not contain spaces (got {endpoint!r})")
     if not endpoint or endpoint.startswith("/"):
@@ -178,7 +179,7 @@ def _http_url(endpoint: str, address: str, port: int) -> str:
     return endpoint
 
 
-def _grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
+def _parse_grpc_target(endpoint: str, address: str, port: int) -> tuple[str, str]:
     target, _, service = endpoint.partition("/")
     if service and not GRPC_SERVICE.fullmatch(service):
         raise ValueError(f"must name a gRPC service behind / (got {service!r})")

@@ -25,18 +25,18 @@ def check_health(config: RegistrarConfig) -> int:
 
 
 def _find_problem(config: RegistrarConfig) -> str:
-    """The reason why the container is not healthy; empty when it is."""
+    """Returns the reason why the container is not healthy; empty when it is."""
     if config.check is not None and not config.check.passes():
-        return f"{config.service_id} does not pass {config.check.definition()['Name']}"
+        return f"{config.service_id} does not pass {config.check.build_definition()['Name']}"
     try:
         agent = Agent(config)
-        if not agent.leader():
+        if not agent.find_leader():
             return "the Consul cluster has no leader"
-        if other := agent.other_of_its_name():
+        if other := agent.find_namesake():
             return describe_conflict(agent, other)
-        if not agent.in_gossip():
+        if not agent.is_in_gossip():
             return "the agent has left the cluster's gossip"
-        if not agent.knows(config.service_id):
+        if not agent.has_service(config.service_id):
             return f"{config.service_id} is not registered"
     except AgentError as error:
         return str(error)

@@ -96,7 +96,7 @@ class Registration:
         catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
         while not self._stop.wait(_WATCH_SECONDS):
             try:
-                known = self._agent.knows(self._config.service_id)
+                known = self._agent.has_service(self._config.service_id)
             except AgentError as error:
                 if reachable:
                     LOG.warning("the agent is unavailable, waiting for it reason=%s", error)
@@ -114,7 +114,7 @@ class Registration:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
             elif time.monotonic() >= catalogue_at:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
-                if not self._same_name.check_name() and not self._in_catalogue():
+                if not self._same_name.check_name() and not self._is_in_catalogue():
                     LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
                     self._rejoin_gossip()
                     self.register()
@@ -151,15 +151,15 @@ class Registration:
         except AgentError as error:
             LOG.warning("the agent did not rejoin the gossip reason=%s", error)
 
-    def _in_catalogue(self) -> bool:
-        """Whether the catalogue has the replica; True when the catalogue is unavailable."""
+    def _is_in_catalogue(self) -> bool:
+        """Returns whether the catalogue has the replica; True when the catalogue is unavailable."""
         try:
-            return self._agent.in_catalogue(self._config.service_id)
+            return self._agent.is_in_catalogue(self._config.service_id)
         except AgentError:
             return True
 
     def _wait_until_passing(self) -> bool:
-        """Whether the service passes its check within the start time; without a check, at once."""
+        """Waits, at most for the start time, and returns whether the service passes its check, or has none."""
         if self._config.check is None:
             return True
         deadline = time.monotonic() + _START_SECONDS
@@ -185,7 +185,7 @@ class Registration:
     def _wait_until_removed(self) -> None:
         deadline = time.monotonic() + _REMOVE_SECONDS
         while time.monotonic() < deadline:
-            if not self._agent.in_catalogue(self._config.service_id):
+            if not self._agent.is_in_catalogue(self._config.service_id):
                 return
             time.sleep(_REMOVE_POLL_SECONDS)
         LOG.warning("the catalogue still has the replica after seconds=%g", _REMOVE_SECONDS)

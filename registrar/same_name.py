@@ -30,7 +30,7 @@ _VOTE_CHECKS = 4
 # the agent exchanges its whole state with itself.
 _FIRST_CHECKS, _INTERVAL_CHECKS = 6, 12
 _RESTART_SECONDS = 15.0
-AGENT_PROGRAM = "consul"
+_AGENT_PROGRAM = "consul"
 
 
 def describe_conflict(agent: Agent, other: Node) -> str:
@@ -39,8 +39,8 @@ def describe_conflict(agent: Agent, other: Node) -> str:
     Raises:
         AgentError: the agent is out of reach.
     """
-    name = agent.name()
-    if agent.in_gossip():
+    name = agent.read_name()
+    if agent.is_in_gossip():
         return f"the catalogue has an earlier container of this one's name, {name}, which was at {other.address}"
     return (
         f"another container, at {other.address}, has the name of this one, {name}: this one gets no calls; give each a "
@@ -64,15 +64,15 @@ class SameName:
         self._restart_at = 0.0
 
     def check_name(self) -> bool:
-        """Whether the catalogue has another container of this name; without an answer, the last result."""
+        """Returns whether the catalogue has another container of this name; without an answer, the last result."""
         try:
-            other = self._agent.other_of_its_name()
+            other = self._agent.find_namesake()
             self._checks += 1
             if other is None:
                 self._with_other = 0
                 if not self.lost and self._checks > _FIRST_CHECKS and self._checks % _INTERVAL_CHECKS:
                     return False
-            if not self._agent.in_gossip():
+            if not self._agent.is_in_gossip():
                 self._handle_lost_name(other)
             elif other is not None:
                 self._remove_earlier(other)
@@ -103,7 +103,7 @@ class SameName:
         if other is None or not other.alive:
             self._restart_agent()
             return
-        name, address = self._agent.name(), self._agent.address()
+        name, address = self._agent.read_name(), self._agent.read_address()
         note = Note(
             application=self._config.app_name,
             id=self._config.service_id,
@@ -134,6 +134,6 @@ class SameName:
         self._restart_at = time.monotonic() + _RESTART_SECONDS
         LOG.info("the agent has left the cluster's gossip and its name is free, restarting it")
         try:
-            restart(AGENT_PROGRAM)
+            restart(_AGENT_PROGRAM)
         except SupervisionError as error:
             LOG.warning("the agent was not restarted reason=%s", error)

@@ -8,7 +8,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from common.environment import ConfigError, EnvironmentReader, drain_seconds, grace_seconds, max_message_bytes
+from common.environment import (
+    ConfigError,
+    EnvironmentReader,
+    read_drain_seconds,
+    read_grace_seconds,
+    read_max_message_bytes,
+)
 
 # The configuration that each of supervisord's programs reads.
 _READERS = {
@@ -24,7 +30,7 @@ _DEREGISTER_SECONDS, _SERVER_SECONDS = 20, 20
 _STOP = re.compile(r"^stopwaitsecs=(?:%\(ENV_(\w+)\)s|(\d+))$", re.MULTILINE)
 
 
-class _Recorder(Mapping[str, str]):
+class Recorder(Mapping[str, str]):
     """An environment that notes the names of the variables that are read."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -57,7 +63,7 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     Raises:
         ConfigError: with a line for each wrong variable of all programs.
     """
-    recorder = _Recorder(env)
+    recorder = Recorder(env)
     problems: list[str] = []
     files = sorted(programs.glob("*.conf"))
     for path in files:
@@ -67,7 +73,7 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
                 getattr(importlib.import_module(module), name).from_env(recorder)
             except ConfigError as error:
                 problems += error.problems
-    times = _stop_times(recorder, [path.read_text() for path in files], problems)
+    times = _find_stop_times(recorder, [path.read_text() for path in files], problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     wanted = {name: env[name].strip() for name in recorder.names & set(env)}
@@ -77,8 +83,8 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value != env[name] or not value} | times
 
 
-def _stop_times(env: Mapping[str, str], programs: list[str], problems: list[str]) -> dict[str, str]:
-    """The seconds that supervisord gives the registrar and the server to stop.
+def _find_stop_times(env: Mapping[str, str], programs: list[str], problems: list[str]) -> dict[str, str]:
+    """Finds the seconds that supervisord gives the registrar and the server to stop.
 
     Args:
         env: the container's environment.
@@ -87,12 +93,12 @@ def _stop_times(env: Mapping[str, str], programs: list[str], problems: list[str]
     """
     reader = EnvironmentReader(env)
     times = {
-        "REGISTRAR_STOP_SECONDS": round(drain_seconds(reader)) + _DEREGISTER_SECONDS,
-        "SERVER_STOP_SECONDS": round(grace_seconds(reader)) + _SERVER_SECONDS,
+        "REGISTRAR_STOP_SECONDS": round(read_drain_seconds(reader)) + _DEREGISTER_SECONDS,
+        "SERVER_STOP_SECONDS": round(read_grace_seconds(reader)) + _SERVER_SECONDS,
     }
     stop = reader.integer("STOP_SECONDS", 120, low=1, high=86400)
     # Servers of other languages read it too.
-    max_message_bytes(reader)
+    read_max_message_bytes(reader)
     # Programs stop one after the other, by their priorities.
     together = sum(times[name] if name else int(number) for text in programs for name, number in _STOP.findall(text))
     if not reader.problems and together > stop:
@@ -105,7 +111,7 @@ def _stop_times(env: Mapping[str, str], programs: list[str], problems: list[str]
 
 
 def format_exports(variables: Mapping[str, str]) -> str:
-    """The variables as shell commands; an empty one is unset."""
+    """Formats variables as shell commands; an empty one is unset."""
     return "\n".join(
         f"export {name}={shlex.quote(value)}" if value else f"unset {name}" for name, value in sorted(variables.items())
     )

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from common.environment import ConfigError, EnvironmentReader, host_port, parse_host_port
 from status.model import Status, StatusError
@@ -52,21 +53,21 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 
 def find_source(consul: str | None, balancer: str | None, env: Mapping[str, str]) -> Source:
-    """The addresses from the command line, or else from the environment.
+    """Returns the addresses of the command line, or else of the environment.
 
     Raises:
         ConfigError: an address has another form.
     """
     reader = EnvironmentReader(env)
     source = Source(
-        *_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
-        host_port(*_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
+        *_read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
+        host_port(*_read_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
     )
     reader.raise_problems()
     return source
 
 
-def _address(
+def _read_address(
     reader: EnvironmentReader, option: str, given: str | None, names: tuple[str, str], default_port: int
 ) -> tuple[str, int]:
     if given is None:
@@ -108,5 +109,5 @@ def _format_status(found: Status, arguments: argparse.Namespace) -> str:
     if arguments.why:
         found = found.select(arguments.why)
     if arguments.json:
-        return json.dumps(found.as_json(), indent=2)
+        return json.dumps(asdict(found), indent=2)
     return explain(found) if arguments.why else format_tables(found, datetime.datetime.now(datetime.UTC))

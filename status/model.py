@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.names import BALANCED_TAG
@@ -62,7 +62,7 @@ class Status:
     problem: str
 
     def select(self, name: str) -> Status:
-        """The part about an application, about the replica with that ID, or about a node's replicas.
+        """Returns the part about an application, about the replica with that ID, or about a node's replicas.
 
         Raises:
             StatusError: there is nothing of that name.
@@ -74,7 +74,3 @@ class Status:
         applications = {one.application for one in found}
         services = [one for one in self.services if one["application"] in applications]
         return replace(self, replicas=found, services=services)
-
-    def as_json(self) -> dict[str, Any]:
-        """The status as JSON values."""
-        return asdict(self)

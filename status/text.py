@@ -14,19 +14,8 @@ _MARK, _NO_MARK, _UNKNOWN = "!", " ", "-"
 
 
 def format_tables(status: Status, now: datetime.datetime) -> str:
-    """The tables; a mark shows a replica for which the two views differ."""
-    heading: tuple[str, ...] = (
-        "",
-        "APPLICATION",
-        "REPLICA",
-        "ADDRESS",
-        "WEIGHT",
-        "VERSION",
-        "CHECK",
-        "AGE",
-        "BALANCER",
-        "",
-    )
+    """Formats the tables; a mark shows a replica for which the two views differ."""
+    heading = ["", *["APPLICATION", "REPLICA", "ADDRESS", "WEIGHT", "VERSION", "CHECK", "AGE", "BALANCER"], ""]
     rows = [
         (
             _MARK if one.difference else _NO_MARK,
@@ -44,7 +33,7 @@ def format_tables(status: Status, now: datetime.datetime) -> str:
     ]
     parts = [align_columns([heading, *rows])]
     if status.services:
-        heading = ("", "GRPC SERVICE", "APPLICATION", "REPLICAS", "ALSO REGISTERED BY")
+        heading = ["", "GRPC SERVICE", "APPLICATION", "REPLICAS", "ALSO REGISTERED BY"]
         keys = ("service", "application", "replicas", "also")
         services = [("", *(str(one[key]) or _UNKNOWN for key in keys)) for one in status.services]
         parts.append(align_columns([heading, *services]))
@@ -55,7 +44,7 @@ def format_tables(status: Status, now: datetime.datetime) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns."""
+    """Formats rows as aligned columns."""
     rows = [[mask_unprintable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -63,12 +52,12 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def mask_unprintable(cell: str) -> str:
-    """The text without control characters, which a terminal would execute and anyone may have registered."""
+    """Replaces control characters, which a terminal would execute and anyone may have registered."""
     return "".join(character if character.isprintable() else "?" for character in cell)
 
 
 def format_age(registered: str, now: datetime.datetime) -> str:
-    """The time since a registration, such as ``12 s`` or ``3 h``; ``-`` when unknown."""
+    """Formats the time since a registration, such as ``12 s`` or ``3 h``; ``-`` when unknown."""
     try:
         seconds = (now - datetime.datetime.fromisoformat(registered)).total_seconds()
     except (ValueError, TypeError):
@@ -80,7 +69,7 @@ def format_age(registered: str, now: datetime.datetime) -> str:
 
 
 def explain(status: Status) -> str:
-    """The steps of each replica from its agent to the balancer, and the first one that is missing."""
+    """Lists the steps of each replica from its agent to the balancer, and names the first one that is missing."""
     return "\n\n".join(_explain_replica(one, status) for one in status.replicas)
 
 

@@ -56,7 +56,7 @@ class Source:
         replicas = [_make_replica(entry, view) for entry in entries]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
         replicas += lost
-        replicas += [_unregistered_replica(one) for key, one in view.replicas.items() if key not in in_catalogue]
+        replicas += [_make_unregistered_replica(one) for key, one in view.replicas.items() if key not in in_catalogue]
         return Status(
             replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
             services=view.services,
@@ -69,8 +69,8 @@ class Source:
         try:
             # The view of the control plane, then the one of nginx. One of them may be unavailable.
             decided = self._get("replicas")
-            view.rendered = {_key(one) for one in decided["replicas"] if one["rendered"]}
-            view.replicas = {_key(one): one for one in decided["replicas"]}
+            view.rendered = {_make_key(one) for one in decided["replicas"] if one["rendered"]}
+            view.replicas = {_make_key(one): one for one in decided["replicas"]}
             view.refused = decided["refused"]
             if not decided["publishes"]:
                 return view
@@ -78,20 +78,20 @@ class Source:
             view.problem = str(error)
         try:
             state = self._get("state")
-            view.replicas = {_key(one): one for one in state["replicas"]}
+            view.replicas = {_make_key(one): one for one in state["replicas"]}
             view.services = state["services"]
         except StatusError as error:
             view.problem = str(error)
         return view
 
     def _get(self, path: str) -> dict[str, Any]:
-        """An answer of the balancer's status port; a StatusError has the reason when there is none."""
+        """Returns an answer of the balancer's status port; a StatusError has the reason when there is none."""
         import requests
 
-        from common.http import session
+        from common.http import make_session
 
         try:
-            with session() as client:
+            with make_session() as client:
                 response = client.get(f"http://{self.balancer}/{path}", timeout=_TIMEOUT_SECONDS)
             answer = dict(response.json())
             if not response.ok:
@@ -131,7 +131,7 @@ def _read_entries(client: consul.Consul) -> Iterator[dict[str, Any]]:
 
 
 def _read_notes(client: consul.Consul) -> Iterator[Replica]:
-    """The replicas that are not in the catalogue because another container has their name."""
+    """Reads the replicas that are not in the catalogue because another container has their name."""
     for entry in client.kv.get(f"{KEYS}/", recurse=True)[1] or []:
         with suppress(ValueError):
             note = Note.from_json(entry["Value"] or b"")
@@ -146,14 +146,14 @@ def _read_notes(client: consul.Consul) -> Iterator[Replica]:
             )
 
 
-def _key(one: dict[str, Any]) -> tuple[str, str, int]:
+def _make_key(one: dict[str, Any]) -> tuple[str, str, int]:
     return str(one["application"]), str(one["address"]), int(one["port"])
 
 
 def _make_replica(entry: dict[str, Any], view: _View) -> Replica:
     service = entry["Service"]
     # The worst first; of equal ones the service's own before the node's.
-    checks = sorted(entry["Checks"], key=lambda check: (-_severity(check["Status"]), check["CheckID"] == NODE_CHECK))
+    checks = sorted(entry["Checks"], key=lambda check: (-_rank(check["Status"]), check["CheckID"] == NODE_CHECK))
     worst = checks[0] if checks else {"Status": "passing", "Output": ""}
     address = service["Address"] or entry["Node"]["Address"]
     warning = worst["Status"] == "warning"
@@ -175,17 +175,17 @@ def _make_replica(entry: dict[str, Any], view: _View) -> Replica:
         registered=meta.get("registered", ""),
         rendered=None if view.rendered is None else key in view.rendered,
         balancer=str(known["state"]) if known else "",
-        difference="" if view.rendered is None else _difference(worst["Status"], weight, known),
+        difference="" if view.rendered is None else _describe_difference(worst["Status"], weight, known),
         last_call=float(known.get("last_call", 0)) if known else 0.0,
         last_status=str(known.get("last_status", "")) if known else "",
     )
 
 
-def _severity(status: str) -> int:
+def _rank(status: str) -> int:
     return _ORDER.index(status) if status in _ORDER else len(_ORDER)
 
 
-def _difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
+def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
     serves = check in ("passing", "warning") and weight > 0
     if serves and not known:
         return "the balancer does not have it"
@@ -200,9 +200,9 @@ def _difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
     return ""
 
 
-def _unregistered_replica(known: dict[str, Any]) -> Replica:
-    """A replica that the balancer has and the catalogue does not."""
-    application, address, port = _key(known)
+def _make_unregistered_replica(known: dict[str, Any]) -> Replica:
+    """Makes a replica that the balancer has and the catalogue does not."""
+    application, address, port = _make_key(known)
     return Replica(
         application=application,
         address=address,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import requests
 
+from common.http import make_session
 from testbed import programs
 from testbed.ports import free_ports
 from testbed.processes import Processes
@@ -37,8 +38,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        session = requests.Session()
-        session.trust_env = False
+        session = make_session()
         base = f"http://{_ADDRESS}:{http}/v1"
         with processes.explained("the catalogue", "catalogue"):
             wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
@@ -63,8 +63,7 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with requests.Session() as session:
-        session.trust_env = False
+    with make_session() as session:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
             session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()

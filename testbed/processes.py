@@ -14,9 +14,9 @@ from typing import IO
 
 import requests
 
+from local_stack.processes import PROC, running, stat
 from testbed.errors import BenchmarkError
 
-_PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS = 10.0
 _LAST_LINES = 12
@@ -143,24 +143,13 @@ class Processes:
 
 
 def group_alive(group: int) -> bool:
-    """Returns whether a process group has a running member."""
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, IndexError):
-                fields = _stat(int(entry.name))
-                if int(fields[2]) == group and fields[0] != "Z":
-                    return True
-    return False
-
-
-def _stat(pid: int) -> list[str]:
-    """Returns the fields of /proc/PID/stat after the name: state, parent, group (proc_pid_stat(5))."""
-    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    """Returns whether a process group has a member that runs."""
+    return any(int(fields[2]) == group for _, fields in running())
 
 
 def children(pid: int) -> list[int]:
     """Returns the children of a process."""
-    return [int(text) for text in (_PROC / str(pid) / "task" / str(pid) / "children").read_text().split()]
+    return [int(text) for text in (PROC / str(pid) / "task" / str(pid) / "children").read_text().split()]
 
 
 def descendants(pid: int) -> list[int]:
@@ -170,17 +159,17 @@ def descendants(pid: int) -> list[int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Returns the processor time of processes: utime and stime of all their threads, in ticks of 10 ms."""
-    return sum(int(fields[11]) + int(fields[12]) for fields in map(_stat, pids)) / _TICKS
+    return sum(int(fields[11]) + int(fields[12]) for fields in map(stat, pids)) / _TICKS
 
 
 def exact_cpu_seconds(pids: Iterable[int]) -> float:
     """Returns the same to the nanosecond, for processes of one thread: the first number of /proc/PID/schedstat."""
-    return sum(int((_PROC / str(pid) / "schedstat").read_text().split()[0]) for pid in pids) / 1e9
+    return sum(int((PROC / str(pid) / "schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 def pss_bytes(pid: int) -> int:
     """Returns the memory of a process, where shared pages are divided (Pss of /proc/PID/smaps_rollup)."""
-    for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise BenchmarkError(f"/proc/{pid}/smaps_rollup names no Pss")

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from local_stack.errors import UnavailableError
 from local_stack.tools import ToolError, find, gobuild
 from local_stack.tools.cache import keep
-from local_stack.tools.errors import UnavailableError
 from local_stack.tools.places import Places
 from local_stack.tools.tool import GoBuild
 from testbed.errors import BenchmarkError, MissingError
@@ -21,8 +21,6 @@ from testbed.errors import BenchmarkError, MissingError
 ROOT = Path(__file__).resolve().parent.parent
 GHZ_VERSION = "0.121.0"
 _BUILD_SECONDS = 600
-# The directories of servers, which PATH often lacks.
-_MORE = "/usr/sbin:/usr/local/sbin:/sbin:/usr/local/go/bin"
 _HOW = {
     "haproxy": "apt-get install haproxy",
     "h2load": "apt-get install nghttp2-client",
@@ -41,7 +39,7 @@ def program(name: str) -> Path:
     Raises:
         MissingError: it is not installed; says how it would be.
     """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), _MORE])
+    path = os.pathsep.join(map(str, [Path(sys.executable).parent, *Places.from_env(os.environ).directories]))
     found = shutil.which(name, path=path)
     if not found:
         raise MissingError(f"{name} is not installed: {_HOW.get(name, name)}")
@@ -101,7 +99,7 @@ def go_program(
 
     def make(unfinished: Path) -> None:
         program("go")  # which raises an error that says how to install it
-        gobuild.build(recipe, f"{name} {version}", places, unfinished, directory / "build.log")
+        gobuild.build(recipe, f"{name} {version}", Places.from_env(os.environ), unfinished)
 
     recipe = GoBuild(
         package=package,
@@ -110,8 +108,6 @@ def go_program(
         minutes=minutes,
         linker_flags=linker_flags,
     )
-    places = Places.from_env(os.environ)
-    directory = places.cache / f"{name}-{version}"
     return kept(name, version, file or name, make)
 
 

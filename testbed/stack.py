@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import requests
-
+from common.http import make_session
 from local_stack import processes as local_processes
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
@@ -51,8 +50,7 @@ class Stack:
         self.flags = ["--address-base", address_base, "--port", str(port), "--consul-port", str(consul_port)]
         self.consul = f"http://127.0.0.1:{consul_port}"
         self.processes = Processes(home.parent)
-        self._http = requests.Session()
-        self._http.trust_env = False
+        self._http = make_session()
         self._addresses: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
 
@@ -154,14 +152,8 @@ class Stack:
         shutil.rmtree(self.home)
 
     def supervisors(self) -> list[int]:
-        """Returns the process of the outer supervisord, which runs in the home itself."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    if entry.joinpath("cwd").readlink() == self.home:
-                        found.append(int(entry.name))
-        return found
+        """Returns the outer supervisord, whose working directory is the home itself."""
+        return local_processes.in_directory(self.home)
 
     def _kill_supervisor(self) -> bool:
         found = self.supervisors()
@@ -207,9 +199,9 @@ class Stack:
         return dict(self._http.get(f"http://{self.address(BALANCER)}:8080{path}", timeout=10).json())
 
     def register(
-        self, peer: str, metadata: Mapping[str, str] | None = None, *, application: str = "hello_server"
+        self, peer: str, metadata: Mapping[str, str] | None = None, *, application: str = "hello_server", **more: Any
     ) -> None:
-        """Registers a replica as passing; returns when the agent has accepted it."""
+        """Registers a replica as passing, with more fields of the API; returns when the agent has accepted it."""
         address, _, port = peer.rpartition(":")
         body = {
             "Name": application,
@@ -220,6 +212,7 @@ class Stack:
             "Meta": metadata or {},
             # A TTL check that starts as passing, and so stays for longer than any run.
             "Check": {"TTL": "24h", "Status": "passing"},
+            **more,
         }
         self._put("register", body)
 

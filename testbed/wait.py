@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
+from local_stack.processes import is_alive
 from testbed.errors import BenchmarkError
 
 T = TypeVar("T")
@@ -32,14 +32,6 @@ def wait_for(
         if time.monotonic() > deadline:
             raise NotReachedError(f"{what}: not within {seconds:g} s; last seen: {value!r}")
         time.sleep(interval_seconds)
-
-
-def is_alive(pid: int) -> bool:
-    """Returns whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def wait_for_death(old: set[int]) -> None:

@@ -88,6 +88,18 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="module")
+def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with two replicas; one again afterwards."""
+    yield from with_replicas(stack, 2)
+
+
+@pytest.fixture(scope="module")
+def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
+    """The shared stack with three replicas; one again afterwards."""
+    yield from with_replicas(stack, 3)
+
+
+@pytest.fixture(scope="module")
 def five_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with five replicas; one again afterwards."""
     yield from with_replicas(stack, 5)

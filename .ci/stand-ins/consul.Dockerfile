@@ -7,7 +7,7 @@ RUN groupadd --gid 1000 consul \
     && useradd --uid 100 --gid consul --no-create-home --shell /usr/sbin/nologin consul \
     && install -d -o consul -g consul /consul /consul/data /consul/config
 COPY consul /bin/consul
-# A binary that needs a library that is not there is found out here.
+# Fails where the binary needs a missing library.
 RUN consul version
 VOLUME /consul/data
 EXPOSE 8300 8301 8301/udp 8302 8302/udp 8500 8600 8600/udp

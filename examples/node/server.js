@@ -1,4 +1,4 @@
-// A gRPC server in Node.js as the balancer likes it: health, reflection, and an end that loses no call.
+// A gRPC server in Node.js with health, reflection and a graceful stop, in which no call is lost.
 'use strict';
 
 const os = require('node:os');
@@ -9,11 +9,11 @@ const { ReflectionService } = require('@grpc/reflection');
 const { HealthImplementation } = require('grpc-health-check');
 
 const SERVICE = 'examples.words.v1.Words';
-// Longer than a balancer takes to learn from the health service that no more calls are wanted.
+// Longer than a balancer takes to learn NOT_SERVING from the health service.
 const QUIET_MS = 1000;
-// A call with a larger message ends as RESOURCE_EXHAUSTED.
+// A call with a larger message gets RESOURCE_EXHAUSTED.
 const MAX_MESSAGE_BYTES = 16 * 1024 * 1024;
-// What calls in flight get; supervisord's stopwaitsecs is longer.
+// The grace of calls in flight; supervisord's stopwaitsecs is longer.
 const GRACE_MS = 1000 * parseFloat(process.env.GRPC_GRACE_SECONDS || '20');
 
 const answer = (text) => ({ text, replica: os.hostname() });
@@ -37,7 +37,7 @@ const server = new grpc.Server({
 server.addService(definition[SERVICE], words);
 const health = new HealthImplementation({ '': 'SERVING', [SERVICE]: 'SERVING' });
 health.addToServer(server);
-// The registrar asks it which services this server has; or the variable GRPC_SERVICES says so.
+// The registrar reads the server's services from reflection where GRPC_SERVICES is not set.
 new ReflectionService(definition).addToServer(server);
 
 function stop() {

@@ -1,4 +1,4 @@
-"""A gRPC server in Python as the balancer likes it: health, reflection, and an end that loses no unary call."""
+"""A gRPC server in Python with health, reflection and a graceful stop, in which no unary call is lost."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from numbers_pb2 import Answer, Number
 
 LOG = logging.getLogger("numbers")
 SERVICE = numbers_pb2.DESCRIPTOR.services_by_name["Numbers"].full_name
-# Longer than a balancer takes to learn from the health service that no more calls are wanted.
+# Longer than a balancer takes to learn NOT_SERVING from the health service.
 QUIET_SECONDS = 1
-# A call with a larger message ends as RESOURCE_EXHAUSTED.
+# A call with a larger message gets RESOURCE_EXHAUSTED.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-# What calls in flight get; supervisord's stopwaitsecs is longer.
+# The grace of calls in flight; supervisord's stopwaitsecs is longer.
 GRACE_SECONDS = float((os.environ.get("GRPC_GRACE_SECONDS") or "20").rstrip("s"))
 
 
 def answer(value: float) -> Answer:
-    """An answer of this replica."""
+    """Returns an answer of this replica."""
     return Answer(value=value, replica=socket.gethostname())
 
 
@@ -37,20 +37,20 @@ class Numbers(numbers_pb2_grpc.NumbersServicer):
     """The service of numbers.proto."""
 
     async def Square(self, request: Number, _context: object) -> Answer:
-        """Unary: one request, one answer."""
+        """Answers one request with one answer (unary)."""
         return answer(request.value**2)
 
     async def Count(self, request: Number, _context: object) -> AsyncIterator[Answer]:
-        """Server stream: one request, many answers."""
+        """Answers one request with many answers (server stream)."""
         for value in range(1, int(request.value) + 1):
             yield answer(value)
 
     async def Sum(self, requests: AsyncIterator[Number], _context: object) -> Answer:
-        """Client stream: many requests, one answer."""
+        """Answers many requests with one answer (client stream)."""
         return answer(sum([request.value async for request in requests]))
 
     async def Average(self, requests: AsyncIterator[Number], _context: object) -> AsyncIterator[Answer]:
-        """Bidirectional: answers go out while requests come in."""
+        """Answers while requests come in (bidirectional)."""
         count, total = 0, 0.0
         async for request in requests:
             count, total = count + 1, total + request.value
@@ -58,13 +58,13 @@ class Numbers(numbers_pb2_grpc.NumbersServicer):
 
 
 async def serve(port: str) -> None:
-    """Serves until SIGTERM or SIGINT; then health says NOT_SERVING first, and calls in flight end."""
+    """Serves until SIGTERM or SIGINT; then sets NOT_SERVING first, and lets calls in flight end."""
     limit = int(os.environ.get("GRPC_MAX_MESSAGE_BYTES") or MAX_MESSAGE_BYTES)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit)])
     numbers_pb2_grpc.add_NumbersServicer_to_server(Numbers(), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    # The registrar asks it which services this server has; or the variable GRPC_SERVICES says so.
+    # The registrar reads the server's services from reflection where GRPC_SERVICES is not set.
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     server.add_insecure_port(f"0.0.0.0:{port}")
     await server.start()

@@ -3,7 +3,7 @@
 Only the standard library is imported, so that `python3 -m local_stack.tools` works from a bare checkout.
 """
 
-from local_stack.tools.errors import ToolError
+from local_stack.errors import ToolError
 from local_stack.tools.finder import find
 from local_stack.tools.tool import TOOLS
 

@@ -4,8 +4,8 @@ import argparse
 import signal
 import sys
 
+from local_stack.errors import say
 from local_stack.tools import TOOLS, ToolError, find
-from local_stack.tools.progress import say
 
 _EPILOG = """\
 environment:
@@ -17,7 +17,7 @@ exit status: 0 all found, 1 a tool was not found, 2 usage."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Find the tools that are named, print them, and return the exit status."""
+    """Finds the tools that are named, prints them, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m local_stack.tools",
         description=__doc__,
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     tools_help = f"one of {', '.join(TOOLS)} (default: all); of one the path is printed, of several name, tab, path"
     parser.add_argument("tools", nargs="*", metavar="tool", help=tools_help)
-    install_help = "look on PATH and in the cache only (default: get what is missing)"
+    install_help = "look on PATH and in the cache only (default: get missing tools)"
     parser.add_argument("--no-install", action="store_true", help=install_help)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.tools if name not in TOOLS]:

@@ -6,26 +6,20 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from local_stack.tools.errors import UnavailableError
+from local_stack.errors import UnavailableError
 from local_stack.tools.places import Places
 from local_stack.tools.tool import NGINX, Tool
 
 _TIMEOUT_SECONDS = 30
-_CHECK_NGINX = Path(__file__).resolve().parents[2] / "build" / "check-nginx"
 # "2026/07/08 11:03:29 [emerg] 7#7: message" once the configuration is read, "nginx: [emerg] message" before.
 _NGINX_MESSAGE = re.compile(r"\[(?:emerg|alert|error)\] (?:\d+#\d+: )?(.*?)(?: in /\S+)?$", re.MULTILINE)
 
 
 def on_path(tool: Tool, places: Places) -> Path:
-    """Return the first suitable program of a tool's name on PATH or in the servers' directories.
-
-    Raises:
-        UnavailableError: if there is none; it names each unsuitable one and why.
-
-    """
+    """Returns the first suitable program of a tool's name; the error has the reason for each unsuitable one."""
     reasons: dict[Path, str] = {}
     for program in (directory / tool.name for directory in places.directories):
-        # access() first: it does not raise for a directory that may not be read.
+        # access() comes first, because it does not raise for a directory that may not be read.
         if os.access(program, os.X_OK) and program.is_file() and program.resolve() not in reasons:
             reasons[program.resolve()] = reason = unsuitable(tool, program)
             if not reason:
@@ -34,12 +28,7 @@ def on_path(tool: Tool, places: Places) -> Path:
 
 
 def in_cache(tool: Tool, places: Places) -> Path:
-    """Return the tool that was downloaded or built before.
-
-    Raises:
-        UnavailableError: if there is none, or it does not run.
-
-    """
+    """Returns the tool that was downloaded or built before; raises UnavailableError if there is none that runs."""
     cached = places.cached(tool)
     if reason := unsuitable(tool, cached) if cached.is_file() else f"no {cached}":
         raise UnavailableError(reason)
@@ -47,7 +36,7 @@ def in_cache(tool: Tool, places: Places) -> Path:
 
 
 def unsuitable(tool: Tool, program: Path) -> str:
-    """Run a program and say why it is unsuitable; empty if it is suitable."""
+    """Runs a program and returns why it is unsuitable; empty if it is suitable."""
     try:
         _, output = _run(program, str(program), "-v")
         found = re.search(rf"^{tool.name}(?: version: \S+/| v)(\d\S*)", output, re.IGNORECASE | re.MULTILINE)
@@ -63,8 +52,7 @@ def unsuitable(tool: Tool, program: Path) -> str:
 
 
 def _unsuitable_nginx(program: Path) -> str:
-    """Say why nginx does not balance by Lua; empty if it does."""
-    code, output = _run(program, "sh", "-c", _read_check())
+    code, output = _run(program, "sh", "-c", _check_nginx())
     if code == 0:
         return ""
     # The last message is the one that ended nginx; the alerts before it may be advice.
@@ -78,12 +66,12 @@ def _unsuitable_nginx(program: Path) -> str:
 
 
 @cache
-def _read_check() -> str:
-    return _CHECK_NGINX.read_text(encoding="utf-8")
+def _check_nginx() -> str:
+    return Path(__file__).parents[2].joinpath("build/check-nginx").read_text(encoding="utf-8")
 
 
 def _run(program: Path, *command: str) -> tuple[int, str]:
-    """Run a command for which a program is the first of its name; return the exit code and the output."""
+    """Runs a command that finds a program first on its PATH; returns the exit code and the output."""
     done = subprocess.run(
         command,
         env={**os.environ, "PATH": f"{program.parent}:{os.environ.get('PATH', '')}:/usr/bin:/bin"},

@@ -5,37 +5,35 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from local_stack.errors import ToolError, UnavailableError, say
 from local_stack.tools import binary_check, gobuild, packages, release
 from local_stack.tools.cache import keep
-from local_stack.tools.errors import ToolError, UnavailableError
 from local_stack.tools.places import RELEASES_URL, Places
-from local_stack.tools.progress import say
 from local_stack.tools.tool import TOOLS, Tool
 
 Way = Callable[[Tool, Places], Path]
 
 
 def find(name: str, *, install: bool = True, places: Places | None = None) -> Path:
-    """Return the path of a suitable program; get it first if there is none.
+    """Returns the path of a suitable program; installs, downloads or builds one if the machine has none.
 
     Args:
         name: "nginx", "consul" or "consul-template".
-        install: whether to go beyond PATH and the cache. What takes time is announced on stderr.
-        places: the machine; by default as the process's environment says.
+        install: whether to go beyond PATH and the cache; a step that takes time is announced on stderr.
+        places: the machine; by default that of the process's environment.
 
     Raises:
-        ToolError: with one line for each way that did not lead to it, and what to install by hand.
-
+        ToolError: it was not found; with one line for each way that was tried, and the remedy by hand.
     """
     if name not in TOOLS:
-        raise ToolError(f"{name}: must be one of {', '.join(TOOLS)}")
+        raise ToolError(f"tool: must be one of {', '.join(TOOLS)} (got {name!r})")
     tool, places = TOOLS[name], places or Places.from_env(os.environ)
     looks: dict[str, Way] = {"on PATH": binary_check.on_path}
     installs: dict[str, Way] = {"distribution's package": packages.install}
-    if tool.go:
+    if go := tool.go:
         looks["in the cache"] = binary_check.in_cache
         installs["official release"] = partial(_keep, release.download)
-        installs["built with Go"] = partial(_keep, _build)
+        installs["built with Go"] = partial(_keep, lambda tool, *to: gobuild.build(go, str(tool), *to))
     reasons: list[str] = []
     said = 0
     for title, way in (looks | installs if install else looks).items():
@@ -53,7 +51,7 @@ def find(name: str, *, install: bool = True, places: Places | None = None) -> Pa
 
 
 def _keep(make: Callable[[Tool, Places, Path], None], tool: Tool, places: Places) -> Path:
-    """Put a tool into the cache, if it is suitable."""
+    """Makes a tool and puts it into the cache, if it is suitable."""
     cached = places.cached(tool)
 
     def make_suitable(directory: Path) -> None:
@@ -65,13 +63,7 @@ def _keep(make: Callable[[Tool, Places, Path], None], tool: Tool, places: Places
     return cached
 
 
-def _build(tool: Tool, places: Places, directory: Path) -> None:
-    if tool.go:
-        gobuild.build(tool.go, str(tool), places, directory, places.cached(tool).with_name("build.log"))
-
-
 def _by_hand(tool: Tool, places: Places) -> str:
-    """Say what can be done by hand."""
     if tool.go:
         url = f"{RELEASES_URL}/{tool.name}/{tool.version}/"
         go = f"install Go {tool.go.go_version} or newer (https://go.dev/dl/) and run this again"

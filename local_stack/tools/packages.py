@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from local_stack.errors import UnavailableError, say
 from local_stack.tools.binary_check import on_path
-from local_stack.tools.errors import UnavailableError
 from local_stack.tools.places import Places
-from local_stack.tools.progress import say
 from local_stack.tools.tool import Tool, parse_version
 
 _UPDATE_TIMEOUT_SECONDS = 120
@@ -23,7 +22,6 @@ _APT_OPTIONS = (
     *("-o=Acquire::http::Timeout=10", "-o=Acquire::https::Timeout=10"),
     *("-o=Acquire::Retries=1", "-o=DPkg::Lock::Timeout=120"),
 )
-_SYSTEMD = Path("/run/systemd/system")
 _MARK = "# Written by local_stack"
 # invoke-rc.d and deb-systemd-invoke run this file before they start a service; 101 is "forbidden by policy"
 # (policy-rc.d specification). It forbids nothing once the process that wrote it has ended.
@@ -36,7 +34,7 @@ exit 101
 
 
 def command(tool: Tool, places: Places) -> list[str]:
-    """Return the one command that installs a tool's packages here; empty without a package manager."""
+    """Returns the one command that installs a tool's packages here; empty without a package manager."""
     for manager, words in _COMMANDS.items():
         if any(os.access(directory / manager, os.X_OK) for directory in places.directories):
             return [*words, *_names(tool, manager)]
@@ -44,21 +42,15 @@ def command(tool: Tool, places: Places) -> list[str]:
 
 
 def install(tool: Tool, places: Places) -> Path:
-    """Install a tool's packages, if they are of a suitable version, and return the program's path.
-
-    Raises:
-        UnavailableError: if there is no package manager that is known here, its packages are unsuitable, this
-            process is not root (then the reason is the command to run), or the installation fails.
-
-    """
+    """Installs a tool's packages, if their version is suitable and this is root, and returns the program's path."""
     words = command(tool, places)
     if not words:
         raise UnavailableError("neither apt-get nor apk is here")
     manager = words[0]
     names = _names(tool, manager)
     versions = _versions(places, manager, names)
-    # Only nginx is worth an update: no release of Debian or Ubuntu has a suitable Consul or consul-template,
-    # and whoever has added HashiCorp's own repository has updated since.
+    # Only nginx is worth an update: no release of Debian or Ubuntu has a suitable Consul or consul-template, and with
+    # HashiCorp's own repository comes an update.
     if updated := manager == "apt-get" and places.root and not tool.go and len(versions) < len(names):
         _update_apt(places)
         versions = _versions(places, manager, names)
@@ -71,17 +63,17 @@ def install(tool: Tool, places: Places) -> Path:
     say(f"{tool}: installing {' '.join(names)} with {manager} (usually under a minute)")
     if manager == "apk":
         _run(places, *words)
-    else:
-        with _services_forbidden(places.policy_file):
-            try:
-                _run(places, *words, *_APT_OPTIONS)
-            except UnavailableError:
-                if updated:
-                    raise
-                _update_apt(places)  # a list that is too old names packages that the mirror no longer has
-                _run(places, *words, *_APT_OPTIONS)
-        if _SYSTEMD.is_dir():
-            say(f"{tool}: its own service was not started; `systemctl disable {tool.name}` keeps it off at boot")
+        return on_path(tool, places)
+    with _services_forbidden(places.policy_file):
+        try:
+            _run(places, *words, *_APT_OPTIONS)
+        except UnavailableError:
+            if updated:
+                raise
+            _update_apt(places)  # a list that is too old names packages that the mirror no longer has
+            _run(places, *words, *_APT_OPTIONS)
+    if Path("/run/systemd/system").is_dir():
+        say(f"{tool}: its own service was not started; `systemctl disable {tool.name}` keeps it off at boot")
     return on_path(tool, places)
 
 
@@ -95,11 +87,10 @@ def _update_apt(places: Places) -> None:
 
 
 def _versions(places: Places, manager: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Return the version that a package manager would install of each package it knows."""
+    """Returns the version that a package manager would install of each package that it knows."""
     if manager == "apt-get":
         output = _run(places, "apt-cache", "policy", *names)
-        offered = re.findall(r"^(\S+):\n(?:[ ]{2}.*\n)*?[ ]{2}Candidate: (\d\S*)$", output, re.MULTILINE)
-        return dict(offered)
+        return dict(re.findall(r"^(\S+):\n(?:[ ]{2}.*\n)*?[ ]{2}Candidate: (\d\S*)$", output, re.MULTILINE))
     output = _run(places, "apk", "policy", "--no-cache", *names)
     policies = re.findall(r"^(\S+) policy:\n((?:[ ].*\n?)*)", output, re.MULTILINE)
     versions = {name: re.findall(r"^[ ]{2}(\d\S*):$", policy, re.MULTILINE) for name, policy in policies}
@@ -107,10 +98,10 @@ def _versions(places: Places, manager: str, names: tuple[str, ...]) -> dict[str,
 
 
 def _run(places: Places, name: str, *arguments: str, timeout_seconds: float | None = None) -> str:
-    """Run a package manager and return its output.
+    """Runs a package manager and returns its output.
 
-    An installation has no time limit here: a package manager that is killed leaves packages half configured,
-    and it has limits of its own for the network.
+    An installation has no time limit, because a package manager that is killed leaves packages half configured; it has
+    limits of its own for the network.
     """
     try:
         done = subprocess.run(
@@ -134,7 +125,7 @@ def _run(places: Places, name: str, *arguments: str, timeout_seconds: float | No
 
 @contextmanager
 def _services_forbidden(policy: Path) -> Iterator[None]:
-    """Keep packages from starting their services; the stack starts its own. A policy that exists stays."""
+    """Keeps packages from starting their services, because the stack starts its own. A policy that exists stays."""
     if policy.exists() and _MARK not in policy.read_text(encoding="utf-8", errors="replace"):
         yield
         return

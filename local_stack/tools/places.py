@@ -1,4 +1,4 @@
-"""Where tools are looked for and kept: the environment, read once."""
+"""The machine as the tool finder sees it."""
 
 import os
 import shutil
@@ -6,36 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_stack.tools.errors import UnavailableError
+from local_stack.errors import UnavailableError
 from local_stack.tools.tool import Tool
 
 RELEASES_URL = "https://releases.hashicorp.com"
-# PATH often lacks these: where servers are, for users other than root, and where go.dev says to put Go.
+# PATH often lacks these: the servers' directories, for users other than root, and Go's own (go.dev/doc/install).
 _MORE_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/go/bin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The machine as the tool finder sees it.
+    """Where tools are looked for and kept."""
 
-    Attributes:
-        directories: where programs are looked for, in order.
-        cache: the directory that downloaded and built tools are kept in.
-        releases_url: where the official releases are.
-        root: whether packages may be installed.
-        policy_file: the file that Debian's packages run before they start a service.
-
-    """
-
-    directories: tuple[Path, ...]
-    cache: Path
+    directories: tuple[Path, ...]  # with programs, in the order of the search
+    cache: Path  # the directory of the downloaded and built tools
     releases_url: str = RELEASES_URL
-    root: bool = False
-    policy_file: Path = Path("/usr/sbin/policy-rc.d")
+    root: bool = False  # whether packages may be installed
+    policy_file: Path = Path("/usr/sbin/policy-rc.d")  # Debian's packages run it before they start a service
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Places":
-        """Read PATH, XDG_CACHE_HOME, HOME and LOCAL_STACK_RELEASES_URL."""
+        """Reads PATH, XDG_CACHE_HOME, HOME and LOCAL_STACK_RELEASES_URL."""
         names = [name for name in env.get("PATH", os.defpath).split(os.pathsep) if name]
         # A relative XDG_CACHE_HOME is invalid and ignored (XDG Base Directory Specification).
         xdg = Path(env.get("XDG_CACHE_HOME", ""))
@@ -48,16 +39,11 @@ class Places:
         )
 
     def program(self, name: str) -> str:
-        """Return the path of a program that installs tools.
-
-        Raises:
-            UnavailableError: if there is none.
-
-        """
+        """Returns the path of a program that installs tools; raises UnavailableError if there is none."""
         if found := shutil.which(name, path=os.pathsep.join(map(str, self.directories))):
             return found
         raise UnavailableError(f"{name} is not on PATH")
 
     def cached(self, tool: Tool) -> Path:
-        """Return where a downloaded or built tool is kept."""
+        """Returns the path at which a downloaded or built tool is kept."""
         return self.cache / f"{tool.name}-{tool.version}" / tool.name

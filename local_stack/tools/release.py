@@ -10,26 +10,19 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from local_stack.tools.errors import UnavailableError
+from local_stack.errors import UnavailableError, say
+from local_stack.tools.cache import run
 from local_stack.tools.places import Places
-from local_stack.tools.progress import run, say
 from local_stack.tools.tool import Tool
 
 ANSWER_SECONDS = 10.0  # for the first answer, the look-up of the name included
 PAUSE_SECONDS = 5.0
 TOTAL_SECONDS = 300.0
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_DOWNLOAD = Path(__file__).with_name("download.py")
 
 
 def download(tool: Tool, places: Places, directory: Path) -> None:
-    """Put a tool's official release into a directory.
-
-    Raises:
-        UnavailableError: if there is none for this machine, the server is out of reach or too slow, or the archive
-            does not have the sum that is pinned.
-
-    """
+    """Puts a tool's official release for this machine into a directory, if it has the sum that is pinned."""
     architecture = _ARCHITECTURES.get(platform.machine(), "")
     if platform.system() != "Linux" or architecture not in tool.sha256:
         raise UnavailableError(f"none for {platform.system()} on {platform.machine()}")
@@ -51,11 +44,12 @@ def download(tool: Tool, places: Places, directory: Path) -> None:
 
 
 def _fetch(url: str, target: Path) -> None:
-    what = f"downloading {url}"
-    say(f"{what} (usually under a minute; the first answer within {ANSWER_SECONDS:.0f} s)")
-    command = [sys.executable, "-I", str(_DOWNLOAD), url, str(target), str(ANSWER_SECONDS), str(PAUSE_SECONDS)]
+    step = f"downloading {url}"
+    say(f"{step} (usually under a minute; the first answer within {ANSWER_SECONDS:.0f} s)")
+    script = str(Path(__file__).with_name("download.py"))
+    command = [sys.executable, "-I", script, url, str(target), str(ANSWER_SECONDS), str(PAUSE_SECONDS)]
     log = target.with_suffix(".log")
-    code, lines = run(command, what, limit_seconds=TOTAL_SECONDS, log=log, cwd=target.parent, env=os.environ)
+    code, lines = run(command, step, limit_seconds=TOTAL_SECONDS, log=log, cwd=target.parent, env=os.environ)
     if code == -signal.SIGALRM:
         raise UnavailableError(f"{url}: no answer within {ANSWER_SECONDS:.0f} s")
     if code:

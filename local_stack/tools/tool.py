@@ -13,66 +13,48 @@ CONSUL_TEMPLATE_VERSION = "0.42.1"
 NGINX_VERSION = "1.22"  # the oldest that balances gRPC as the stack configures it
 _MODULES = Path(__file__).resolve().parent.parent / "go"
 
-# Major, minor, patch; then the mark of a pre-release: "-dev", "-rc1" or Debian's "~rc1". Alpine's revision
-# ("-r0") and Debian's ("-1ubuntu1") are none.
+# Major, minor, patch; then the mark of a pre-release: "-dev", "-rc1" or Debian's "~rc1", but not the revision of a
+# package, such as Alpine's "-r0" and Debian's "-1ubuntu1".
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?P<pre>[-~](?!r\d)[A-Za-z][\w.]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoBuild:
-    """How a program is built with Go.
+    """How a program is built with Go."""
 
-    Attributes:
-        package: the main package's import path, with @version if it has no module here; "tool" for the module's tools.
-        module: the directory of a go.mod that names the versions, for a package that `go install` refuses without one.
-        go_version: the oldest Go that builds it.
-        minutes: about how long a first build takes on two cores.
-        linker_flags: more flags of the linker.
-
-    """
-
-    package: str
-    module: Path | None = None
-    go_version: str
-    minutes: int
-    linker_flags: str = ""
+    package: str  # the main package's import path, with @version if it has no module here; "tool" for a module's tools
+    module: Path | None = None  # the directory of the go.mod without which `go install` refuses the package
+    go_version: str  # the oldest Go that builds it
+    minutes: int  # that a first build takes on two cores
+    linker_flags: str = ""  # more of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A program that the stack runs.
+    """A program that the stack runs."""
 
-    Attributes:
-        name: the program's file name.
-        version: the oldest suitable version, and the one that is downloaded or built.
-        below: the first version that is too new; empty if none is.
-        needs: what else a suitable one must have, for messages.
-        packages: its packages by package manager; the version of the first counts. By default one of its name.
-        sha256: the sums of the official release's archives for Linux by architecture, as HashiCorp's releases name it.
-        go: how it is built; None if it is neither built nor downloaded.
-
-    """
-
-    name: str
-    version: str
-    below: str = ""
-    needs: str = ""
+    name: str  # of its file
+    version: str  # the oldest suitable one, and the one that is downloaded or built
+    below: str = ""  # the first version that is too new, if any
+    needs: str = ""  # other requirements, for messages
+    # By package manager; the version of the first counts. By default it is one package of the tool's name.
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Of the official release's archives for Linux, by architecture as HashiCorp's releases name it.
     sha256: Mapping[str, str] = field(default_factory=dict)
-    go: GoBuild | None = None
+    go: GoBuild | None = None  # None if it is neither built nor downloaded
 
     def __str__(self) -> str:
-        """Name it as messages do."""
+        """Returns its name for messages."""
         return f"{self.name} {self.version}"
 
     @property
     def wanted(self) -> str:
-        """What is suitable, in words."""
+        """The suitable versions, in words."""
         below = f" and older than {self.below}" if self.below else ""
         return f"{self} or newer{below}" + (f", with {self.needs}" if self.needs else "")
 
     def unsuitable(self, version: str) -> str:
-        """Say why a version, as a program or a package manager prints it, is unsuitable; empty if it is suitable."""
+        """Returns why a version, as a program or package manager prints it, is unsuitable; empty if it is suitable."""
         found = _VERSION.search(version)
         if not found:
             return f"no version in {version!r}"
@@ -88,12 +70,7 @@ class Tool:
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
-    """Return the first version number in a text; a missing patch number is 0.
-
-    Raises:
-        ValueError: if there is none.
-
-    """
+    """Returns the first version number in a text; a missing patch number is 0. Raises ValueError if there is none."""
     found = _VERSION.search(text)
     if not found:
         raise ValueError(f"no version in {text!r}")

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.chaos import record
 from tests.support.drivers import LocalDriver
 from tests.support.load import two_clients
-from tests.support.local import with_replicas
 from tests.support.scenarios import wait_for_replicas
-
-
-@pytest.fixture(scope="module")
-def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
-    yield from with_replicas(stack, 2)
 
 
 def versions(stack: LocalDriver) -> dict[str, str]:

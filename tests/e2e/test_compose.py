@@ -129,9 +129,8 @@ class TestCompose2:
 
     def test_no_process_is_root(self, stack_by_compose_2: ComposeDriver) -> None:
         for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):
-            owners = run(["docker", "top", stack_by_compose_2.container(service), "-eo", "uid,pid,comm"]).splitlines()[
-                1:
-            ]
+            container = stack_by_compose_2.container(service)
+            owners = run(["docker", "top", container, "-eo", "uid,pid,comm"]).splitlines()[1:]
             assert owners, service
             assert not [line for line in owners if line.split()[0] == "0"], owners
 
@@ -146,12 +145,8 @@ class TestCompose2:
     ) -> None:
         done = run_server(stack_by_compose_2, APP_PORT="0", CONSUL_SERVER="server-1")
         assert done.returncode == 2
-        assert {line.split(":")[0] for line in done.stderr.splitlines()} == {
-            "APP_NAME",
-            "APP_PORT",
-            "CONSUL_PORT",
-            "TAGS",
-        }
+        wrong = {"APP_NAME", "APP_PORT", "CONSUL_PORT", "TAGS"}
+        assert {line.split(":")[0] for line in done.stderr.splitlines()} == wrong
 
     def test_a_program_that_cannot_start_ends_its_container_with_the_reason(
         self, stack_by_compose_2: ComposeDriver

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,17 @@ REFUSED_BY_ONE = {
 UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6}
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
-def compose(request: pytest.FixtureRequest) -> list[str]:
-    """The command of each version; it needs no engine for this."""
-    version = str(request.param)
+def command_of(version: str) -> list[str]:
+    """The command of a version; it needs no engine for this."""
     if version not in compose_commands():
         missing(f"Compose {version}.x is not here")
     return compose_commands()[version]
+
+
+@pytest.fixture(scope="module", params=["1", "2"])
+def compose(request: pytest.FixtureRequest) -> list[str]:
+    """The command of each version."""
+    return command_of(str(request.param))
 
 
 def config(compose: list[str], file: Path) -> subprocess.CompletedProcess[str]:
@@ -95,6 +100,13 @@ def config(compose: list[str], file: Path) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def printed(compose: list[str], file: Path) -> dict[str, Any]:
+    """The services of a file as ``config`` prints them."""
+    done = config(compose, file)
+    assert done.returncode == 0, done.stderr
+    return dict(yaml.safe_load(done.stdout)["services"])
 
 
 def document(tmp_path: Path, text: str) -> Path:
@@ -130,40 +142,36 @@ def same(ours: Service, theirs: dict[str, Any]) -> None:
     assert ours.grace_seconds == seconds(theirs.get("stop_grace_period") or "10s")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_both_versions_read_what_is_read_here(tmp_path: Path, compose: list[str], name: str) -> None:
-    file = document(tmp_path, DOCUMENTS[name])
-    done = config(compose, file)
-    assert done.returncode == 0, done.stderr
-    same(read(file, SHELL)["a"], yaml.safe_load(done.stdout)["services"]["a"])
+def is_read_alike(compose: list[str], file: Path, given: Mapping[str, str] = SHELL) -> None:
+    """Both have read the same from a file."""
+    same(read(file, given)["a"], printed(compose, file)["a"])
 
 
-@pytest.mark.parametrize("name", DOCUMENTS_2)
-def test_version_2_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
-    if "2" not in compose_commands():
-        missing("Compose 2.x is not here")
-    file = document(tmp_path, DOCUMENTS_2[name])
-    done = config(compose_commands()["2"], file)
-    assert done.returncode == 0, done.stderr
-    same(read(file, SHELL)["a"], yaml.safe_load(done.stdout)["services"]["a"])
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_both_versions_refuse_what_is_refused_here(tmp_path: Path, compose: list[str], name: str) -> None:
-    file = document(tmp_path, REFUSED[name])
+def is_refused(compose: list[str], file: Path) -> None:
+    """Both refuse a file."""
     assert config(compose, file).returncode != 0
     with pytest.raises(LocalStackError):
         read(file, SHELL)
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_both_versions_read_what_is_read_here(tmp_path: Path, compose: list[str], name: str) -> None:
+    is_read_alike(compose, document(tmp_path, DOCUMENTS[name]))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS_2)
+def test_version_2_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
+    is_read_alike(command_of("2"), document(tmp_path, DOCUMENTS_2[name]))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_both_versions_refuse_what_is_refused_here(tmp_path: Path, compose: list[str], name: str) -> None:
+    is_refused(compose, document(tmp_path, REFUSED[name]))
+
+
 @pytest.mark.parametrize(("version", "name"), [(one, name) for one, texts in REFUSED_BY_ONE.items() for name in texts])
 def test_one_version_refuses_what_is_refused_here(tmp_path: Path, version: str, name: str) -> None:
-    if version not in compose_commands():
-        missing(f"Compose {version}.x is not here")
-    file = document(tmp_path, REFUSED_BY_ONE[version][name])
-    assert config(compose_commands()[version], file).returncode != 0
-    with pytest.raises(LocalStackError):
-        read(file, SHELL)
+    is_refused(command_of(version), document(tmp_path, REFUSED_BY_ONE[version][name]))
 
 
 @pytest.mark.parametrize(
@@ -173,15 +181,11 @@ def test_one_version_refuses_what_is_refused_here(tmp_path: Path, version: str, 
 def test_a_file_of_variables_is_read_alike(tmp_path: Path, compose: list[str], text: str) -> None:
     (tmp_path / ".env").write_bytes(text.encode())
     file = document(tmp_path, "environment: ['A=${A-none}', 'B=${B-none}', 'C=${C-none}', 'S=${SET}']")
-    done = config(compose, file)
-    assert done.returncode == 0, done.stderr
-    same(read(file, variables(tmp_path, SHELL))["a"], yaml.safe_load(done.stdout)["services"]["a"])
+    is_read_alike(compose, file, variables(tmp_path, SHELL))
 
 
 def test_the_stacks_own_file_is_read_alike(compose: list[str]) -> None:
-    done = config(compose, ROOT / "docker-compose.yaml")
-    assert done.returncode == 0, done.stderr
-    theirs = yaml.safe_load(done.stdout)["services"]
+    theirs = printed(compose, ROOT / "docker-compose.yaml")
     ours = read(ROOT / "docker-compose.yaml", variables(ROOT, SHELL))
     # Version 1 shows those of a profile too.
     assert set(ours) == {name for name, service in theirs.items() if not service.get("profiles")}

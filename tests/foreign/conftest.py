@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from local_stack.supervisor import port_in_use
+from local_stack.settings import port_in_use
 from testbed.balancers import LuaNginx
 from testbed.errors import MissingError
 from testbed.processes import Processes

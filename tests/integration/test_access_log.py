@@ -15,19 +15,16 @@ from testbed.calls import say_hello
 from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
+from tests.support.local import with_replicas
 from tests.support.registered import running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 
 
 @pytest.fixture(scope="module", autouse=True)
-def with_log(stack: LocalDriver) -> Iterator[None]:
+def with_log(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with the log, which the other tests have off: it would be most of what they find in the logs."""
-    stack.up(1, LB_ACCESS_LOG="on")
-    wait_for_replicas(stack, 1)
-    yield
-    stack.up(1)
-    wait_for_replicas(stack, 1)
+    yield from with_replicas(stack, 1, LB_ACCESS_LOG="on")
 
 
 def entries(stack: LocalDriver, **wanted: str) -> list[dict[str, Any]]:
@@ -43,7 +40,6 @@ def wait_for_entries(stack: LocalDriver, count: int, **wanted: str) -> list[dict
 
 
 def test_each_call_is_a_line_of_json(stack: LocalDriver) -> None:
-    wait_for_replicas(stack, 1)
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with grpc.insecure_channel(target(stack)) as plain:
         channel: Any = plain

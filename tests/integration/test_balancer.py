@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -16,9 +15,10 @@ from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.balancer import Nginx
-from tests.support.drivers import ConsulApi, LocalDriver
+from tests.support.drivers import LocalDriver
 from tests.support.registered import Registration
-from tests.support.scenarios import calls_going_on, target, tried_answers, wait_for_replicas
+from tests.support.scenarios import SERVER_NAME, calls_going_on, replica_by_hand, target, wait_for_replicas
+from tests.support.scripted import RawServer
 
 TRIES = 30
 
@@ -98,67 +98,41 @@ def test_an_answer_arrives_as_one(stack: LocalDriver) -> None:
     assert not [line for line in stack.logs(BALANCER) if "is built otherwise" in line]
 
 
-class RawServer:
-    """A peer that answers each call with OK and no message, and keeps what it receives."""
+class Raw(RawServer):
+    """Answers each call with OK and no message.
 
-    def __init__(self, address: str) -> None:
-        self.connections = 0
-        self._open: list[socket.socket] = []
-        self._received: list[list[int]] = []
-        self._listener = socket.create_server((address, 7777))
-        threading.Thread(target=self._accept, daemon=True).start()
+    Attributes:
+        calls: the kinds of the frames that came with each call's header.
+    """
 
-    def calls(self) -> list[list[int]]:
-        """The kinds of the frames that came with each call's header."""
-        return [kinds for kinds in self._received if frames.HEADERS in kinds]
+    def __init__(self, address: str, port: int) -> None:
+        self.calls: list[list[int]] = []
+        super().__init__(address, port, self._answer)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                self._open.append(connection)
-                threading.Thread(target=self._read, args=(connection,), daemon=True).start()
-
-    def _read(self, connection: socket.socket) -> None:
-        answer = frames.block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")])
-        with connection, contextlib.suppress(OSError):
-            connection.sendall(frames.settings())
-            while part := connection.recv(65536).removeprefix(frames.MAGIC):
-                found = frames_of(part)
-                self._received.append([kind for kind, _ in found])
-                for stream in (stream for kind, stream in found if kind == frames.HEADERS):
-                    connection.sendall(
-                        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, answer)
-                    )
-
-    def close(self) -> None:
-        """Ends it with its connections, which the balancer would keep."""
-        # close() alone would leave them to the threads that wait.
-        for one in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def _answer(self, _number: int, found: list[frames.Frame]) -> bytes:
+        header = frames.block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")])
+        begun = [one.stream for one in found if one.kind == frames.HEADERS]
+        if begun:
+            self.calls.append([one.kind for one in found])
+        said = [frames.headers(header, frames.ENDED, stream) for stream in begun]
+        return b"".join(said) if found else frames.settings()
 
 
 @pytest.fixture
-def raw(stack: LocalDriver) -> Iterator[RawServer]:
-    """One that is balanced, for the service ``tests.Raw``."""
+def raw(stack: LocalDriver) -> Iterator[Raw]:
+    """A replica of the service ``tests.Raw``."""
     wait_for_replicas(stack, 1)
     registration = Registration(stack=stack, address=stack.own_address(201, 31), app="raw", service="tests.Raw")
-    server = RawServer(registration.address)
-    registration.register()
-    yield server
-    server.close()
-    registration.deregister()
+    with closing(Raw(registration.address, 7777)) as replica, registration.registered():
+        yield replica
 
 
 def call_of_raw(stream: int) -> bytes:
     """The header of a call."""
-    return frames.frame(frames.HEADERS, frames.END_HEADERS, stream, frames.call_headers("/tests.Raw/Call"))
+    return frames.headers(frames.call_headers("/tests.Raw/Call"), stream=stream)
 
 
-def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawServer) -> None:
+def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: Raw) -> None:
     """In two pieces it would wake the replica twice; see tcp.lua."""
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
         client.sendall(frames.PREFACE)
@@ -170,46 +144,26 @@ def test_a_call_reaches_its_replica_as_one(stack: LocalDriver, raw: RawServer) -
             received = b""
             while frames.HEADERS not in kinds_of(received):
                 received += client.recv(65536)
-    assert len(raw.calls()) == TRIES
-    assert all(frames.DATA in kinds for kinds in raw.calls()), raw.calls()
+    assert len(raw.calls) == TRIES
+    assert all(frames.DATA in kinds for kinds in raw.calls), raw.calls
 
 
-def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: RawServer) -> None:
+def test_calls_that_are_reset_at_once_reach_no_replica(stack: LocalDriver, raw: Raw) -> None:
     batch = b"".join(call_of_raw(number) + frames.reset(number) for number in range(1, 2 * TRIES, 2))
-    before = raw.connections
+    before = raw.accepted
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
         client.sendall(frames.PREFACE + batch + call_of_raw(2 * TRIES + 1))
-        wait_for(lambda: len(raw.calls()), bool, 10, "the call that is not reset has come")
-    assert len(raw.calls()) == 1
+        wait_for(lambda: len(raw.calls), bool, 10, "the call that is not reset has come")
+    assert len(raw.calls) == 1
     # The balancer's probes come twice a second.
-    assert raw.connections - before < TRIES / 2
-
-
-def frames_of(received: bytes) -> list[tuple[int, int]]:
-    """The kind and the stream of each frame, of one that has only begun too."""
-    found, at = [], 0
-    while at + 9 <= len(received):
-        found.append((received[at + 3], int.from_bytes(received[at + 5 : at + 9], "big")))
-        at += 9 + int.from_bytes(received[at : at + 3], "big")
-    return found
+    assert raw.accepted - before < TRIES / 2
 
 
 def kinds_of(received: bytes) -> list[int]:
-    """The kinds of the frames."""
-    return [kind for kind, _ in frames_of(received)]
+    return [one.kind for one in frames.whole(received)[0]]
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:
-    names = wait_for_replicas(stack, 1)
-    api = ConsulApi(stack)
-    address = stack.run_server("heavy")
-    body = {"ID": "heavy", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-    api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": 9, "Warning": 1}})
-    try:
-        wait_for_replicas(stack, 2)
+    with replica_by_hand(stack, weight=9):
         shares = answers(target(stack), 500)
-        assert 440 <= shares["heavy"] <= 460, shares
-    finally:
-        api.put("/v1/agent/service/deregister/heavy")
-        stack.stop_extras()
-    wait_for(lambda: set(tried_answers(stack, 20)), lambda seen: seen == names, 10, "all as before")
+        assert 440 <= shares[SERVER_NAME] <= 460, shares

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import Self
 
 import grpc
 import pytest
@@ -26,14 +27,16 @@ from balancer import health as module
 from balancer.fleet import Health
 from balancer.registration import Registration
 from testbed.calls import open_channel
+from testbed.processes import cpu_seconds
 from testbed.wait import wait_for
 from tests.support import frames
+from tests.support.balancer import descriptors
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
+from tests.support.replicas import PORT, ServerProcess, dripping
 from tests.support.scripted import RawServer
 
 NAME = "tests.Health"
-PORT = 7777
 Status = health_pb2.HealthCheckResponse
 _numbers = itertools.count(1)
 # Nothing else is to be told from a check in its turn.
@@ -48,7 +51,7 @@ def registered(name: str = NAME, address: str = "", port: int = PORT) -> Registr
 
 
 class Server:
-    """A gRPC server with a health service, at the address of a replica."""
+    """A gRPC server with a health service, at the address of a replica while the ``with`` block runs."""
 
     def __init__(
         self,
@@ -62,35 +65,24 @@ class Server:
         self.health = HealthServicer(experimental_thread_pool=ThreadPoolExecutor(2))
         for name in names:
             self.set(Status.SERVING, name)
-        self._server = grpc.server(
-            ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0), *options], maximum_concurrent_rpcs=most
-        )
-        if service is None:
-            service = self.health
-        if service:
-            health_pb2_grpc.add_HealthServicer_to_server(service, self._server)
-        self.handlers = self._server.add_generic_rpc_handlers
+        own = [("grpc.so_reuseport", 0), *options]
+        self._server = grpc.server(ThreadPoolExecutor(4), options=own, maximum_concurrent_rpcs=most)
+        if service is not False:
+            health_pb2_grpc.add_HealthServicer_to_server(service or self.health, self._server)
         self._server.add_insecure_port(registration.target)
-        self.start = self._server.start
+        self.handlers = self._server.add_generic_rpc_handlers
+        self.stop = self._server.stop
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(0).wait(5)
 
     def set(self, status: int, name: str = NAME) -> None:
-        """What it says of its health."""
+        """Changes its own word on its health."""
         self.health.set(name, status)
-
-    def stop(self, grace: float | None = None) -> threading.Event:
-        """Ends it."""
-        return self._server.stop(grace)
-
-
-@contextlib.contextmanager
-def serving(registration: Registration, **given: object) -> Iterator[Server]:
-    """A server while the block runs."""
-    server = Server(registration, **given)  # type: ignore[arg-type]
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop(0).wait(5)
 
 
 @pytest.fixture
@@ -101,7 +93,7 @@ def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_serves_is_serving() -> None:
     replica = registered()
-    with serving(replica), Probing(replica) as probing:
+    with Server(replica), Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
 
 
@@ -113,14 +105,14 @@ def test_an_address_of_ipv6_is_asked_as_well() -> None:
     replica = registered(address="::1", port=port)
     with Probing(replica, known=Health.SERVING) as probing:
         probing.wait(replica, Health.REFUSED, 3)
-        with serving(replica):
+        with Server(replica):
             probing.wait(replica, Health.SERVING, 2)
 
 
 @pytest.mark.usefixtures("no_turns")
 def test_a_server_that_says_it_does_not_serve_is_believed_at_once() -> None:
     replica = registered()
-    with serving(replica) as server, Probing(replica) as probing:
+    with Server(replica) as server, Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
         for _ in range(3):
             probing.wait(replica, Health.NOT_SERVING, 1, after=lambda: server.set(Status.NOT_SERVING))
@@ -130,19 +122,19 @@ def test_a_server_that_says_it_does_not_serve_is_believed_at_once() -> None:
 @pytest.mark.usefixtures("no_turns")
 def test_the_end_of_a_server_is_seen_at_once() -> None:
     replica = registered()
-    with serving(replica) as server, Probing(replica) as probing:
+    with Server(replica) as server, Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
-        probing.wait(replica, Health.REFUSED, 1, after=server.stop)
+        probing.wait(replica, Health.REFUSED, 1, after=lambda: server.stop(None))
 
 
-def test_a_server_that_has_come_back_is_serving_within_half_a_second() -> None:
+def test_a_server_with_a_health_name_that_has_come_back_is_serving_within_half_a_second() -> None:
     replica = registered()
     back = []
     with Probing(replica, known=Health.SERVING) as probing:
         for _ in range(3):
             probing.wait(replica, Health.REFUSED, 3)
-            with serving(replica):
-                back.append(probing.wait(replica, Health.SERVING, 3))
+            with Server(replica):
+                back.append(probing.wait(replica, Health.SERVING, 2))
     # Another program may have the processor, but hardly each time.
     assert min(back) < 0.5, back
 
@@ -196,10 +188,9 @@ class Answering(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it shi
 )
 def test_what_a_server_answers_is_what_it_is(service: object, names: tuple[str, ...], found: Health) -> None:
     replica = registered()
-    with serving(replica, service=service, names=names), Probing(replica, known=Health.REFUSED) as probing:
+    with Server(replica, service=service, names=names), Probing(replica, known=Health.REFUSED) as probing:
         probing.wait(replica, found, 3)
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 4, 5, "it is asked again")
-        assert set(probing.of(replica)) == {found}
+        assert probing.wait_for_answers(replica, 4) == {found}
 
 
 @contextlib.contextmanager
@@ -254,8 +245,7 @@ def test_an_answer_in_any_number_of_frames_is_understood(answer: Callable[[int],
     replica = registered()
     with raw(replica, lambda _, stream: answer(stream)), Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 6, 5, "it is asked again")
-        assert set(probing.of(replica)) == {Health.SERVING}
+        assert probing.wait_for_answers(replica, 6) == {Health.SERVING}
 
 
 HOLD = "/tests.Slot/Hold"
@@ -288,14 +278,13 @@ def held(replica: Registration) -> grpc.StatusCode:
 
 def test_a_server_that_has_as_many_calls_as_it_takes_is_serving() -> None:
     replica, slot = registered(), Slot()
-    with serving(replica, most=1) as server, ThreadPoolExecutor(1) as calls:
+    with Server(replica, most=1) as server, ThreadPoolExecutor(1) as calls:
         server.handlers((slot,))
         holding = calls.submit(held, replica)
         assert slot.taken.wait(5)
         with Probing(replica) as probing:
             probing.wait(replica, Health.SERVING, 2)
-            wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 5, 5, "it is asked again")
-            assert set(probing.of(replica)) == {Health.SERVING}
+            assert probing.wait_for_answers(replica, 5) == {Health.SERVING}
         slot.end.set()
         assert holding.result(10) is grpc.StatusCode.OK
 
@@ -303,7 +292,7 @@ def test_a_server_that_has_as_many_calls_as_it_takes_is_serving() -> None:
 def test_the_watch_leaves_a_server_all_the_calls_that_it_takes() -> None:
     replica, slot = registered(), Slot()
     slot.end.set()
-    with serving(replica, most=1) as server, Probing(replica) as probing:
+    with Server(replica, most=1) as server, Probing(replica) as probing:
         server.handlers((slot,))
         probing.wait(replica, Health.SERVING, 2)
         # The watch has taken the only place; the next check finds none, and that ends the watch.
@@ -319,30 +308,18 @@ def test_a_server_that_accepts_and_does_not_answer_is_found_out_in_time(name: st
     replica = registered(name)
     with raw(replica, lambda _, stream: b"" if stream else settings), Probing(replica, known=Health.SERVING) as probing:
         assert probing.wait(replica, Health.TIMEOUT, 3) < 2
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
-        assert set(probing.of(replica)) == {Health.TIMEOUT}
-
-
-@contextlib.contextmanager
-def process(replica: Registration) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own."""
-    env = {**os.environ, "BIND_ADDRESS": replica.address, "APP_PORT": str(replica.port), "GRPC_GRACE_SECONDS": "0"}
-    server = subprocess.Popen([sys.executable, "-m", "grpc_server"], cwd=ROOT, env=env)
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.wait()
+        assert probing.wait_for_answers(replica, 3) == {Health.TIMEOUT}
 
 
 def test_a_stopped_process_is_found_out_within_about_a_second_and_is_back_within_one() -> None:
     replica = registered("protos.Ping")
     gone, back = [], []
-    with process(replica) as server, Probing(replica) as probing:
+    with ServerProcess("replica", replica.address) as server, Probing(replica) as probing:
+        send = server.process.send_signal
         probing.wait(replica, Health.SERVING, 20)
         for _ in range(3):
-            gone.append(probing.wait(replica, Health.TIMEOUT, 3, after=lambda: server.send_signal(signal.SIGSTOP)))
-            back.append(probing.wait(replica, Health.SERVING, 3, after=lambda: server.send_signal(signal.SIGCONT)))
+            gone.append(probing.wait(replica, Health.TIMEOUT, 3, after=partial(send, signal.SIGSTOP)))
+            back.append(probing.wait(replica, Health.SERVING, 3, after=partial(send, signal.SIGCONT)))
         assert set(probing.of(replica)) <= {Health.REFUSED, Health.TIMEOUT, Health.SERVING}
     assert min(gone) < 1.1, gone
     assert min(back) < 1, back
@@ -350,7 +327,7 @@ def test_a_stopped_process_is_found_out_within_about_a_second_and_is_back_within
 
 def test_a_killed_process_is_refused_and_not_timed_out() -> None:
     replica = registered("protos.Ping")
-    with process(replica) as server, Probing(replica) as probing:
+    with ServerProcess("replica", replica.address) as server, Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 20)
         began = time.monotonic()
         probing.wait(replica, Health.REFUSED, 1, after=server.kill)
@@ -364,7 +341,7 @@ AGE_SECONDS = 3
 def test_a_server_that_ends_old_connections_is_always_serving(grace_ms: int) -> None:
     replica = registered()
     age = (("grpc.max_connection_age_ms", 300), ("grpc.max_connection_age_grace_ms", grace_ms))
-    with serving(replica, options=age), Probing(replica) as probing:
+    with Server(replica, options=age), Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
         began = time.monotonic()
         wait_for(time.monotonic, lambda now: now > began + AGE_SECONDS, AGE_SECONDS + 1, "connections get old")
@@ -374,10 +351,9 @@ def test_a_server_that_ends_old_connections_is_always_serving(grace_ms: int) -> 
 
 def test_a_replica_without_a_health_name_serves_if_it_speaks_http_2() -> None:
     replica = registered("")
-    with serving(replica, names=(), service=False), Probing(replica) as probing:
+    with Server(replica, names=(), service=False), Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
-        assert set(probing.of(replica)) == {Health.SERVING}
+        assert probing.wait_for_answers(replica, 3) == {Health.SERVING}
 
 
 @pytest.mark.parametrize("name", [NAME, ""])
@@ -387,8 +363,7 @@ def test_a_replica_without_a_health_name_serves_if_it_speaks_http_2() -> None:
 def test_what_does_not_speak_http_2_does_not_serve(name: str, said: bytes | None) -> None:
     replica = registered(name)
     with raw(replica, lambda *_: said), Probing(replica, known=Health.SERVING) as probing:
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is asked again")
-        assert Health.SERVING not in probing.of(replica)
+        assert Health.SERVING not in probing.wait_for_answers(replica, 3)
 
 
 def test_a_replica_without_a_health_name_that_was_gone_waits_for_gossip() -> None:
@@ -396,27 +371,18 @@ def test_a_replica_without_a_health_name_that_was_gone_waits_for_gossip() -> Non
     ahead = 0.0
     with Probing(replica, known=Health.SERVING, clock=lambda: time.monotonic() + ahead) as probing:
         probing.wait(replica, Health.REFUSED, 3)
-        with serving(replica, names=(), service=False):
+        with Server(replica, names=(), service=False):
             began = time.monotonic()
-            wait_for(lambda: probing.of(replica, began), lambda seen: len(seen) >= 4, 5, "it is asked again")
-            assert set(probing.of(replica, began)) == {Health.REFUSED}
+            assert probing.wait_for_answers(replica, 4, began) == {Health.REFUSED}
             ahead = module._GOSSIP_SECONDS
             probing.wait(replica, Health.SERVING, 3)
 
 
-def test_a_replica_with_a_health_name_waits_for_nothing() -> None:
-    replica = registered()
-    with Probing(replica, known=Health.SERVING) as probing:
-        probing.wait(replica, Health.REFUSED, 3)
-        with serving(replica):
-            probing.wait(replica, Health.SERVING, 2)
-
-
 def test_a_servers_graceful_stop_does_not_wait_for_the_prober() -> None:
     replica = registered()
-    with serving(replica) as server, Probing(replica) as probing:
+    with Server(replica) as server, Probing(replica) as probing:
         probing.wait(replica, Health.SERVING, 2)
-        wait_for(lambda: probing.of(replica), lambda seen: len(seen) >= 3, 5, "it is watched")
+        probing.wait_for_answers(replica, 3)
         probing.update()
         began = time.monotonic()
         assert server.stop(grace=10).wait(5)
@@ -440,7 +406,7 @@ def test_a_replica_that_leaves_at_any_moment_leaves_no_connection(name: str, sai
 
 def test_a_replica_that_is_registered_otherwise_is_asked_as_it_is_now() -> None:
     replica = registered("other.Name")
-    with serving(replica), Probing(replica) as probing:
+    with Server(replica), Probing(replica) as probing:
         probing.wait(replica, Health.WRONG_SERVICE, 2)
         for now in (replace(replica, health=NAME), replace(replica, health="")):
             probing.wait(replica, Health.SERVING, 2, after=lambda now=now: probing.update(now))  # type: ignore[misc]
@@ -460,53 +426,8 @@ def test_a_connection_that_is_dead_is_given_up_for_a_new_one() -> None:
         probing.wait(replica, Health.SERVING, 6)
 
 
-class Dripping:
-    """Servers at every loopback address and one port: they accept, and send a byte now and then."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("0.0.0.0", 0), backlog=1024)
-        self._listener.setblocking(False)
-        self._end = threading.Event()
-        self.port = int(self._listener.getsockname()[1])
-        self.open = 0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        connections: list[socket.socket] = []
-        with self._listener:
-            while not self._end.wait(0.4):
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        connections.append(self._listener.accept()[0])
-                connections = [one for one in connections if drip(one)]
-                self.open = len(connections)
-        for one in connections:
-            one.close()
-
-    def close(self) -> None:
-        """Ends them."""
-        self._end.set()
-        self._thread.join()
-
-
-def drip(connection: socket.socket) -> bool:
-    """Sends a byte; whether the other end is still there."""
-    try:
-        connection.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            if not connection.recv(65536):
-                connection.close()
-                return False
-        connection.send(b"\0")
-    except OSError:
-        connection.close()
-        return False
-    return True
-
-
 class Program:
-    """The prober as a program of its own, and what it has said last of each replica."""
+    """The prober as a program that runs in the ``with`` block, and its last word on each replica."""
 
     def __init__(self, registrations: list[Registration]) -> None:
         self._process = subprocess.Popen(
@@ -532,17 +453,13 @@ class Program:
 
     def processor_share(self) -> float:
         """The part of a core that it takes, over some seconds."""
-        before, began = self._processor_seconds(), time.monotonic()
+        before, began = cpu_seconds([self._process.pid]), time.monotonic()
         now = wait_for(time.monotonic, lambda now: now > began + 4, 5, "time passes")
-        return (self._processor_seconds() - before) / (now - began)
-
-    def _processor_seconds(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return (cpu_seconds([self._process.pid]) - before) / (now - began)
 
     def descriptors(self) -> int:
         """Its open file descriptors."""
-        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+        return descriptors(self._process.pid)
 
     def wait(self, registrations: list[Registration], wanted: Callable[[Health], bool], seconds: float) -> None:
         """Waits until that is said of all."""
@@ -553,8 +470,10 @@ class Program:
 
         wait_for(others, lambda left: not left, seconds, "it is said of all")
 
-    def end(self) -> None:
-        """Ends it."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.kill()
@@ -562,23 +481,11 @@ class Program:
         self._thread.join()
 
 
-@contextlib.contextmanager
-def program(registrations: list[Registration]) -> Iterator[Program]:
-    """The prober while the block runs."""
-    running = Program(registrations)
-    try:
-        yield running
-    finally:
-        running.end()
-
-
 @pytest.fixture
 def crowd() -> Iterator[list[Registration]]:
     """150 replicas that are gone and 300 that hang, half of them with a health name."""
-    dripping = Dripping()
-    names = (NAME, "")
-    yield [registered(names[number % 2], port=dripping.port if number % 3 else PORT) for number in range(450)]
-    dripping.close()
+    with dripping() as port:
+        yield [registered((NAME, "")[number % 2], port=port if number % 3 else PORT) for number in range(450)]
 
 
 @contextlib.contextmanager
@@ -586,13 +493,13 @@ def all_serving(registrations: list[Registration]) -> Iterator[None]:
     """A server for each, which all end at once."""
     with contextlib.ExitStack() as servers:
         for one in registrations:
-            servers.enter_context(serving(one))
+            servers.enter_context(Server(one))
         yield
 
 
 def test_replicas_that_are_gone_or_hang_disturb_neither_others_nor_the_machine(crowd: list[Registration]) -> None:
     real, back = [registered() for _ in range(3)], []
-    with program([*crowd, *real]) as probing:
+    with Program([*crowd, *real]) as probing:
         with all_serving(real):
             # All are taken to serve, and all are asked in their turn.
             probing.wait(crowd, lambda health: health is not Health.SERVING, 40)
@@ -620,6 +527,6 @@ class Flooding(Answering):
 
 def test_a_replica_that_floods_its_watch_takes_little_of_the_processor() -> None:
     replica = registered()
-    with serving(replica, service=Flooding()), program([replica]) as probing:
+    with Server(replica, service=Flooding()), Program([replica]) as probing:
         probing.wait([replica], lambda health: health is Health.SERVING, 10)
         assert probing.processor_share() < 0.15

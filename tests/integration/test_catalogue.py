@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import requests
 from testbed.processes import Processes
 from testbed.programs import tool
 from testbed.wait import wait_for
-from tests.integration.test_control_plane import NETWORK, PORT, Server
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
+from tests.support.replicas import NETWORK, PORT, ServerProcess
 
 HTTP = 22000 + 10 * SLOT
 TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"
@@ -64,7 +63,7 @@ class Consul:
             self.put("/v1/acl/token", AccessorID=OWN, SecretID=OWN, Policies=[{"Name": "all"}])
             self.allow("all")
 
-    def lose(self) -> None:
+    def restart_empty(self) -> None:
         """Comes back without its data."""
         self._processes.stop(self.process)
         self.start()
@@ -79,7 +78,7 @@ class Consul:
         response = requests.put(url, json=body, headers={"X-Consul-Token": TOKEN}, timeout=10)
         assert response.ok, f"{path}: {response.text}"
 
-    def register(self, server: Server) -> None:
+    def register(self, server: ServerProcess) -> None:
         """Registers a replica."""
         self.put(
             "/v1/agent/service/register",
@@ -100,96 +99,88 @@ class Consul:
 
 
 @pytest.fixture
-def consul(processes: Processes, tools: None) -> Consul:  # noqa: ARG001
-    """A cluster of one server."""
-    return Consul(processes)
+def consul(request: pytest.FixtureRequest, processes: Processes, tools: None) -> Consul:  # noqa: ARG001
+    """A cluster of one server, or of as many as the test's parameter says."""
+    return Consul(processes, expect=getattr(request, "param", 1))
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[ServerProcess]:
     """A replica."""
-    one = Server("kept", f"{NETWORK}.5.1")
-    yield one
-    one.kill()
+    with ServerProcess("kept", f"{NETWORK}.5.1") as one:
+        yield one
 
 
 @pytest.fixture
-def start(processes: Processes) -> Iterator[Callable[[], ControlPlane]]:
-    """Starts a control plane that asks that Consul."""
-    with ExitStack() as leave:
-
-        def make() -> ControlPlane:
-            made = ControlPlane(processes.directory / "control-plane", {"CONSUL_PORT": str(HTTP)})
-            leave.callback(made.close)
-            return made
-
-        yield make
+def one(consul: Consul, processes: Processes) -> Iterator[ControlPlane]:  # noqa: ARG001 - it has to run
+    """A control plane that asks that Consul."""
+    with ControlPlane(processes.directory / "control-plane", {"CONSUL_PORT": str(HTTP)}) as made:
+        yield made
 
 
-def served(one: ControlPlane, server: Server) -> None:
-    """Renders a replica and waits until it serves."""
+def serve(consul: Consul, one: ControlPlane, server: ServerProcess) -> None:
+    """Registers a replica, renders it and waits until it serves."""
+    consul.register(server)
     one.render([server.line()])
-    wait_for(one.states, lambda found: found == {server.address: "serving"}, 10, "it is served")
-    # What the catalogue is has been read meanwhile, as it is each second.
+    wait_for_states(one, {server.address: "serving"}, 10)
+    # The control plane reads the index of the catalogue each second.
     wait_for(lambda: one.view()["catalogue"]["index"], bool, 5, "the catalogue is known")
 
 
-def serving(consul: Consul, start: Callable[[], ControlPlane], server: Server) -> ControlPlane:
-    """A control plane whose replica is registered and serves."""
-    one = start()
-    consul.register(server)
-    served(one, server)
-    return one
+def wait_for_states(one: ControlPlane, wanted: dict[str, str], seconds: float = 5) -> None:
+    """Waits until the control plane has exactly these replicas in these states."""
+    wait_for(one.states, lambda found: found == wanted, seconds, f"the states are {wanted}")
 
 
-def test_what_the_catalogue_does_not_list_is_gone(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
-) -> None:
-    one = serving(consul, start, server)
+def lose_data(consul: Consul, one: ControlPlane) -> None:
+    """Restarts Consul without its data, and waits until the control plane has seen the loss."""
+    consul.restart_empty()
+    wait_for(lambda: one.view()["catalogue"]["lost"], bool, 10, "the loss is seen")
+
+
+def test_what_the_catalogue_does_not_list_is_gone(consul: Consul, one: ControlPlane, server: ServerProcess) -> None:
+    serve(consul, one, server)
     consul.put(f"/v1/agent/service/deregister/{server.name}")
     one.render([])
-    wait_for(one.states, lambda found: not found, 2, "it is gone")
+    wait_for_states(one, {}, 2)
     assert "not whole" not in one.log()
 
 
 @pytest.mark.parametrize(("token", "left"), [(OWN, ["other"]), (ANONYMOUS, [])], ids=["a token", "no token"])
 def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server, token: str, left: list[str]
+    consul: Consul, one: ControlPlane, server: ServerProcess, token: str, left: list[str]
 ) -> None:
     if token == OWN:
         # The agent asks with it for who has none.
         consul.put("/v1/agent/token/default", Token=OWN)
         consul.allow()
-    one = serving(consul, start, server)
+    serve(consul, one, server)
     # Of a token Consul says that it has filtered, of the anonymous one it does not.
     consul.allow(*left, token=token)
     # What consul-template makes of an answer without services.
     one.render([])
-    wait_for(one.states, lambda found: found == {server.address: "held"}, 5, "it is held")
+    wait_for_states(one, {server.address: "held"})
     assert not one.view()["catalogue"]["lost"]
     # Rights are back, and the list is: it was never away.
     consul.allow("all", token=token)
     one.render([server.line()])
-    wait_for(one.states, lambda found: found == {server.address: "serving"}, 5, "it serves")
+    wait_for_states(one, {server.address: "serving"})
 
 
 def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operator_does(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, one: ControlPlane, server: ServerProcess
 ) -> None:
-    one = serving(consul, start, server)
+    serve(consul, one, server)
     # More has happened in the old cluster than in the new one.
     for number in range(20):
         consul.put("/v1/agent/service/register", Name=f"other-{number}")
     wait_for(lambda: one.view()["catalogue"]["index"], lambda index: index > 30, 5, "the index is known")
-    consul.lose()
+    consul.restart_empty()
     one.render([])
-    wait_for(one.states, lambda found: found == {server.address: "held"}, 10, "it is held")
+    wait_for_states(one, {server.address: "held"}, 10)
     assert one.view()["catalogue"]["lost"]
     # So it is after a restart of the control plane.
-    kept = one.home / "var/lib/load-balancer/snapshot.json"
-    wait_for(
-        lambda: json.loads(kept.read_text())["replicas"], lambda found: found[0]["held"], 5, "that is on disk as well"
-    )
+    wait_for(one.snapshot, lambda kept: kept["replicas"][0]["held"], 5, "that is on disk as well")
     one.kill()
     one.start()
     assert one.states() == {server.address: "held"}
@@ -200,42 +191,32 @@ def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operat
     assert (done.returncode, done.stderr) == (1, f"{server.address}:{PORT} is not held\n")
 
 
-def test_a_replica_in_maintenance_is_never_held(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
-) -> None:
-    one = serving(consul, start, server)
-    consul.lose()
-    wait_for(lambda: one.view()["catalogue"]["lost"], bool, 10, "the loss is seen")
+def test_a_replica_in_maintenance_is_never_held(consul: Consul, one: ControlPlane, server: ServerProcess) -> None:
+    serve(consul, one, server)
+    lose_data(consul, one)
     consul.register(server)
     consul.put(f"/v1/agent/service/maintenance/{server.name}?enable=true")
     # consul-template leaves out what does not pass.
     one.render([])
-    wait_for(one.states, lambda found: not found, 5, "it is gone")
+    wait_for_states(one, {})
 
 
 def test_a_held_replica_leaves_when_it_stops_answering(
-    consul: Consul, start: Callable[[], ControlPlane], server: Server
+    consul: Consul, one: ControlPlane, server: ServerProcess
 ) -> None:
-    one = serving(consul, start, server)
-    consul.lose()
-    wait_for(lambda: one.view()["catalogue"]["lost"], bool, 10, "the loss is seen")
+    serve(consul, one, server)
+    lose_data(consul, one)
     one.render([])
-    wait_for(one.states, lambda found: found == {server.address: "held"}, 5, "it is held")
+    wait_for_states(one, {server.address: "held"})
     server.kill()
-    wait_for(one.states, lambda found: not found, 5, "it is gone")
+    wait_for_states(one, {})
     server.start()
 
 
-def test_without_a_leader_nothing_is_known_of_an_absence(
-    processes: Processes,
-    start: Callable[[], ControlPlane],
-    server: Server,
-    tools: None,  # noqa: ARG001
-) -> None:
-    Consul(processes, expect=3)
-    one = start()
+@pytest.mark.parametrize("consul", [3], indirect=True)
+def test_without_a_leader_nothing_is_known_of_an_absence(one: ControlPlane, server: ServerProcess) -> None:
     one.render([server.line()])
-    wait_for(one.states, lambda found: found == {server.address: "serving"}, 10, "it is served")
+    wait_for_states(one, {server.address: "serving"}, 10)
     one.render([])
     wait_for(one.log, lambda text: "can't be asked about absent replicas" in text, 20, "it says so")
     assert one.states() == {server.address: "serving"}

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from testbed.wait import wait_for
-from tests.support.drivers import ROOT, ConsulApi, LocalDriver
+from tests.support.drivers import ROOT, LocalDriver
 from tests.support.missing import missing
-from tests.support.scenarios import wait_for_replicas
+from tests.support.registered import Registration
 
 REPLICAS = ("hello_server-1", "hello_server-2", "hello_server-3")
 _PAGE_SECONDS = 60.0
@@ -109,21 +109,16 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def three_replicas(stack: LocalDriver) -> Iterator[str]:
-    """Three replicas; the address of the UI that shows them."""
-    try:
-        stack.up(3)
-        yield f"http://127.0.0.1:{stack.consul_port}/ui/dc1/services"
-    finally:
-        stack.up(1)
-        wait_for_replicas(stack, 1)
+def page(three_replicas: LocalDriver) -> str:
+    """The address of the UI's page of services."""
+    return f"http://127.0.0.1:{three_replicas.consul_port}/ui/dc1/services"
 
 
-def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: str) -> None:
-    browser.open(three_replicas)
+def test_the_ui_shows_three_passing_replicas(browser: Browser, page: str) -> None:
+    browser.open(page)
     wait_for(browser.text, lambda text: "hello_server" in text, _PAGE_SECONDS, "the service is listed")
 
-    browser.open(f"{three_replicas}/hello_server/instances")
+    browser.open(f"{page}/hello_server/instances")
     wait_for(
         browser.text,
         lambda text: (
@@ -139,20 +134,19 @@ def test_the_ui_shows_three_passing_replicas(browser: Browser, three_replicas: s
 @pytest.fixture
 def failing_application(stack: LocalDriver) -> Iterator[str]:
     """Another application, whose only replica fails its check; its name."""
-    api, name = ConsulApi(stack), "weather"
-    check = {"Name": "gRPC", "GRPC": f"{stack.address('load-balancer')}:9", "Interval": "1s", "Timeout": "1s"}
-    body = {"Name": name, "Address": stack.address("load-balancer"), "Port": 9, "Tags": ["grpc_server"], "Check": check}
-    api.put("/v1/agent/service/register", body)
-    yield name
-    api.put(f"/v1/agent/service/deregister/{name}")
+    address = stack.address("load-balancer")
+    check = {"Name": "gRPC", "GRPC": f"{address}:7777", "Interval": "1s", "Timeout": "1s"}
+    failing = Registration(stack=stack, address=address, app="weather", service="", more={"Check": check})
+    with failing.registered(wait=False):
+        yield failing.app
 
 
 def test_the_ui_shows_two_applications_and_a_check_that_fails(
-    browser: Browser, three_replicas: str, failing_application: str, tmp_path: Path
+    browser: Browser, page: str, failing_application: str, tmp_path: Path
 ) -> None:
-    browser.open(f"{three_replicas}/{failing_application}/instances")
+    browser.open(f"{page}/{failing_application}/instances")
     wait_for(browser.text, lambda text: "service checks failing" in text, _PAGE_SECONDS, "it is shown as failing")
-    browser.open(three_replicas)
+    browser.open(page)
     names = ("hello_server", failing_application, "load-balancer")
     wait_for(browser.text, lambda text: all(name in text for name in names), _PAGE_SECONDS, "all are listed")
     picture(browser, "consul-ui.png", tmp_path)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import selectors
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -22,75 +20,36 @@ import pytest
 import requests
 
 from balancer.registration import MAX_REPLICAS
-from common.environment import host_port
-from testbed.calls import answers, open_channel, say_hello, status
+from testbed.calls import answers, open_channel, status, wait_for_answers
 from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
+from tests.support.registered import probe_server
+from tests.support.replicas import HEALTH, NETWORK, PORT, ServerProcess, dripping
 from tests.support.server import SERVICE
 
-NETWORK = f"127.{200 + SLOT % 50}"
-PORT, DRIP_PORT = 7777, 7780
-HEALTH: dict[str, Any] = {"grpc_health": "protos.Ping"}
+Start = Callable[..., Balancer]
+Servers = list[ServerProcess]
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
-class Server:
-    """A ``grpc_server`` that can be killed and started again."""
-
-    def __init__(self, name: str, address: str) -> None:
-        self.name, self.address = name, address
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Starts it, and waits for an answer."""
-        environment = {**os.environ, "HOSTNAME": self.name, "BIND_ADDRESS": self.address, "APP_PORT": str(PORT)}
-        with Path(os.devnull).open("wb") as nothing:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "grpc_server"], cwd=ROOT, env=environment, stdout=nothing, stderr=nothing
-            )
-        target = host_port(self.address, PORT)
-        wait_for(lambda: quiet(lambda: say_hello(target)), bool, 20, f"{self.name} answers")
-        return self.process
-
-    def kill(self) -> None:
-        """Kills it outright."""
-        self.process.kill()
-        self.process.wait()
-
-    def line(self, **given: Any) -> list[Any]:
-        """Its registration."""
-        return line(self.address, PORT, **{**HEALTH, "grpc_services": "protos.Ping", **given})
-
-
-def quiet(call: Callable[[], str]) -> str:
-    """The answer of a call; empty where it fails."""
-    try:
-        return call()
-    except grpc.RpcError:
-        return ""
-
-
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[Server]]:
+def servers() -> Iterator[Servers]:
     """Three of them."""
-    found = [Server(f"server-{number}", f"{NETWORK}.1.{number}") for number in (1, 2, 3)]
-    yield found
-    for one in found:
-        one.kill()
+    with ExitStack() as leave:
+        found = [ServerProcess(f"server-{number}", f"{NETWORK}.1.{number}") for number in (1, 2, 3)]
+        yield [leave.enter_context(one) for one in found]
 
 
 @pytest.fixture
-def start(processes: Processes, tools: None) -> Iterator[Callable[..., Balancer]]:  # noqa: ARG001
+def start(processes: Processes, tools: None) -> Iterator[Start]:  # noqa: ARG001
     """Starts a balancer with some variables."""
     with ExitStack() as leave:
 
         def make(environment: dict[str, str] | None = None, *, open_files: int = 0) -> Balancer:
-            made = Balancer(processes, 21000 + 4 * SLOT, environment, open_files=open_files)
-            leave.callback(made.close)
-            return made
+            return leave.enter_context(Balancer(processes, 21000 + 4 * SLOT, environment, open_files=open_files))
 
         yield make
 
@@ -101,7 +60,7 @@ def consul(stack: LocalDriver) -> dict[str, str]:
     return {"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)}
 
 
-def serve(one: Balancer, servers: list[Server], *more: list[Any], seconds: float = 10) -> None:
+def serve(one: Balancer, servers: Servers, *more: list[Any], seconds: float = 10) -> None:
     """Renders the servers and more, and waits until nginx has the servers, serving, and no other server."""
     one.control_plane.render([*(server.line() for server in servers), *more])
     wanted = {server.address for server in servers}
@@ -114,60 +73,16 @@ def serve(one: Balancer, servers: list[Server], *more: list[Any], seconds: float
     )
 
 
-@contextmanager
-def dripping() -> Iterator[None]:
-    """At every loopback address, a program that accepts and sends a byte each 0.4 s."""
-    ended = threading.Event()
-    listener = socket.create_server(("0.0.0.0", DRIP_PORT), backlog=1024)
-    listener.setblocking(False)
-
-    def run() -> None:
-        connections: list[socket.socket] = []
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            drip = time.monotonic()
-            while not ended.is_set():
-                for _ in selector.select(0.1):
-                    while True:
-                        try:
-                            connections.append(listener.accept()[0])
-                        except BlockingIOError:
-                            break
-                if time.monotonic() < drip:
-                    continue
-                drip = time.monotonic() + 0.4
-                alive = []
-                for connection in connections:
-                    try:
-                        connection.send(b"\0")
-                        alive.append(connection)
-                    except OSError:
-                        connection.close()
-                connections = alive
-        for connection in [*connections, listener]:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def many(count: int, port: int) -> list[list[Any]]:
     """So many registrations of another application at loopback addresses of their own, each with a health service."""
     crowd = {**HEALTH, "app": "crowd", "grpc_services": "shop.Crowd"}
     return [line(f"{NETWORK}.{10 + number // 250}.{1 + number % 250}", port, **crowd) for number in range(count)]
 
 
-def test_registrations_that_drip_stop_no_update(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
-) -> None:
+def test_registrations_that_drip_stop_no_update(start: Start, servers: Servers, consul: dict[str, str]) -> None:
     one = start(consul)
-    drips = many(1100, DRIP_PORT)
-    with dripping():
+    with dripping() as port:
+        drips = many(1100, port)
         serve(one, servers[:1], *drips)
         # The probes of all of them are under way.
         wait_for(lambda: Counter(one.states().values())["ejected: timeout"], lambda count: count > 100, 20, "it drips")
@@ -176,9 +91,7 @@ def test_registrations_that_drip_stop_no_update(
         assert set(answers(one.target, 60, 4)) == {server.name for server in servers}
 
 
-def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
-    start: Callable[..., Balancer], servers: list[Server]
-) -> None:
+def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(start: Start, servers: Servers) -> None:
     one = start()
     dead = many(150, 1)
     serve(one, servers, *dead)
@@ -195,15 +108,11 @@ def test_addresses_where_nobody_listens_delay_the_return_of_no_replica(
 
 
 def test_calls_that_never_end_take_no_connection_that_an_update_needs(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
     one = start(consul, open_files=600)
     address = f"{NETWORK}.2.1"
-    command = [sys.executable, "-m", "tests.support.server", address, str(PORT), "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as probe, ExitStack() as leave:
-        leave.callback(probe.kill)
-        assert probe.stdout is not None
-        assert probe.stdout.readline() == b"serving\n"
+    with probe_server(address), ExitStack() as leave:
         hanging = line(address, PORT, app="probe", grpc_services=SERVICE)
         one.control_plane.render([hanging])
         wait_for(one.states, lambda found: found == {address: "serving"}, 10, "it is served")
@@ -218,18 +127,12 @@ def test_calls_that_never_end_take_no_connection_that_an_update_needs(
         assert {error.details() for error in refused} == {"too many calls at once at this balancer"}
         for wanted in (servers, servers[:1], servers):
             one.control_plane.render([hanging, *(server.line(app="ping") for server in wanted)])
-            wait_for(
-                one.states,
-                lambda found, wanted=wanted: set(found) == {address, *(server.address for server in wanted)},  # type: ignore[misc]
-                2,
-                "nginx has the update",
-            )
+            addresses = {address, *(server.address for server in wanted)}
+            wait_for(lambda: set(one.states()), partial(eq, addresses), 2, "nginx has the update")
     wait_for(lambda: status(one.target)[0], lambda code: code == "OK", 10, "calls are answered again")
 
 
-def test_small_weights_are_shares_while_another_application_changes(
-    start: Callable[..., Balancer], servers: list[Server]
-) -> None:
+def test_small_weights_are_shares_while_another_application_changes(start: Start, servers: Servers) -> None:
     one = start()
     heavy, light, other = servers
     fleet = [heavy.line(weight=99), light.line()]
@@ -260,9 +163,9 @@ def test_small_weights_are_shares_while_another_application_changes(
 
 
 def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
-    start: Callable[..., Balancer], servers: list[Server], stack: LocalDriver
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
-    one = start({"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)})
+    one = start(consul)
     dead = line(f"{NETWORK}.3.1", 1, **HEALTH)
     serve(one, servers, dead)
     wait_for(one.states, lambda found: found[dead[1]] == "ejected: refused", 10, "it is ejected")
@@ -283,31 +186,22 @@ def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
     assert set(answers(one.target, 60, 4)) == names - {servers[2].name}
 
 
-def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(
-    start: Callable[..., Balancer], servers: list[Server]
-) -> None:
+def test_an_nginx_that_starts_serves_before_a_control_plane_is_there(start: Start, servers: Servers) -> None:
     one = start()
     serve(one, servers)
-    wait_for(
-        (one.nginx.directory / "var/lib/load-balancer/snapshot.json").read_text,
-        lambda text: len(json.loads(text)["replicas"]) == 3,
-        5,
-        "the snapshot is there",
-    )
+    wait_for(one.control_plane.snapshot, lambda kept: len(kept["replicas"]) == 3, 5, "the snapshot is there")
     one.control_plane.kill()
     one.nginx.restart()
-    wait_for(lambda: quiet(lambda: say_hello(one.target)), bool, 10, "it answers")
+    wait_for_answers(one.target, 1, 10)
     assert set(answers(one.target, 60, 4)) == {server.name for server in servers}
     # And one that has lost its snapshot is given the document again.
     one.control_plane.start()
     one.nginx.restart(snapshot=False)
-    wait_for(lambda: quiet(lambda: say_hello(one.target)), bool, 10, "it answers")
+    wait_for_answers(one.target, 1, 10)
 
 
 @pytest.mark.skipif(not LIBFAKETIME.exists(), reason="libfaketime is not installed: apt-get install faketime")
-def test_a_wall_clock_that_is_set_changes_nothing(
-    start: Callable[..., Balancer], servers: list[Server], tmp_path: Path
-) -> None:
+def test_a_wall_clock_that_is_set_changes_nothing(start: Start, servers: Servers, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
 
     def step(text: str) -> None:
@@ -347,7 +241,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(
 
 
 def test_more_registrations_than_there_is_room_for_are_refused_by_name(
-    start: Callable[..., Balancer], servers: list[Server], consul: dict[str, str]
+    start: Start, servers: Servers, consul: dict[str, str]
 ) -> None:
     one = start(consul)
     serve(one, servers)
@@ -368,9 +262,8 @@ def test_more_registrations_than_there_is_room_for_are_refused_by_name(
     assert one.control_plane.view()["refused"] == []
 
 
-def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[..., Balancer]) -> None:
-    server = Server("six", "::1")
-    try:
+def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Start) -> None:
+    with ServerProcess("six", "::1") as server:
         port = 21000 + 4 * SLOT
         listen = {"LB_LISTEN": f"127.0.0.1:{port} [::1]:{port}", "LB_STATUS_ADDRESS": "::1"}
         one = start({**listen, "BIND_ADDRESS": "::1", "METRICS_PORT": str(port + 2)})
@@ -384,26 +277,17 @@ def test_ipv6_works_for_listeners_the_status_port_and_replicas(start: Callable[.
         server.start()
         wait_for(one.states, lambda found: found == {"::1": "serving"}, 5, "it is back")
         assert set(answers(one.target, 20, 4)) == {"six"}
-    finally:
-        server.kill()
 
 
-def test_networks_that_are_none_are_refused_at_the_start_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "balancer"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PEER_CIDR": "10.0.0.0/8,fd00::/999"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def test_networks_that_are_none_are_refused_at_the_start_in_one_line(processes: Processes, tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(ROOT), "PEER_CIDR": "10.0.0.0/8,fd00::/999"}
+    done = processes.attempt([sys.executable, "-m", "balancer"], cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "PEER_CIDR: must be networks such as 10.0.0.0/8 or fd00::/8 (got 'fd00::/999')\n"
 
 
 def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to_another(
-    start: Callable[..., Balancer], servers: list[Server]
+    start: Start, servers: Servers
 ) -> None:
     one = start({"PEER_CIDR": "0.0.0.0/0"})
     # The broadcast address: connect(2) refuses it (EACCES). It has no health service, so it is tried.
@@ -414,9 +298,9 @@ def test_an_address_that_can_not_be_connected_to_is_ejected_and_the_call_goes_to
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
-    start: Callable[..., Balancer], servers: list[Server], stack: LocalDriver, name: str
+    start: Start, servers: Servers, consul: dict[str, str], name: str
 ) -> None:
-    one = start({"CONSUL_ADDRESS": name, "CONSUL_PORT": str(stack.consul_port)})
+    one = start({**consul, "CONSUL_ADDRESS": name})
     serve(one, servers)
     serve(one, servers[:1], seconds=2)
     one.control_plane.render([])
@@ -424,9 +308,7 @@ def test_a_replica_that_leaves_is_gone_whatever_the_agents_name_is(
     assert status(one.target)[0] == "UNAVAILABLE"
 
 
-def test_without_the_catalogue_a_replica_that_leaves_the_list_stays(
-    start: Callable[..., Balancer], servers: list[Server]
-) -> None:
+def test_without_the_catalogue_a_replica_that_leaves_the_list_stays(start: Start, servers: Servers) -> None:
     one = start()
     serve(one, servers)
     one.control_plane.render([servers[0].line()])
@@ -443,23 +325,12 @@ def test_two_control_planes_agree_on_routes_whatever_they_saw_first(tmp_path: Pa
     ]
     found = []
     for number, order in enumerate((fleet, fleet[::-1])):
-        home = tmp_path / str(number)
-        one = ControlPlane(home, {})
-        try:
+        with ControlPlane(tmp_path / str(number), {}) as one:
             for count in range(1, len(order) + 1):
                 one.render(order[:count])
-                wait_for(lambda one=one: len(one.states()), lambda seen, count=count: seen == count, 10, "it is taken")  # type: ignore[misc]
-            wait_for((home / "var/lib/load-balancer/snapshot.json").exists, bool, 10, "it is saved")
-            found.append(
-                wait_for(
-                    lambda home=home: json.loads((home / "var/lib/load-balancer/snapshot.json").read_text()),  # type: ignore[misc]
-                    lambda document: len(document["replicas"]) == len(fleet),
-                    10,
-                    "all is saved",
-                )["routes"]
-            )
-        finally:
-            one.close()
+                wait_for(one.states, lambda seen, count=count: len(seen) == count, 10, "it is taken")  # type: ignore[misc]
+            whole = wait_for(one.snapshot, lambda kept: len(kept.get("replicas", ())) == len(fleet), 10, "all is saved")
+            found.append(whole["routes"])
     routes = {service: (route["application"], route["also"]) for service, route in found[0].items()}
     assert found[0] == found[1]
     assert routes == {"shop.Orders": ("old", "by-hand,new"), "shop.Carts": ("new", "by-hand")}
@@ -467,27 +338,22 @@ def test_two_control_planes_agree_on_routes_whatever_they_saw_first(tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["", "[]", "5", "catalogue", "since"])
 def test_a_control_plane_starts_with_any_snapshot(tmp_path: Path, damage: str) -> None:
-    one = ControlPlane(tmp_path, {})
-    kept = tmp_path / "var/lib/load-balancer/snapshot.json"
-    try:
+    with ControlPlane(tmp_path, {}) as one:
         one.render([line(f"{NETWORK}.4.1", 1, grpc_services="shop.Orders")])
         wait_for(one.states, bool, 10, "it is taken")
-        wait_for(lambda: kept.exists() and len(json.loads(kept.read_text())["replicas"]), lambda n: n == 1, 10, "saved")
+        document = wait_for(one.snapshot, lambda kept: len(kept.get("replicas", ())) == 1, 10, "it is saved")
         one.kill()
-        document = json.loads(kept.read_text())
         if damage == "catalogue":
             document["catalogue"] = {"index": "x"}
         elif damage == "since":
             # Of a machine that had run for long.
             document["replicas"][0]["since"] = 1e9
-        kept.write_text(json.dumps(document) if damage in ("catalogue", "since") else damage)
+        one.kept.write_text(json.dumps(document) if damage in ("catalogue", "since") else damage)
         one.start()
         assert set(one.states()) == {f"{NETWORK}.4.1"}
         wait_for(
-            lambda: json.loads(kept.read_text() or "[]"),
-            lambda found: isinstance(found, dict) and found["replicas"][0]["since"] <= time.monotonic(),
+            one.snapshot,
+            lambda kept: isinstance(kept, dict) and bool(kept) and kept["replicas"][0]["since"] <= time.monotonic(),
             10,
             "it is saved again",
         )
-    finally:
-        one.close()

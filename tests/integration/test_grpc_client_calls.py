@@ -10,10 +10,9 @@ import re
 import signal
 import socket
 import struct
-import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,14 @@ import grpc
 import pytest
 
 from protos.api_pb2 import PingMessage
+from testbed.wait import wait_for
+from tests.support.served import Answer, Context, ping_handler, run_client, served, start_client
 
-ROOT = Path(__file__).resolve().parents[2]
-Context = grpc.aio.ServicerContext[PingMessage, PingMessage]
-Answer = Callable[[PingMessage, Context], Awaitable[PingMessage]]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-@contextlib.asynccontextmanager
-async def ping_server(answer: Answer) -> AsyncIterator[int]:
-    """Serve ``protos.Ping/SayHello`` with a function and give the port."""
-    server = grpc.aio.server()
-    say_hello = grpc.unary_unary_rpc_method_handler(answer, PingMessage.FromString, PingMessage.SerializeToString)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": say_hello})])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(None)
-
-
 def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
-    """Answer with each outcome in turn, over and over: a replica's name or a status."""
+    """Answers with each outcome in turn, over and over: a replica's name or a status."""
     turn = itertools.cycle(outcomes)
 
     async def answer(_request: PingMessage, context: Context) -> PingMessage:
@@ -55,42 +39,19 @@ def scripted(*outcomes: str | grpc.StatusCode) -> Answer:
     return answer
 
 
-async def start(*arguments: object, **more: Any) -> asyncio.subprocess.Process:
-    """Start the client; its output goes to pipes unless ``more`` says otherwise."""
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | more
-    command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", *map(str, arguments)]
-    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, **pipes)
-
-
-async def client(*arguments: object) -> tuple[int | None, str, str]:
-    """Run the client to its end and give its exit code and what it printed."""
-    process = await start(*arguments)
-    output, errors = await process.communicate()
-    return process.returncode, output.decode(), errors.decode()
-
-
 def run(outcomes: tuple[str | grpc.StatusCode, ...], *arguments: object) -> tuple[int | None, str, str]:
-    """Run the client against a scripted server."""
+    """Runs the client against a scripted server."""
 
     async def scenario() -> tuple[int | None, str, str]:
-        async with ping_server(scripted(*outcomes)) as port:
-            return await client("--port", port, *arguments)
+        async with served(ping_handler(scripted(*outcomes))) as port:
+            return await run_client("--port", port, *arguments)
 
     return asyncio.run(scenario())
 
 
-async def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
-    """Poll until a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what} not within {seconds} s; the last value was {condition()!r}")
-        await asyncio.sleep(0.02)
-
-
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """Reserve a port on which nobody listens."""
+    """Reserves a port on which nobody listens."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
@@ -98,7 +59,7 @@ def refused_port() -> Iterator[int]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Listen, but never say a word of HTTP/2."""
+    """Listens, but never say a word of HTTP/2."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -115,8 +76,8 @@ def test_the_greeting_reaches_the_server() -> None:
         return request
 
     async def scenario() -> None:
-        async with ping_server(answer) as port:
-            await client("--port", port, "--greeting", "good evening")
+        async with served(ping_handler(answer)) as port:
+            await run_client("--port", port, "--greeting", "good evening")
 
     asyncio.run(scenario())
     assert greetings == ["good evening"]
@@ -125,7 +86,7 @@ def test_the_greeting_reaches_the_server() -> None:
 @pytest.mark.parametrize("load", [[], ["--count", "50", "--concurrency", "8", "--connections", "4"]])
 def test_a_server_that_is_not_there_is_one_line_within_the_timeout(load: list[str], refused_port: int) -> None:
     began = time.monotonic()
-    code, output, errors = asyncio.run(client("--port", refused_port, *load))
+    code, output, errors = asyncio.run(run_client("--port", refused_port, *load))
     assert (code, output) == (1, "")
     assert re.fullmatch(rf"grpc_client: 127\.0\.0\.1:{refused_port}: UNAVAILABLE: .*\n", errors)
     assert "Connection refused" in errors
@@ -134,17 +95,17 @@ def test_a_server_that_is_not_there_is_one_line_within_the_timeout(load: list[st
 
 @pytest.mark.parametrize("load", [[], ["--duration", "60", "--connections", "2"]])
 def test_a_server_that_says_nothing_is_one_line_within_the_timeout(load: list[str], silent_port: int) -> None:
-    code, output, errors = asyncio.run(client("--port", silent_port, "--timeout", "0.5", *load))
+    code, output, errors = asyncio.run(run_client("--port", silent_port, "--timeout", "0.5", *load))
     assert (code, output) == (1, "")
     line = f"grpc_client: 127.0.0.1:{silent_port}: DEADLINE_EXCEEDED: no connection within 0.5 s\n"
     assert errors == line
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2() -> None:
-    assert asyncio.run(client("--port", "70000")) == (
+    assert asyncio.run(run_client("--port", "70000")) == (
         2,
         "",
-        "grpc_client: --port: must be from 1 to 65535, got 70000\n",
+        "grpc_client: --port: must be an integer from 1 to 65535 (got '70000')\n",
     )
 
 
@@ -197,19 +158,19 @@ def test_json_is_one_document_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_load_with_its_report_and_loses_no_call(stop_signal: signal.Signals) -> None:
-    served, gate = 0, asyncio.Event()
+    calls, gate = 0, asyncio.Event()
 
     async def answer(_request: PingMessage, _context: Context) -> PingMessage:
-        nonlocal served
-        served += 1
-        if served > 20:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
             await gate.wait()
         return PingMessage(greeting="Hello from aaa.")
 
     async def scenario() -> tuple[int | None, dict[str, Any]]:
-        async with ping_server(answer) as port:
-            process = await start("--port", port, "--duration", 300, "--concurrency", 4, "--json")
-            await wait_until(lambda: served == 24, "four calls in flight")
+        async with served(ping_handler(answer)) as port:
+            process = await start_client("--port", port, "--duration", 300, "--concurrency", 4, "--json")
+            await asyncio.to_thread(wait_for, lambda: calls, lambda seen: seen == 24, 30, "four calls in flight")
             process.send_signal(stop_signal)
             gate.set()
             output, _ = await process.communicate()
@@ -217,7 +178,7 @@ def test_a_signal_ends_a_load_with_its_report_and_loses_no_call(stop_signal: sig
 
     code, document = asyncio.run(scenario())
     assert (code, document["failed"]) == (0, 0)
-    assert document["ok"] == served
+    assert document["ok"] == calls
     assert document["seconds"] < 60
 
 
@@ -231,8 +192,8 @@ def test_signals_end_a_client_whose_calls_are_never_answered(arguments: list[str
         return request
 
     async def scenario() -> tuple[int | None, bytes, bytes]:
-        async with ping_server(answer) as port:
-            process = await start("--port", port, "--timeout", 600, *arguments)
+        async with served(ping_handler(answer)) as port:
+            process = await start_client("--port", port, "--timeout", 600, *arguments)
             await called.wait()
             ended = asyncio.ensure_future(process.communicate())
             # One is enough for a single call; a load ends at the second one.
@@ -245,11 +206,11 @@ def test_signals_end_a_client_whose_calls_are_never_answered(arguments: list[str
 
 
 async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tuple[int | None, str]:
-    """Run the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
+    """Runs the client on a terminal of 100 columns; give its exit code and the text that was drawn."""
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     try:
-        process = await start(
+        process = await start_client(
             "--port",
             port,
             *arguments,
@@ -264,7 +225,7 @@ async def on_a_terminal(port: int, *arguments: object, **environment: str) -> tu
 
 
 def read_terminal(terminal: int) -> str:
-    """Read until the last process has closed the other side."""
+    """Reads until the last process has closed the other side."""
     drawn = b""
     with contextlib.suppress(OSError):  # Linux says EIO at the end
         while chunk := os.read(terminal, 65536):
@@ -275,7 +236,7 @@ def read_terminal(terminal: int) -> str:
 
 def test_a_terminal_shows_a_bar_for_each_replica_and_then_the_table() -> None:
     async def scenario() -> tuple[int | None, str]:
-        async with ping_server(scripted("aaa", "bbb")) as port:
+        async with served(ping_handler(scripted("aaa", "bbb"))) as port:
             return await on_a_terminal(port, "--duration", 1.5, "--rate", 100, "--concurrency", 4)
 
     code, drawn = asyncio.run(scenario())
@@ -291,7 +252,7 @@ def test_without_rich_a_terminal_gets_the_plain_report_and_a_word_about_the_extr
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')\n")
 
     async def scenario() -> tuple[int | None, str]:
-        async with ping_server(scripted("aaa")) as port:
+        async with served(ping_handler(scripted("aaa"))) as port:
             return await on_a_terminal(port, "--count", 5, PYTHONPATH=str(tmp_path))
 
     code, drawn = asyncio.run(scenario())

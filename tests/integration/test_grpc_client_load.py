@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -14,8 +13,8 @@ from grpc_client.options import Options
 from grpc_client.report import LoadReport
 from grpc_client.tally import Tally
 from protos.api_pb2 import PingMessage
-
-Context = grpc.aio.ServicerContext[PingMessage, PingMessage]
+from testbed.wait import wait_for
+from tests.support.served import Context, ping_handler, served
 
 
 class Ping:
@@ -44,42 +43,31 @@ class Ping:
         return PingMessage(greeting="Hello from aaa.")
 
 
-@contextlib.asynccontextmanager
-async def served(ping: Ping, *, port: int = 0) -> AsyncIterator[int]:
-    """Serve on a port, by default on a free one, and give it; at the end every call is answered."""
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(ping.say_hello, PingMessage.FromString, PingMessage.SerializeToString)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("protos.Ping", {"SayHello": handler})])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(10)
+def ping_server(ping: Ping, *, port: int = 0) -> contextlib.AbstractAsyncContextManager[int]:
+    """Serves on a port, by default on a free one, and yields it; answers every call before the end."""
+    return served(ping_handler(ping.say_hello), port=port, grace_seconds=10)
 
 
-def load(ping: Ping, **options: float) -> LoadReport:
-    """Run a load against a server of its own."""
+def load(ping: Ping, **options: Any) -> LoadReport:
+    """Runs a load against a server of its own."""
 
     async def scenario() -> LoadReport:
-        async with served(ping) as port:
-            return await run_load(Options(host="127.0.0.1", port=port, **options))  # type: ignore[arg-type] # whole numbers where the options want them
+        async with ping_server(ping) as port:
+            return await run_load(Options(host="127.0.0.1", port=port, **options))
 
     return asyncio.run(scenario())
 
 
-async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Poll until a condition holds, for half a minute at most."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what}: not within 30 s")
-        await asyncio.sleep(0.01)
+def start_load(port: int, **options: Any) -> tuple[asyncio.Task[LoadReport], Tally, asyncio.Event]:
+    """Starts a load; returns its task, its tally and the event that stops it."""
+    tally, stop = Tally(), asyncio.Event()
+    load = run_load(Options(host="127.0.0.1", port=port, **options), stop=stop, tally=tally)
+    return asyncio.create_task(load), tally, stop
 
 
 async def reached(tally: Tally, calls: int) -> None:
-    """Wait until the load has made so many calls."""
-    await wait_until(lambda: tally.calls >= calls, f"{calls} calls")
+    """Waits until the load has made so many calls."""
+    await asyncio.to_thread(wait_for, lambda: tally.calls, lambda made: made >= calls, 30, f"{calls} calls", 0.01)
 
 
 def test_count_is_the_number_of_calls_the_server_gets() -> None:
@@ -93,10 +81,11 @@ def test_concurrency_is_the_number_of_calls_in_flight() -> None:
     async def scenario() -> int:
         ping = Ping()
         ping.open.clear()
-        async with served(ping) as port:
-            options = Options(host="127.0.0.1", port=port, count=300, concurrency=6)
-            running = asyncio.create_task(run_load(options))
-            await wait_until(lambda: ping.in_flight == 6, "six calls in flight")
+        async with ping_server(ping) as port:
+            running, _, _ = start_load(port, count=300, concurrency=6)
+            await asyncio.to_thread(
+                wait_for, lambda: ping.in_flight, lambda calls: calls == 6, 30, "six calls in flight"
+            )
             ping.open.set()
             await running
         return ping.most_in_flight
@@ -115,9 +104,8 @@ def test_calls_in_flight_at_the_end_of_the_duration_are_answered() -> None:
     async def scenario() -> tuple[LoadReport, int]:
         ping = Ping()
         ping.open.clear()
-        async with served(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=0.2, concurrency=4)
-            running = asyncio.create_task(run_load(options))
+        async with ping_server(ping) as port:
+            running, _, _ = start_load(port, duration_seconds=0.2, concurrency=4)
             done, _ = await asyncio.wait([running], timeout=0.5)
             assert not done
             ping.open.set()
@@ -143,10 +131,8 @@ def test_a_slow_rate_ends_with_the_duration() -> None:
 @pytest.mark.parametrize("rate", [None, 0.1])
 def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
     async def scenario() -> LoadReport:
-        tally, stop = Tally(), asyncio.Event()
-        async with served(Ping()) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=rate)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+        async with ping_server(Ping()) as port:
+            running, tally, stop = start_load(port, duration_seconds=300, rate=rate)
             await reached(tally, 1)
             stop.set()
             return await running
@@ -158,10 +144,9 @@ def test_a_set_event_stops_the_load_early(rate: float | None) -> None:
 
 def test_the_report_says_when_calls_failed() -> None:
     async def scenario() -> tuple[LoadReport, float, float]:
-        ping, tally, stop = Ping(), Tally(), asyncio.Event()
-        async with served(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=200)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+        ping = Ping()
+        async with ping_server(ping) as port:
+            running, tally, stop = start_load(port, duration_seconds=300, rate=200)
             await reached(tally, 20)
             began, ping.fail = tally.seconds, True
             await reached(tally, tally.calls + 20)
@@ -179,12 +164,11 @@ def test_the_report_says_when_calls_failed() -> None:
 
 def test_no_call_ends_unavailable_when_the_server_comes_back_within_the_retries() -> None:
     async def scenario() -> LoadReport:
-        ping, tally, stop = Ping(), Tally(), asyncio.Event()
-        async with served(ping) as port:
-            options = Options(host="127.0.0.1", port=port, duration_seconds=300, rate=50, concurrency=2)
-            running = asyncio.create_task(run_load(options, stop=stop, tally=tally))
+        ping = Ping()
+        async with ping_server(ping) as port:
+            running, tally, stop = start_load(port, duration_seconds=300, rate=50, concurrency=2)
             await reached(tally, 10)
-        async with served(ping, port=port):
+        async with ping_server(ping, port=port):
             await reached(tally, tally.calls + 20)
             stop.set()
             return await running
@@ -195,7 +179,7 @@ def test_no_call_ends_unavailable_when_the_server_comes_back_within_the_retries(
 
 def test_no_server_at_the_start_is_an_error_that_names_it() -> None:
     async def scenario() -> None:
-        async with served(Ping()) as port:
+        async with ping_server(Ping()) as port:
             pass
         with pytest.raises(CallFailedError, match=rf"127\.0\.0\.1:{port}: UNAVAILABLE: ") as caught:
             await run_load(Options(host="127.0.0.1", port=port, count=5, connections=2))

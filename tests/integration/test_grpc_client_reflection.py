@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,16 +20,15 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped,unused-igno
 
 from protos import api_pb2
 from protos.api_pb2 import PingMessage
+from tests.support.served import Context, run_client, served, start_client
 
-ROOT = Path(__file__).resolve().parents[2]
 V1ALPHA = reflection.SERVICE_NAME
 V1 = "grpc.reflection.v1.ServerReflection"
 SILENT_CALLED = asyncio.Event()
-Context = Any  # grpc.aio.ServicerContext of whichever types
 
 
 def echo_pool() -> DescriptorPool:
-    """Describe test.Echo, which imports two files, one of them protobuf's own."""
+    """Describes test.Echo, which imports two files, one of them protobuf's own."""
     file = FileDescriptorProto(name="echo.proto", package="test", syntax="proto3")
     file.dependency.extend([api_pb2.DESCRIPTOR.name, TIMESTAMP_FILE.name])
     ping, timestamp = ".protos.PingMessage", ".google.protobuf.Timestamp"
@@ -74,7 +71,6 @@ async def chat(requests: AsyncIterator[PingMessage], _context: Context) -> Async
 
 async def refuse(_requests: AsyncIterator[PingMessage], context: Context) -> PingMessage:
     await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not even read")
-    return PingMessage()
 
 
 async def silent(request: PingMessage, _context: Context) -> PingMessage:
@@ -104,7 +100,7 @@ def echo_handler() -> grpc.GenericRpcHandler:
 
 
 def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
-    """Offer reflection under a version's name; not ``whole`` leaves out what a file imports."""
+    """Offers reflection under a version's name; not ``whole`` leaves out what a file imports."""
     servicer = reflection.aio.ReflectionServicer(["test.Echo", V1ALPHA, "test.Undescribed"], pool=echo_pool())
 
     async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -121,47 +117,23 @@ def reflection_handler(version: str, *, whole: bool) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(version, {"ServerReflectionInfo": method})
 
 
-@contextlib.asynccontextmanager
-async def echo_server(version: str | None, *, whole: bool = True) -> AsyncIterator[int]:
-    """Serve test.Echo, with reflection if a version is given, and give the port."""
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers([echo_handler()])
-    if version is not None:
-        server.add_generic_rpc_handlers([reflection_handler(version, whole=whole)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(None)
-
-
-async def start(port: int, *arguments: str) -> asyncio.subprocess.Process:
-    """Start the client with pipes for its output."""
-    command = (sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port), *arguments)
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
+def echo_server(version: str | None, *, whole: bool = True) -> contextlib.AbstractAsyncContextManager[int]:
+    """Serves test.Echo, with reflection if a version is given, and yields the port."""
+    return served(echo_handler(), *([] if version is None else [reflection_handler(version, whole=whole)]))
 
 
 def client(*arguments: str, version: str | None = V1ALPHA, whole: bool = True) -> tuple[int | None, str, str]:
-    """Run the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
+    """Runs the client against the server; give its exit code and what it printed, ``PORT`` for the port."""
 
     async def scenario() -> tuple[int | None, str, str]:
         async with echo_server(version, whole=whole) as port:
-            process = await start(port, *arguments)
-            output, errors = await process.communicate()
-            return process.returncode, output.decode(), errors.decode().replace(str(port), "PORT")
+            code, output, errors = await run_client("--port", port, *arguments)
+            return code, output, errors.replace(str(port), "PORT")
 
     return asyncio.run(scenario())
 
 
-def answers(method: str, data: object) -> list[str]:
-    """Call a method of test.Echo, which must go well, and give the greetings of its answers."""
-    code, output, errors = client("--call", f"test.Echo/{method}", "--data", json.dumps(data))
-    assert (code, errors) == (0, "")
-    return [json.loads(line)["greeting"] for line in output.splitlines()]
-
-
+TIME = '"2026-11-24T03:52:14Z"'
 LISTED = """\
 grpc.reflection.v1alpha.ServerReflection (no methods described)
 test.Echo/Unary (protos.PingMessage) returns (protos.PingMessage)
@@ -195,34 +167,35 @@ def test_list_as_json_is_one_document() -> None:
     }
 
 
-def test_a_unary_method_answers_one_message() -> None:
-    assert answers("Unary", {"greeting": "hi"}) == ["hi"]
+@pytest.mark.parametrize(
+    ("method", "data", "greetings"),
+    [
+        ("Unary", {"greeting": "hi"}, ["hi"]),
+        ("Down", {"greeting": "hi"}, ["hi 0", "hi 1", "hi 2"]),
+        ("Up", [{"greeting": "a"}, {"greeting": "b"}], ["a+b"]),
+        ("Chat", [{"greeting": "a"}, {"greeting": "b"}], ["A", "B"]),
+    ],
+)
+def test_every_kind_of_method_gets_its_requests_and_answers_a_line_a_message(
+    method: str, data: object, greetings: list[str]
+) -> None:
+    code, output, errors = client("--call", f"test.Echo/{method}", "--data", json.dumps(data))
+    assert (code, errors) == (0, "")
+    assert [json.loads(line)["greeting"] for line in output.splitlines()] == greetings
 
 
-def test_a_method_that_streams_answers_one_message_a_line() -> None:
-    assert answers("Down", {"greeting": "hi"}) == ["hi 0", "hi 1", "hi 2"]
-
-
-def test_a_method_that_takes_a_stream_gets_every_message_of_the_array() -> None:
-    assert answers("Up", [{"greeting": "a"}, {"greeting": "b"}]) == ["a+b"]
-
-
-def test_both_sides_may_stream() -> None:
-    assert answers("Chat", [{"greeting": "a"}, {"greeting": "b"}]) == ["A", "B"]
-
-
-def test_a_stream_may_be_given_as_lines() -> None:
-    lines = '{"greeting": "a"}\n{"greeting": "b"}\n'
-    assert client("--call", "test.Echo/Up", "--data", lines) == (0, '{"greeting": "a+b"}\n', "")
-
-
-def test_without_data_the_request_is_empty() -> None:
-    assert client("--call", "test.Echo/Unary") == (0, "{}\n", "")
-
-
-def test_protobufs_own_types_are_written_as_their_json() -> None:
-    time = '"2026-11-24T03:52:14Z"'
-    assert client("--call", "/test.Echo/Time", "--data", time) == (0, f"{time}\n", "")
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        pytest.param(
+            ["test.Echo/Up", "--data", '{"greeting": "a"}\n{"greeting": "b"}\n'], '{"greeting": "a+b"}', id="lines"
+        ),
+        pytest.param(["test.Echo/Unary"], "{}", id="no data"),
+        pytest.param(["/test.Echo/Time", "--data", TIME], TIME, id="a type of protobuf itself"),
+    ],
+)
+def test_requests_have_several_forms(arguments: list[str], output: str) -> None:
+    assert client("--call", *arguments) == (0, f"{output}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -231,9 +204,9 @@ def test_protobufs_own_types_are_written_as_their_json() -> None:
         ("test.Echo/Nothing", "{}", "--call: test.Echo has no method Nothing; it has Unary, "),
         ("test.Nothing/Unary", "{}", "--call: the server has no service test.Nothing; it has "),
         ("protos.PingMessage/X", "{}", "--call: the server has no service protos.PingMessage; it has "),
-        ("test.Echo/Unary", "{bad", "--data: not JSON: Expecting property name"),
-        ("test.Echo/Unary", '{"nothing": 1}', "--data: not a protos.PingMessage: "),
-        ("test.Echo/Unary", "{} {}", "--data: test.Echo.Unary takes one message, got 2"),
+        ("test.Echo/Unary", "{bad", "--data: must be JSON: Expecting property name"),
+        ("test.Echo/Unary", '{"nothing": 1}', "--data: must be a protos.PingMessage: "),
+        ("test.Echo/Unary", "{} {}", "--data: must be one message for test.Echo.Unary (got 2)"),
     ],
 )
 def test_what_was_typed_wrong_is_one_line_and_exit_code_2(method: str, data: str, problem: str) -> None:
@@ -243,38 +216,41 @@ def test_what_was_typed_wrong_is_one_line_and_exit_code_2(method: str, data: str
     assert errors.count("\n") == 1
 
 
-def test_a_call_that_fails_is_one_line_and_exit_code_1() -> None:
-    assert client("--call", "test.Echo/Unary", "--data", '{"greeting": "fail"}') == (
-        1,
-        "",
-        "grpc_client: 127.0.0.1:PORT: FAILED_PRECONDITION: as you wish\n",
-    )
-
-
 def test_what_a_stream_answered_before_it_failed_is_printed() -> None:
     code, output, errors = client("--call", "test.Echo/Down", "--data", '{"greeting": "fail"}')
     assert (code, output.count("\n")) == (1, 3)
     assert errors == "grpc_client: 127.0.0.1:PORT: DATA_LOSS: no more\n"
 
 
-@pytest.mark.parametrize("messages", [0, 1, 100])
-def test_a_stream_that_the_server_ends_early_keeps_the_servers_status(messages: int) -> None:
-    data = json.dumps([{"greeting": "x" * 1000}] * messages)
-    code, output, errors = client("--call", "test.Echo/Refuse", "--data", data)
-    assert (code, output) == (1, "")
-    assert errors == "grpc_client: 127.0.0.1:PORT: PERMISSION_DENIED: not even read\n"
+NO_REFLECTION = "UNIMPLEMENTED: the server has no reflection, which --list and --call need"
 
 
-def test_a_unary_method_whose_server_is_silent_ends_with_the_timeout() -> None:
-    code, output, errors = client("--call", "test.Echo/Silent", "--timeout", "1")
-    assert (code, output) == (1, "")
-    assert errors == "grpc_client: 127.0.0.1:PORT: DEADLINE_EXCEEDED: Deadline Exceeded\n"
+@pytest.mark.parametrize(
+    ("arguments", "version", "problem"),
+    [
+        (["--call", "test.Echo/Unary", "--data", '{"greeting": "fail"}'], V1ALPHA, "FAILED_PRECONDITION: as you wish"),
+        (["--call", "test.Echo/Silent", "--timeout", "1"], V1ALPHA, "DEADLINE_EXCEEDED: Deadline Exceeded"),
+        (["--call", "test.Echo/Unary"], None, NO_REFLECTION),
+        (["--list"], None, NO_REFLECTION),
+        *(
+            # The server ends the stream early.
+            (
+                ["--call", "test.Echo/Refuse", "--data", json.dumps(messages)],
+                V1ALPHA,
+                "PERMISSION_DENIED: not even read",
+            )
+            for messages in ([{"greeting": "x" * 1000}] * count for count in (0, 1, 100))
+        ),
+    ],
+)
+def test_a_failed_call_is_one_line_and_exit_code_1(arguments: list[str], version: str | None, problem: str) -> None:
+    assert client(*arguments, version=version) == (1, "", f"grpc_client: 127.0.0.1:PORT: {problem}\n")
 
 
 def test_a_signal_ends_a_call_of_any_method() -> None:
     async def scenario() -> tuple[int | None, bytes, bytes]:
         async with echo_server(V1ALPHA) as port:
-            process = await start(port, "--call", "test.Echo/Silent", "--timeout", "600")
+            process = await start_client("--port", port, "--call", "test.Echo/Silent", "--timeout", "600")
             async with asyncio.timeout(30):
                 await SILENT_CALLED.wait()
             process.send_signal(signal.SIGTERM)
@@ -285,14 +261,6 @@ def test_a_signal_ends_a_call_of_any_method() -> None:
     assert asyncio.run(scenario()) == (1, b"", b"grpc_client: interrupted\n")
 
 
-@pytest.mark.parametrize("arguments", [["--list"], ["--call", "test.Echo/Unary"]])
-def test_a_server_without_reflection_is_one_line_and_exit_code_1(arguments: list[str]) -> None:
-    code, output, errors = client(*arguments, version=None)
-    assert (code, output) == (1, "")
-    problem = "UNIMPLEMENTED: the server has no reflection, which --list and --call need"
-    assert errors == f"grpc_client: 127.0.0.1:PORT: {problem}\n"
-
-
 def test_a_load_of_another_method_than_ping_is_refused() -> None:
     code, _, errors = client("--call", "test.Echo/Unary", "--count", "5")
-    assert (code, errors) == (2, "grpc_client: --count: is for Ping only, not for --call\n")
+    assert (code, errors) == (2, "grpc_client: --count: not allowed with --call (see --help)\n")

@@ -77,31 +77,25 @@ def svg(screen: pyte.Screen) -> str:
     )
 
 
-def test_the_live_view_shows_replicas_as_they_come(stack: LocalDriver, tmp_path: Path) -> None:
-    words = [sys.executable, *COMMAND.split()[1:], "--port", str(stack.port)]
-    try:
-        stack.up(3)
-        names = wait_for_replicas(stack, 3)
-        terminal = Terminal(words)
-        terminal.read(4)
-        shown = "\n".join(terminal.screen.display)
-        assert all(name in shown for name in names), shown
-        scaling = stack.begin("scale", "hello_server=5")
-        terminal.read(7)
-        for _ in range(100):
-            if scaling.poll() is not None:
-                break
-            terminal.read(0.5)
-        assert scaling.returncode == 0
-        names = wait_for_replicas(stack, 5)
-        terminal.read(2)
-        shown = "\n".join(terminal.screen.display)
-        picture = tmp_path / "load.svg"
-        picture.write_text(svg(terminal.screen))
-        code = terminal.end()
-    finally:
-        stack.up(1)
-        wait_for_replicas(stack, 1)
+def test_the_live_view_shows_replicas_as_they_come(three_replicas: LocalDriver, tmp_path: Path) -> None:
+    names = wait_for_replicas(three_replicas, 3)
+    terminal = Terminal([sys.executable, *COMMAND.split()[1:], "--port", str(three_replicas.port)])
+    terminal.read(4)
+    shown = "\n".join(terminal.screen.display)
+    assert all(name in shown for name in names), shown
+    scaling = three_replicas.begin("scale", "hello_server=5")
+    terminal.read(7)
+    for _ in range(100):
+        if scaling.poll() is not None:
+            break
+        terminal.read(0.5)
+    assert scaling.returncode == 0
+    names = wait_for_replicas(three_replicas, 5)
+    terminal.read(2)
+    shown = "\n".join(terminal.screen.display)
+    picture = tmp_path / "load.svg"
+    picture.write_text(svg(terminal.screen))
+    code = terminal.end()
     assert all(name in shown for name in names), shown
     assert re.search(r"\d+ OK, 0 failed, \d{2,3} calls/s", shown), shown
     assert re.search(r"latency: p50 [\d.]+ ms", shown), shown

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from local_stack import processes
 from local_stack.supervisor import Supervisor
 from testbed.calls import say_hello
-from testbed.wait import is_alive, wait_for, wait_for_death
+from testbed.wait import wait_for, wait_for_death
 from tests.support.chaos import record
 from tests.support.disk import small_disk
 from tests.support.drivers import ROOT, LocalDriver
@@ -29,12 +30,15 @@ from tests.support.local import SLOT, short_home
 from tests.support.scenarios import PATIENCE_SECONDS, target, wait_for_replicas
 
 REPLICA = "hello_server-1"
+IDLE_PORT = 15200 + SLOT
+BAD_BASES = ("10.0.0.0", "127.1.2.3", "127.255.255.0", "x")
+NOT_UP = "local_stack: the stack is not up; start it with: python -m local_stack up -d\n"
 
 
 @pytest.fixture(scope="module")
 def idle() -> LocalDriver:
     """A stack that is never up."""
-    return LocalDriver(short_home("idle"), address_base="127.44.64.0", port=15200 + SLOT, consul_port=18700 + SLOT)
+    return LocalDriver(short_home("idle"), address_base="127.44.64.0", port=IDLE_PORT, consul_port=18700 + SLOT)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +59,31 @@ def up(misused: LocalDriver) -> LocalDriver:
     return misused
 
 
-def call(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of local_stack that may fail, but never with a stack trace."""
-    done = driver.attempt(*arguments, **env)
+def call(
+    driver: LocalDriver | None,
+    *arguments: str,
+    before: Sequence[str] = (),
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of local_stack that may fail, never with a stack trace; ``before`` is a command that runs it."""
+    shell = {name: value for name, value in os.environ.items() if name not in ("LOCAL_STACK_HOME", "PYTHONPATH")}
+    done = subprocess.run(
+        [*before, sys.executable, "-m", "local_stack", *arguments],
+        env={**shell, **(driver.env if driver else {}), **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 def call_up(driver: LocalDriver, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``up -d`` with the driver's addresses; ``arguments`` come later and so win."""
-    return call(driver, "up", "-d", *driver.flags, *arguments, **env)
+    return call(driver, "up", "-d", *driver.flags, *arguments, env=env)
 
 
 def row(driver: LocalDriver, name: str) -> dict[str, Any]:
@@ -95,59 +114,35 @@ def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> 
 
 
 @pytest.mark.parametrize(
-    ("value", "code", "message"),
+    ("arguments", "code", "messages"),
     [
-        ("hello_server", 2, "must be SERVICE=NUMBER"),
-        ("hello_server=x", 2, "must be SERVICE=NUMBER"),
-        ("hello_server=-1", 2, "must be SERVICE=NUMBER"),
-        ("nosuch=2", 1, "no service nosuch; services: "),
-        ("server-1=2", 1, "there can be only one"),
-        ("hello_server=101", 1, "must be an integer from 0 to 100 (got 101)"),
+        ("--scale hello_server", 2, ["must be SERVICE=NUMBER"]),
+        ("--scale hello_server=x", 2, ["must be SERVICE=NUMBER"]),
+        ("--scale hello_server=-1", 2, ["must be SERVICE=NUMBER"]),
+        ("--scale nosuch=2", 1, ["no service nosuch; services: "]),
+        (
+            "--scale server-1=2",
+            1,
+            ["--scale server-1: must be 1, because it has a fixed name or a published port (got 2)"],
+        ),
+        ("--scale hello_server=101", 1, ["must be an integer from 0 to 100 (got 101)"]),
+        *((f"--address-base {base}", 1, ["--address-base: ", base]) for base in BAD_BASES),
+        *((f"{flag} {port}", 1, [flag, port]) for flag in ("--port", "--consul-port") for port in ("0", "65536", "-1")),
+        ("--port x", 2, ["--port", "x"]),
+        ("--consul-port x", 2, ["--consul-port", "x"]),
+        (f"--consul-port {IDLE_PORT}", 1, [f"--port and --consul-port are both {IDLE_PORT}"]),
     ],
 )
-def test_up_explains_a_bad_scale(idle: LocalDriver, value: str, code: int, message: str) -> None:
-    done = call_up(idle, "--scale", value)
+def test_up_explains_a_bad_value(idle: LocalDriver, arguments: str, code: int, messages: list[str]) -> None:
+    done = call_up(idle, *arguments.split())
     assert (done.returncode, idle.leftovers()) == (code, [])
-    assert message in done.stderr
-
-
-@pytest.mark.parametrize("base", ["10.0.0.0", "127.1.2.3", "127.255.255.0", "x"])
-def test_up_explains_a_bad_address_base(idle: LocalDriver, base: str) -> None:
-    done = call_up(idle, "--address-base", base)
-    assert (done.returncode, idle.leftovers()) == (1, [])
-    assert "--address-base: " in done.stderr
-    assert base in done.stderr
-
-
-@pytest.mark.parametrize("flag", ["--port", "--consul-port"])
-@pytest.mark.parametrize(("port", "code"), [("0", 1), ("65536", 1), ("-1", 1), ("x", 2)])
-def test_up_explains_a_bad_port(idle: LocalDriver, flag: str, port: str, code: int) -> None:
-    done = call_up(idle, flag, port)
-    assert (done.returncode, idle.leftovers()) == (code, [])
-    assert flag in done.stderr
-    assert port in done.stderr
-
-
-def test_up_refuses_one_port_for_both(idle: LocalDriver) -> None:
-    done = call_up(idle, "--consul-port", str(idle.port))
-    assert (done.returncode, idle.leftovers()) == (1, [])
-    assert f"--port and --consul-port are both {idle.port}" in done.stderr
+    assert [message for message in messages if message not in done.stderr] == [], done.stderr
 
 
 def test_up_says_that_too_few_files_may_be_open(tools: None, idle: LocalDriver) -> None:  # noqa: ARG001
-    done = subprocess.run(
-        ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh", sys.executable, "-m", "local_stack", "up", "-d"],
-        env={**os.environ, **idle.env},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "local_stack: ulimit -n: 512 open files are allowed, 1024 are needed\n",
-    )
+    done = call(idle, "up", "-d", before=["sh", "-c", 'ulimit -n 512; exec "$@"', "sh"])
+    message = "local_stack: ulimit -n: 512 open files are allowed, 1024 are needed\n"
+    assert (done.returncode, done.stderr) == (1, message)
     assert idle.leftovers() == []
 
 
@@ -179,20 +174,6 @@ def checkout(request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(path.parent)
 
 
-def in_checkout(path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of the local_stack of a checkout, for a stack in the checkout."""
-    unset = {name: value for name, value in os.environ.items() if name not in ("LOCAL_STACK_HOME", "PYTHONPATH")}
-    return subprocess.run(
-        [sys.executable, "-m", "local_stack", *arguments],
-        env=unset | env,
-        cwd=path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("checkout", [r"f%2Fx a[1];b\c*$d"], indirect=True)
 def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None, checkout: Path) -> None:  # noqa: ARG001
     shell = {
@@ -210,59 +191,51 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
     longer = 'APP_NAME: hello_server\n      DRAIN_SECONDS: "90"\n      GRPC_GRACE_SECONDS: 70'
     compose.write_text(compose.read_text().replace("APP_NAME: hello_server", longer))
     up = ("up", "-d", *ports, "--consul-port", str(19000 + SLOT))
+    in_checkout = partial(call, None, cwd=checkout, env=shell)
     try:
-        done = in_checkout(checkout, *up, "--timeout", "5", **shell)
+        done = in_checkout(*up, "--timeout", "5")
         assert done.returncode == 1
         assert "STOP_SECONDS: must be at least 215" in done.stderr
         (checkout / ".env").write_text("STOP_SECONDS=220\r\n")
-        done = in_checkout(checkout, *up, **shell)
+        done = in_checkout(*up)
         assert done.returncode == 0, done.stderr
         supervisor = Supervisor(checkout / "here/containers" / REPLICA / "run/supervisor.sock")
         waits = {one["name"]: one["stopwaitsecs"] for one in supervisor.call("getAllConfigInfo")}
         assert (waits["registrar"], waits["grpc_server"]) == (110, 90)
         assert (checkout / "here" / "settings.json").exists()
         assert say_hello(f"127.0.0.1:{15600 + SLOT}") == REPLICA
-        done = in_checkout(checkout, "status", **shell)
+        done = in_checkout("status")
         assert (done.returncode, done.stderr) == (0, "")
         assert "serving" in done.stdout
     finally:
         # Its drain would take 90 s.
-        in_checkout(checkout, "kill", "hello_server", **shell)
-        done = in_checkout(checkout, "down", "-v", **shell)
+        in_checkout("kill", "hello_server")
+        done = in_checkout("down", "-v")
     assert done.returncode == 0, done.stderr
     assert not (checkout / "here").exists()
 
 
 @pytest.mark.parametrize("checkout", ["a:b"], indirect=True)
 def test_a_checkout_whose_path_path_can_not_hold_is_refused(tools: None, checkout: Path) -> None:  # noqa: ARG001
-    done = in_checkout(checkout, "up", "-d")
+    done = call(None, "up", "-d", cwd=checkout)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "PATH can't hold a path with ':'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "code", "stderr"),
     [
-        "scale hello_server=2",
-        "stop hello_server",
-        "start",
-        "restart",
-        "kill hello_server",
-        "pause",
-        "exec server-1 true",
+        *((command, 1, NOT_UP) for command in ("scale hello_server=2", "stop hello_server", "start", "restart")),
+        *((command, 1, NOT_UP) for command in ("kill hello_server", "pause", "exec server-1 true")),
+        *((command, 0, "") for command in ("ps", "ps --json", "logs", "down", "down -v")),
     ],
 )
-def test_commands_say_that_the_stack_is_not_up(idle: LocalDriver, command: str) -> None:
+def test_commands_that_need_the_stack_say_that_it_is_not_up(
+    idle: LocalDriver, command: str, code: int, stderr: str
+) -> None:
     done = call(idle, *command.split())
-    assert done.returncode == 1
-    assert done.stderr == "local_stack: the stack is not up; start it with: python -m local_stack up -d\n"
-
-
-@pytest.mark.parametrize("command", ["ps", "ps --json", "logs", "down", "down -v"])
-def test_commands_that_need_no_stack_succeed(idle: LocalDriver, command: str) -> None:
-    done = call(idle, *command.split())
-    assert (done.returncode, done.stderr, idle.leftovers()) == (0, "", [])
+    assert (done.returncode, done.stderr, idle.leftovers()) == (code, stderr, [])
 
 
 def test_up_says_which_tool_is_missing(idle: LocalDriver, tmp_path: Path) -> None:
@@ -332,22 +305,12 @@ def test_a_log_of_ten_megabytes_is_truncated(up: LocalDriver) -> None:
 def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: Path, number: signal.Signals) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "local_stack", "logs", "-f", "-n", "1", "hello_server"],
-            env={**os.environ, **up.env},
-            cwd=ROOT,
-            stdout=stdout,
-            stderr=stderr,
-        )
+        command = [sys.executable, "-m", "local_stack", "logs", "-f", "-n", "1", "hello_server"]
+        follower = subprocess.Popen(command, env={**os.environ, **up.env}, cwd=ROOT, stdout=stdout, stderr=stderr)
     try:
         wait_for(out.read_text, lambda text: REPLICA in text, 20, "the last line that was there")
         up.execute(REPLICA, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "registrar")
-        wait_for(
-            out.read_text,
-            lambda text: bool(re.search(rf"{REPLICA} \| registrar \| ", text)),
-            20,
-            "the registrar's line",
-        )
+        wait_for(out.read_text, lambda text: f"{REPLICA} | registrar | " in text, 20, "the registrar's line")
         follower.send_signal(number)
         assert follower.wait(10) == 130
     finally:
@@ -359,7 +322,7 @@ def test_followed_logs_show_new_lines_until_a_signal(up: LocalDriver, tmp_path: 
 def test_a_killed_container_stays_down_until_start(up: LocalDriver) -> None:
     before = pids(up)
     assert call(up, "kill", REPLICA).returncode == 0
-    assert not any(is_alive(pid) for pid in before)
+    assert not any(processes.is_alive(pid) for pid in before)
     assert pids(up) == set()
     # supervisord leaves a stopped program alone; one that exited it would start again.
     assert row(up, REPLICA)["state"] == "stopped"
@@ -408,7 +371,7 @@ def test_up_repairs_a_stack_that_lost_its_supervisord(up: LocalDriver) -> None:
     done = call_up(up)
     assert done.returncode == 0, done.stderr
     assert re.search(r"ended \d+ processes of an earlier stack that had lost its supervisord", done.stderr)
-    assert not any(is_alive(pid) for pid in before)
+    assert not any(processes.is_alive(pid) for pid in before)
     assert wait_for_replicas(up, 1) == {REPLICA}
 
 
@@ -437,6 +400,11 @@ def test_a_hang_up_causes_no_failed_calls(up: LocalDriver) -> None:
         time.sleep(2)
     assert load.lost == 0, load
     assert programs(up) == before
+
+
+def test_a_service_may_be_scaled_to_0_twice(up: LocalDriver) -> None:
+    assert [call(up, "scale", "hello_server=0").returncode for _ in range(2)] == [0, 0]
+    assert REPLICA not in programs(up)
 
 
 def test_down_with_volumes_leaves_no_process_and_no_file(up: LocalDriver) -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,18 +18,12 @@ from testbed.calls import say_hello
 from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
-from tests.support.local import with_replicas
 from tests.support.registered import running_server
-from tests.support.scenarios import target, wait_for_replicas
+from tests.support.scenarios import target
 from tests.support.server import SERVICE
 
 SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
-
-
-@pytest.fixture
-def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
-    yield from with_replicas(stack, 2)
 
 
 @contextmanager
@@ -66,15 +61,26 @@ def more(before: dict[Any, float], after: dict[Any, float]) -> dict[Any, float]:
     return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
 
 
+def handled_so_far(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
+    """The same when all workers have added up their calls, which they do once a second."""
+    time.sleep(1.5)
+    return handled(stack)
+
+
 def wait_for_more(stack: LocalDriver, before: dict[Any, float], expected: dict[Any, float]) -> None:
-    """Workers add up once a second."""
+    """Waits until these calls have been counted, and no others."""
     wait_for(lambda: more(before, handled(stack)), lambda found: found == expected, 10, f"counted: {expected}")
+
+
+def wait_for_in_flight(stack: LocalDriver, label: tuple[str, str], count: int) -> None:
+    """Waits until a replica has so many calls in flight."""
+    look = partial(samples, stack, "grpc_lb_in_flight")
+    wait_for(look, lambda found: found.get(label) == count, 10, f"{count} in flight")
 
 
 def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDriver) -> None:
     say_hello(target(two_replicas))
-    time.sleep(1.5)
-    before, replicas = handled(two_replicas), samples(two_replicas, "grpc_lb_handled_total")
+    before, replicas = handled_so_far(two_replicas), samples(two_replicas, "grpc_lb_handled_total")
     timed = samples(two_replicas, "grpc_lb_handling_seconds_count")
     for _ in range(20):
         say_hello(target(two_replicas))
@@ -93,48 +99,41 @@ def test_calls_are_counted_by_method_replica_and_status(two_replicas: LocalDrive
     assert len(samples(two_replicas, "grpc_lb_last_update_age_seconds")) == 1
 
 
-def test_methods_that_no_replica_knows_are_one(stack: LocalDriver) -> None:
-    wait_for_replicas(stack, 1)
-    time.sleep(1.5)
-    before = handled(stack)
-    with channel_to(stack) as channel:
+def test_methods_that_no_replica_knows_are_one(two_replicas: LocalDriver) -> None:
+    before = handled_so_far(two_replicas)
+    with channel_to(two_replicas) as channel:
         for number in range(30):
             with pytest.raises(grpc.RpcError):
                 channel.unary_unary(f"/made.Up{number}/Method{number}")(b"", timeout=10)
-    wait_for_more(stack, before, {("other", "other", "Unimplemented"): 30})
+    wait_for_more(two_replicas, before, {("other", "other", "Unimplemented"): 30})
 
 
-def test_every_end_of_a_call_has_its_status(stack: LocalDriver) -> None:
+def test_every_end_of_a_call_has_its_status(two_replicas: LocalDriver) -> None:
     def counted(before: dict[Any, float]) -> dict[str, float]:
-        return {code: value for (_, _, code), value in more(before, handled(stack)).items()}
+        return {code: value for (_, _, code), value in more(before, handled(two_replicas)).items()}
 
-    wait_for_replicas(stack, 1)
-    with running_server(stack, 1) as server, channel_to(stack) as channel:
+    with running_server(two_replicas, 1) as server, channel_to(two_replicas) as channel:
         hang = channel.unary_unary(f"/{SERVICE}/Hang")
-        time.sleep(1.5)
-        before = handled(stack)
+        before = handled_so_far(two_replicas)
         with pytest.raises(grpc.RpcError):
             hang(b"first", timeout=0.5)
         hanging = hang.future(b"second", timeout=20)
         label = ("probe", f"{server.address}:7777")
-        wait_for(
-            lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 1, 10, "it is in flight"
-        )
+        wait_for_in_flight(two_replicas, label, 1)
         hanging.cancel()
         with pytest.raises(grpc.RpcError):
             channel.unary_unary(f"/{SERVICE}/Fail")(json.dumps({"code": 5, "details": "no"}).encode(), timeout=10)
         expected = {"DeadlineExceeded": 1, "Canceled": 1, "NotFound": 1}
         wait_for(lambda: counted(before), lambda found: found == expected, 10, "each has its status")
-        wait_for(
-            lambda: samples(stack, "grpc_lb_in_flight").get(label), lambda count: count == 0, 10, "none is in flight"
-        )
-        before = handled(stack)
+        wait_for_in_flight(two_replicas, label, 0)
+        before = handled(two_replicas)
         server.deregister()
         with pytest.raises(grpc.RpcError):
             hang(b"third", timeout=5)
         wait_for(lambda: counted(before), lambda found: found == {"Unavailable": 1}, 10, "nobody is there")
 
 
+# Last: it leaves one replica.
 def test_a_replica_that_has_left_leaves_the_metrics(two_replicas: LocalDriver) -> None:
     for _ in range(4):
         say_hello(target(two_replicas))
@@ -146,9 +145,7 @@ def test_a_replica_that_has_left_leaves_the_metrics(two_replicas: LocalDriver) -
         10,
         "it is counted",
     )
-    # All workers have added up what they have.
-    time.sleep(1.5)
-    total = sum(samples(two_replicas, "grpc_lb_handled_total").values())
+    total = sum(handled_so_far(two_replicas).values())
     two_replicas.stop(leaver)
     left = wait_for(
         lambda: samples(two_replicas, "grpc_lb_handled_total"),

@@ -22,7 +22,6 @@ from testbed.ports import free_ports
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
-from tests.support.local import with_replicas
 from tests.support.missing import missing
 
 CONFIG = ROOT / "build/config/prometheus/etc/prometheus"
@@ -36,11 +35,6 @@ def program() -> str:
     if not found:
         missing("no prometheus here")
     return str(found)
-
-
-@pytest.fixture(scope="module")
-def two_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
-    yield from with_replicas(stack, 2)
 
 
 class Prometheus:

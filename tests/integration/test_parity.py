@@ -59,11 +59,8 @@ def observe(call: Any, *, stream: bool) -> Observed:
     """Waits for the end of a call, whose answer is one message or a stream, and says what came of it."""
     messages: list[Any] = []
     with contextlib.suppress(grpc.RpcError):  # The status says it.
-        if stream:
-            for message in call:
-                messages.append(brief(message))  # noqa: PERF401 - keeps what came before a failure
-        else:
-            messages.append(brief(call.result()))
+        for message in call if stream else [call.result()]:
+            messages.append(brief(message))  # noqa: PERF401 - keeps what came before a failure
     return Observed(
         status=call.code().name,
         details=call.details(),
@@ -83,49 +80,40 @@ class Client:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
 
+    def start(self, kind: str, method: str, request: Any, **options: Any) -> Any:
+        """Starts a call of a kind such as ``unary_stream``."""
+        path = method if method.startswith("/") else f"/{SERVICE}/{method}"
+        call = getattr(self._channel, kind)(path)
+        return (call if kind.endswith("_stream") else call.future)(request, **{"timeout": SECONDS, **options})
+
     def unary(self, method: str, request: bytes = b"", **options: Any) -> Observed:
-        options.setdefault("timeout", SECONDS)
-        return observe(self._channel.unary_unary(self._path(method)).future(request, **options), stream=False)
+        return observe(self.start("unary_unary", method, request, **options), stream=False)
 
     def server_stream(self, method: str, request: bytes = b"", **options: Any) -> Observed:
-        options.setdefault("timeout", SECONDS)
-        return observe(self._channel.unary_stream(self._path(method))(request, **options), stream=True)
+        return observe(self.start("unary_stream", method, request, **options), stream=True)
 
     def client_stream(self, method: str, requests: Iterable[bytes], **options: Any) -> Observed:
-        options.setdefault("timeout", SECONDS)
-        return observe(self._channel.stream_unary(self._path(method)).future(iter(requests), **options), stream=False)
+        return observe(self.start("stream_unary", method, iter(requests), **options), stream=False)
 
     def bidi(self, method: str, requests: Iterable[bytes], **options: Any) -> Observed:
-        options.setdefault("timeout", SECONDS)
-        return observe(self._channel.stream_stream(self._path(method))(iter(requests), **options), stream=True)
+        return observe(self.start("stream_stream", method, iter(requests), **options), stream=True)
 
     def hang(self, name: str, **options: Any) -> Any:
         """An open call that the server has begun to handle."""
-        call = self._channel.unary_unary(self._path("Hang")).future(name.encode(), **options)
+        call = self.start("unary_unary", "Hang", name.encode(), **options)
         wait_for(lambda: self._number("Hanging", name), lambda number: number == 1, 10, "the server has begun")
         return call
 
     def seen(self, **options: Any) -> Any:
         """What the server knows of the call."""
-        options.setdefault("timeout", SECONDS)
-        return json.loads(self._channel.unary_unary(self._path("Seen"))(b"", **options))
+        return json.loads(self.start("unary_unary", "Seen", b"", **options).result())
 
     def cancelled_at(self, name: str) -> float:
         """When the server noticed that a call is cancelled; 0 while it has not."""
         return self._number("Cancelled", name)
 
     def _number(self, method: str, name: str) -> float:
-        return float(self._channel.unary_unary(self._path(method))(name.encode(), timeout=SECONDS))
-
-    def open_bidi(self, method: str, requests: Iterator[bytes], **options: Any) -> Any:
-        return self._channel.stream_stream(self._path(method))(requests, timeout=SECONDS, **options)
-
-    def open_server_stream(self, method: str, request: bytes) -> Any:
-        return self._channel.unary_stream(self._path(method))(request, timeout=SECONDS)
-
-    @staticmethod
-    def _path(method: str) -> str:
-        return method if method.startswith("/") else f"/{SERVICE}/{method}"
+        return float(self.start("unary_unary", method, name.encode()).result())
 
 
 def messages(count: int, size: int) -> list[bytes]:
@@ -173,7 +161,7 @@ def initial_metadata_first(client: Client) -> Any:
         assert sent.wait(SECONDS)
         yield b"late"
 
-    call = client.open_bidi("Bidi", requests(), metadata=[("back-x", "1")])
+    call = client.start("stream_stream", "Bidi", requests(), metadata=[("back-x", "1")])
     first = pairs(call.initial_metadata())
     sent.set()
     return first, observe(call, stream=True)
@@ -188,7 +176,7 @@ def ping_pong(client: Client) -> Any:
             assert answered.acquire(timeout=SECONDS)
             yield message
 
-    call = client.open_bidi("Bidi", requests())
+    call = client.start("stream_stream", "Bidi", requests())
     found = []
     for answer in call:
         found.append(answer)
@@ -212,13 +200,13 @@ def early_error(client: Client) -> Any:
 
 def slow_reader(client: Client) -> Any:
     """A stream of 32 MiB to a client that does not read for a moment."""
-    call = client.open_server_stream("ServerStream", stream_request(64, MIB // 2))
+    call = client.start("unary_stream", "ServerStream", stream_request(64, MIB // 2))
     time.sleep(1)
     return observe(call, stream=True)
 
 
 def half_read_then_cancelled(client: Client) -> Any:
-    call = client.open_server_stream("ServerStream", stream_request(10**6, 1000))
+    call = client.start("unary_stream", "ServerStream", stream_request(10**6, 1000))
     first = [next(call) for _ in range(3)]
     call.cancel()
     return [brief(message) for message in first], call.code().name

@@ -22,7 +22,7 @@ from tests.support.balancer import peers, services
 from tests.support.drivers import ConsulApi, LocalDriver, run
 from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.missing import missing
-from tests.support.registered import RegisteredServer, running_server
+from tests.support.registered import RegisteredServer, Registration, running_server
 from tests.support.scenarios import target, wait_for_replicas
 from tests.support.server import SERVICE
 
@@ -40,6 +40,11 @@ def call(stack: LocalDriver, path: str, message: bytes = b"", **metadata: str) -
             return "OK", channel.unary_unary(path)(message, metadata=pairs, timeout=10)
         except grpc.RpcError as error:
             return error.code().name, (error.details() or "").encode()
+
+
+def reflect(stack: LocalDriver, method: str, **question: str) -> tuple[str, bytes]:
+    """The status of a question of reflection, and its answer."""
+    return call(stack, method, ServerReflectionRequest(**question).SerializeToString())
 
 
 def probe_call(stack: LocalDriver) -> tuple[str, bytes]:
@@ -91,15 +96,10 @@ def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
             for name in (PING, SERVICE, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"):
                 assert name.encode() in answer
             # The file of a service comes from a replica that has it, a file by its name from whoever has that.
-            status, answer = call(
-                stack, method, ServerReflectionRequest(file_containing_symbol=PING).SerializeToString()
-            )
+            status, answer = reflect(stack, method, file_containing_symbol=PING)
             assert (status, b"protos/api.proto" in answer) == ("OK", True)
-            by_name = ServerReflectionRequest(file_by_filename="protos/api.proto").SerializeToString()
-            assert b"SayHello" in call(stack, method, by_name)[1]
-            status, answer = call(
-                stack, method, ServerReflectionRequest(file_containing_symbol="no.One").SerializeToString()
-            )
+            assert b"SayHello" in reflect(stack, method, file_by_filename="protos/api.proto")[1]
+            status, answer = reflect(stack, method, file_containing_symbol="no.One")
             found = ServerReflectionResponse.FromString(answer)
             assert (status, found.error_response.error_code) == ("OK", grpc.StatusCode.NOT_FOUND.value[0])
 
@@ -124,11 +124,8 @@ def test_grpcurl_needs_no_header(stack: LocalDriver) -> None:
 def test_health_answers_for_all_applications(stack: LocalDriver) -> None:
     def status(service: str) -> str:
         code, message = call(stack, HEALTH, HealthCheckRequest(service=service).SerializeToString())
-        return (
-            HealthCheckResponse.ServingStatus.Name(HealthCheckResponse.FromString(message).status)
-            if code == "OK"
-            else code
-        )
+        found = HealthCheckResponse.FromString(message if code == "OK" else b"")
+        return str(HealthCheckResponse.ServingStatus.Name(found.status)) if code == "OK" else code
 
     with running_server(stack, 39) as server:
         wait_for(lambda: status(SERVICE), lambda found: found == "SERVING", 10, "it is known")
@@ -222,30 +219,22 @@ def test_the_registrar_says_since_when_its_application_has_its_services(stack: L
 
 def test_a_version_with_one_more_service_gets_its_calls(stack: LocalDriver) -> None:
     """While a version is rolled out, only some of an application's replicas have its new service."""
-    api = ConsulApi(stack)
     with running_server(stack, 37) as old, running_server(stack, 38) as new:
-        body = {"Name": "probe", "Port": 7777, "Tags": ["grpc_server"]}
-        try:
-            body |= {"ID": f"probe-{new.address}", "Address": new.address}
-            api.put("/v1/agent/service/register", {**body, "Meta": {"grpc_services": f"tests.New,{SERVICE}"}})
-            wait_for(lambda: owner(stack, "tests.New"), lambda found: found == ("probe", 1, ""), 10, "it is known")
-            assert owner(stack, SERVICE) == ("probe", 2, "")
-            # The server has no such method; that it says so shows that it was asked.
-            for _ in range(6):
-                assert call(stack, "/tests.New/Method") == ("UNIMPLEMENTED", b"Method not found!")
-            assert old.process.poll() is None
-        finally:
-            new.deregister()
+        replace(new, service=f"tests.New,{SERVICE}").register()
+        wait_for(lambda: owner(stack, "tests.New"), lambda found: found == ("probe", 1, ""), 10, "it is known")
+        assert owner(stack, SERVICE) == ("probe", 2, "")
+        # The server has no such method; that it says so shows that it was asked.
+        for _ in range(6):
+            assert call(stack, "/tests.New/Method") == ("UNIMPLEMENTED", b"Method not found!")
+        assert old.process.poll() is None
     wait_for(lambda: owner(stack, "tests.New")[1], lambda count: count == 0, 10, "it is gone")
 
 
 def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
     names = [f"shop.v1.Service{number:03}" for number in range(60)]
     with running_server(stack, 39) as server:
-        meta = {"grpc_services": ",".join(names[:25]), "grpc_services_2": ",".join(names[25:50])}
-        meta["grpc_services_3"] = ",".join(names[50:])
-        body = {"ID": f"probe-{server.address}", "Name": "probe", "Address": server.address, "Port": 7777}
-        ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"], "Meta": meta})
+        meta = {"grpc_services_2": ",".join(names[25:50]), "grpc_services_3": ",".join(names[50:])}
+        replace(server, service=",".join(names[:25]), meta=meta).register()
         wait_for(lambda: set(names) <= set(services(stack)), bool, 10, "all are known")
         assert call(stack, f"/{names[-1]}/Method") == ("UNIMPLEMENTED", b"Method not found!")
 
@@ -253,38 +242,26 @@ def test_a_long_list_of_services_is_known_whole(stack: LocalDriver) -> None:
 def test_an_application_that_says_nothing_gets_what_no_other_has(stack: LocalDriver) -> None:
     with running_server(stack, 40, app="silent") as server:
         server.deregister()
-        body = {"ID": f"silent-{server.address}", "Name": "silent", "Address": server.address, "Port": 7777}
-        ConsulApi(stack).put("/v1/agent/service/register", {**body, "Tags": ["grpc_server"]})
-        wait_for(
-            lambda: {peer["application"] for peer in peers(stack)}, lambda apps: "silent" in apps, 10, "it is known"
-        )
+        replace(server, service="").register()
         assert call(stack, "/shop.Orders/List") == ("UNIMPLEMENTED", b"Method not found!")
         for _ in range(5):
             assert say_hello(target(stack)).startswith("hello_server")
 
 
 def test_a_canarys_share_changes_at_run_time_and_costs_no_call(stack: LocalDriver) -> None:
-    api = ConsulApi(stack)
     address = stack.run_server("canary")
-    body = {"ID": "canary", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
-    body["Meta"] = {"grpc_services": PING, "version": "2"}
+    canary = Registration(stack=stack, address=address, app="hello_server", service=PING, meta={"version": "2"})
 
     def share() -> float:
         # Few at once: a replica that has more than its share in flight for a moment gets fewer calls, and should.
         return answers(target(stack), 400, concurrency=4)["canary"] / 400
 
-    def weigh(weight: int) -> None:
-        api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": weight, "Warning": 1}})
-
-    try:
-        weigh(1)
+    with canary.registered():
         wait_for_replicas(stack, 2)
         assert 0.45 < share() < 0.55
         with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
-            weigh(9)
+            replace(canary, more={"Weights": {"Passing": 9, "Warning": 1}}).register()
             wait_for(lambda: [peer["weight"] for peer in peers(stack)], lambda found: 9 in found, 5, "it is live")
         load.lost_nothing()
         assert 0.85 < share() < 0.95
-    finally:
-        api.put("/v1/agent/service/deregister/canary")
-        stack.stop_extras()
+    stack.stop_extras()

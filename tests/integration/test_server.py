@@ -21,6 +21,7 @@ import pytest
 import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from local_stack import processes
 from local_stack.settings import ROOT
 from protos import api_pb2, api_pb2_grpc
 from testbed.calls import open_channel
@@ -49,6 +50,18 @@ class Server:
             request = api_pb2.PingMessage(greeting=greeting)
             ping = api_pb2_grpc.PingStub(channel)
             return str(ping.SayHello(request, timeout=10, wait_for_ready=True).greeting)
+
+    def wait_for_no_process(self) -> None:
+        """Waits until neither the server nor one of its workers is left."""
+        wait_for(lambda: session(self.process.pid), lambda left: not left, 20, "no process is left")
+
+
+def watch_health(channel: grpc.Channel) -> Any:
+    """Returns a watch of the health of Ping, which has begun with SERVING."""
+    request = health_pb2.HealthCheckRequest(service="protos.Ping")
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=30, wait_for_ready=True)
+    assert next(watch).status == SERVING
+    return watch
 
 
 def environment(port: int, **variables: str) -> dict[str, str]:
@@ -83,17 +96,8 @@ def running(log: Path, **variables: str) -> Iterator[Server]:
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, _, _, owner = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(owner) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+    """Returns the processes of a session that still run."""
+    return [pid for pid, fields in processes.running() if int(fields[3]) == leader]
 
 
 def ended(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -162,10 +166,7 @@ def test_wrong_environment_is_told_at_once_without_a_stack_trace() -> None:
 def test_signal_makes_health_not_serving_and_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path / "log", GRPC_GRACE_SECONDS="2") as server:
         with server.channel() as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service="protos.Ping"), timeout=30, wait_for_ready=True
-            )
-            assert next(watch).status == SERVING
+            watch = watch_health(channel)
             server.process.send_signal(number)
             assert next(watch).status == NOT_SERVING
             watch.cancel()
@@ -176,9 +177,7 @@ def test_signal_makes_health_not_serving_and_ends_the_server(tmp_path: Path, num
 
 def test_calls_are_answered_until_the_balancer_has_seen_that_health_is_not_serving(tmp_path: Path) -> None:
     with running(tmp_path / "log", GRPC_GRACE_SECONDS="30") as server, server.channel() as channel:
-        health_stub = health_pb2_grpc.HealthStub(channel)
-        watch = health_stub.Watch(health_pb2.HealthCheckRequest(service="protos.Ping"), timeout=30, wait_for_ready=True)
-        assert next(watch).status == SERVING
+        watch = watch_health(channel)
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
         answered, code = 0, grpc.StatusCode.OK
@@ -206,7 +205,7 @@ def test_workers_share_a_port_and_leave_no_process(tmp_path: Path, number: signa
         assert {server.say_hello() for _ in range(10)} == {"Hello from box."}
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
-        wait_for(lambda: session(server.process.pid), lambda left: not left, 20, "no process is left")
+        server.wait_for_no_process()
         assert "Traceback" not in server.log.read_text()
 
 
@@ -217,14 +216,14 @@ def test_worker_that_dies_ends_the_server(tmp_path: Path) -> None:
         assert len(serving) == 2
         os.kill(serving[0], signal.SIGKILL)
         assert server.process.wait(60) == 1
-        wait_for(lambda: session(server.process.pid), lambda left: not left, 20, "no process is left")
+        server.wait_for_no_process()
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     with running(tmp_path / "log", GRPC_WORKERS="2") as server:
         server.process.kill()
         server.process.wait(10)
-        wait_for(lambda: session(server.process.pid), lambda left: not left, 20, "no process is left")
+        server.wait_for_no_process()
     with running(tmp_path / "log2", GRPC_WORKERS="2", APP_PORT=str(server.port)) as again:
         assert again.say_hello() == "Hello from box."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from grpc_server.calls import CallInterceptor
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
+from testbed.wait import wait_for
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 SERVICE = "test.Kinds"
 
 
 class Kinds:
-    """Each kind of call in each style; the request says how it is to end."""
+    """Each kind of call in each style; the request gives its end."""
 
     @staticmethod
     async def _end(request: bytes, context: Context) -> None:
@@ -99,7 +102,7 @@ METHODS = {
 
 
 class Server:
-    """A server with the metrics and what the real one has besides; its channel and its registry."""
+    """A server with the interceptor and the health service of the real one; its channel and its registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -107,7 +110,7 @@ class Server:
 
     async def run(self, use: Callable[[Server], Awaitable[None]]) -> None:
         """Serves while ``use`` runs."""
-        server = grpc.aio.server(interceptors=[Metrics(self.registry), CallsInFlight()])
+        server = grpc.aio.server(interceptors=[CallInterceptor(CallsInFlight(), Metrics(self.registry))])
         server.add_generic_rpc_handlers((Kinds().handlers(),))
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -143,23 +146,25 @@ class Server:
         return self.registry.get_sample_value(name, given) or 0.0
 
     def codes(self, method: str, service: str = SERVICE) -> dict[str, float]:
-        """How many calls of a method ended with which status."""
-        found: dict[str, float] = {}
-        for family in self.registry.collect():
-            for sample in family.samples:
-                labels = sample.labels
-                of_method = (labels.get("grpc_service"), labels.get("grpc_method")) == (service, method)
-                if sample.name == "grpc_server_handled_total" and of_method:
-                    found[labels["grpc_code"]] = sample.value
-        return found
+        """The number of ended calls of a method by status."""
+        return {
+            sample.labels["grpc_code"]: sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == "grpc_server_handled_total"
+            and (sample.labels["grpc_service"], sample.labels["grpc_method"]) == (service, method)
+        }
 
     async def settled(self, method: str, count: int, service: str = SERVICE) -> dict[str, float]:
-        """:meth:`codes`, once so many calls have ended at the server, which may be after the client knows."""
-        for _ in range(200):
-            if sum(self.codes(method, service).values()) >= count:
-                break
-            await asyncio.sleep(0.02)
-        return self.codes(method, service)
+        """Waits until so many calls have ended at the server, later than at the client; returns :meth:`codes`."""
+        return await asyncio.to_thread(
+            wait_for,
+            lambda: self.codes(method, service),
+            lambda codes: sum(codes.values()) >= count,
+            4,
+            "calls end",
+            0.02,
+        )
 
 
 def run(use: Callable[[Server], Awaitable[None]]) -> None:
@@ -190,10 +195,8 @@ def test_every_end_has_its_status(method: str) -> None:
         assert await server.call(method, b"hang", deadline=0.3) == "DEADLINE_EXCEEDED"
         await server.settled(method, 4)
         hanging = asyncio.create_task(server.call(method, b"hang"))
-        for _ in range(200):
-            if server.value("grpc_server_started_total", method) == 5:
-                break
-            await asyncio.sleep(0.01)
+        begun = functools.partial(server.value, "grpc_server_started_total", method)
+        await asyncio.to_thread(wait_for, begun, lambda count: count == 5, 2, "the fifth call begins", 0.01)
         hanging.cancel()
         await server.settled(method, 5)
         expected = ("NotFound", "ResourceExhausted", "Unknown", "DeadlineExceeded", "Canceled")
@@ -236,6 +239,6 @@ def test_many_calls_at_once_are_all_answered_and_counted() -> None:
 
 @pytest.fixture(autouse=True)
 def no_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """The handler that raises is logged by gRPC, with its stack."""
+    """Keeps the stack trace of the handler that raises out of the log."""
     with caplog.at_level("CRITICAL", "grpc"):
         yield

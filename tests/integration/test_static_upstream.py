@@ -17,7 +17,8 @@ from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.balancer import Nginx
 from tests.support.drivers import ConsulApi, LocalDriver
-from tests.support.scenarios import target, tried_answers, wait_for_replicas
+from tests.support.local import with_replicas
+from tests.support.scenarios import SERVER_NAME, replica_by_hand, target, tried_answers, wait_for_replicas
 from tests.support.twin import twin
 
 GOOD: dict[str, Any] = {"Name": "hello_server", "Port": 7777, "Tags": ["grpc_server"]}
@@ -39,35 +40,21 @@ HOSTILE_SERVICES: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reload(stack: LocalDriver) -> Iterator[None]:
+def reload(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with NGINX_UPDATE=reload and the access log; afterwards with its own settings again."""
-    stack.up(1, NGINX_UPDATE="reload", LB_ACCESS_LOG="on")
-    wait_for_replicas(stack, 1)
-    yield
-    stack.up(1)
-    wait_for_replicas(stack, 1)
+    yield from with_replicas(stack, 1, NGINX_UPDATE="reload", LB_ACCESS_LOG="on")
 
 
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:
-    names = wait_for_replicas(stack, 1)
-    api = ConsulApi(stack)
-    address = stack.run_server("heavy")
-    body = {**GOOD, "ID": "heavy", "Address": address, "Weights": {"Passing": 9, "Warning": 1}}
-    api.put("/v1/agent/service/register", body)
-    try:
-        wait_for_replicas(stack, 2)
+    with replica_by_hand(stack, weight=9, forget_seconds=10) as address:
         assert f"server {address}:7777 weight=9 " in Nginx(stack).configuration
         # nginx leaves out for a second what it could not connect to in time, as on a busy machine.
         wait_for(
-            lambda: answers(target(stack), 500),
-            lambda shares: 440 <= shares["heavy"] <= 460,
+            lambda: answers(target(stack), 500)[SERVER_NAME],
+            lambda share: 440 <= share <= 460,
             30,
             "shares follow weights",
         )
-    finally:
-        api.put("/v1/agent/service/deregister/heavy")
-        stack.stop_extras()
-    wait_for(lambda: set(tried_answers(stack, 20)), lambda seen: seen == names, 10, "all as before")
 
 
 def test_there_is_no_lua_in_the_configuration(stack: LocalDriver) -> None:

@@ -13,8 +13,8 @@ import pytest
 from testbed.calls import say_hello
 from testbed.stack import BALANCER
 from testbed.wait import wait_for
-from tests.support.drivers import ROOT, ConsulApi, LocalDriver
-from tests.support.registered import running_server
+from tests.support.drivers import ROOT, LocalDriver
+from tests.support.registered import Registration, running_server
 from tests.support.scenarios import target, wait_for_replicas
 
 
@@ -60,13 +60,11 @@ def test_why_shows_all_steps_of_a_replica_that_serves(stack: LocalDriver) -> Non
 
 
 def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None:
-    api = ConsulApi(stack)
-    body = {"ID": "ill", "Name": "ill", "Address": stack.address(BALANCER), "Port": 9, "Tags": ["grpc_server"]}
-    check = {"TCP": f"{stack.address(BALANCER)}:9", "Interval": "1s", "Timeout": "1s"}
+    address = stack.address(BALANCER)
     # The output of a check goes to the catalogue at once only when its status changes.
-    check["Status"] = "passing"
-    try:
-        api.put("/v1/agent/service/register", {**body, "Check": check})
+    check = {"TCP": f"{address}:7777", "Interval": "1s", "Timeout": "1s", "Status": "passing"}
+    ill = Registration(stack=stack, address=address, app="ill", service="", more={"Check": check})
+    with ill.registered(wait=False):
         shown = wait_for(
             lambda: stack.local_stack("status", "--why", "ill"),
             # The balancer has the change a moment after the catalogue.
@@ -76,15 +74,10 @@ def test_a_replica_that_fails_its_check_is_explained(stack: LocalDriver) -> None
         )
         assert "  NO  check          critical: " in shown
         assert shown.rstrip().endswith("it gets no calls because of: check")
-    finally:
-        api.put("/v1/agent/service/deregister/ill")
 
 
 def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: LocalDriver) -> None:
-    api = ConsulApi(stack)
-    body = {"ID": "far", "Name": "far", "Address": "203.0.113.9", "Port": 7777, "Tags": ["grpc_server"]}
-    try:
-        api.put("/v1/agent/service/register", body)
+    with Registration(stack=stack, address="203.0.113.9", app="far", service="").registered(wait=False):
         shown = wait_for(
             lambda: stack.local_stack("status", "--why", "far"), lambda text: "PEER_CIDR" in text, 20, "it is refused"
         )
@@ -93,8 +86,6 @@ def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: Loca
         assert marked.startswith("!")
         assert marked.endswith("the balancer does not have it")
         assert refused.startswith("! refused: far 203.0.113.9:7777: 203.0.113.9 is neither its node's address nor in")
-    finally:
-        api.put("/v1/agent/service/deregister/far")
 
 
 def test_a_replica_that_is_ejected_is_marked(stack: LocalDriver) -> None:

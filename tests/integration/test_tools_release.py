@@ -3,6 +3,7 @@
 import hashlib
 import io
 import platform
+import re
 import socket
 import threading
 import time
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from local_stack.tools import TOOLS, ToolError, find
-from local_stack.tools.places import Places
+from local_stack.tools import TOOLS
+from tests.support.machine import Machine
 
 CONSUL = TOOLS["consul"]
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "")
@@ -38,17 +39,22 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """A machine that has the releases and nothing else."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(Handler, "asked", [], raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        yield Places(directories=(tmp_path / "bin",), cache=tmp_path / "cache", releases_url=url)
+        yield having(Machine(tmp_path), f"http://127.0.0.1:{server.server_address[1]}")
         server.shutdown()
         thread.join()
+
+
+def having(machine: Machine, releases_url: str) -> Machine:
+    """Gives a machine another address of the releases."""
+    machine.places = replace(machine.places, releases_url=releases_url)
+    return machine
 
 
 def archive(**members: bytes) -> bytes:
@@ -70,14 +76,13 @@ def publish(directory: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, di
 
 
 def test_release_with_the_right_sum_is_kept_and_nothing_else_of_it(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path, monkeypatch, archive(consul=PROGRAM, LICENSE=b"text"))
-    cached = places.cached(CONSUL)
-    assert find("consul", places=places) == cached
-    assert cached.read_bytes() == PROGRAM
-    assert sorted(path.name for path in cached.parent.iterdir()) == ["consul", "lock"]
-    assert find("consul", places=places) == cached
+    assert machine.find() == machine.cached
+    assert machine.cached.read_bytes() == PROGRAM
+    assert sorted(path.name for path in machine.cached.parent.iterdir()) == ["consul", "lock"]
+    assert machine.find() == machine.cached
     assert Handler.asked == [PATH]
 
 
@@ -92,24 +97,21 @@ def test_release_with_the_right_sum_is_kept_and_nothing_else_of_it(
     ids=["another sum", "no archive", "no program", "another version"],
 )
 def test_release_with_another_sum_or_without_a_suitable_program_is_refused(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, digest: str, reason: str
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, digest: str, reason: str
 ) -> None:
     publish(tmp_path, monkeypatch, content, digest)
-    with pytest.raises(ToolError, match=reason):
-        find("consul", places=places)
-    assert [path.name for path in places.cached(CONSUL).parent.iterdir()] == ["lock"]
+    assert re.search(reason, machine.refusal())
+    assert [path.name for path in machine.cached.parent.iterdir()] == ["lock"]
 
 
-def test_release_without_a_pinned_sum_is_not_downloaded(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_without_a_pinned_sum_is_not_downloaded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    with pytest.raises(ToolError, match="official release: none for Linux on riscv64"):
-        find("consul", places=places)
+    assert "official release: none for Linux on riscv64" in machine.refusal()
     assert Handler.asked == []
 
 
-def test_release_that_is_not_published_is_a_reason(places: Places) -> None:
-    with pytest.raises(ToolError, match=f"{ARCHIVE}: HTTP Error 404: File not found"):
-        find("consul", places=places)
+def test_release_that_is_not_published_is_a_reason(machine: Machine) -> None:
+    assert f"{ARCHIVE}: HTTP Error 404: File not found" in machine.refusal()
 
 
 @pytest.mark.parametrize(
@@ -118,18 +120,16 @@ def test_release_that_is_not_published_is_a_reason(places: Places) -> None:
     [("PAUSE_SECONDS", "timed out"), ("ANSWER_SECONDS", "no answer within 0 s")],
 )
 def test_server_that_does_not_answer_is_given_up_in_time(
-    places: Places, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
 ) -> None:
     monkeypatch.setattr(f"local_stack.tools.release.{limit}", 0.3)
     started = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent_places = replace(places, releases_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(ToolError, match=rf"official release: \S+: {reason}"):
-            find("consul", places=silent_places)
+        refusal = having(machine, f"http://127.0.0.1:{silent.getsockname()[1]}").refusal()
+    assert re.search(rf"official release: \S+: {reason}", refusal)
     assert time.monotonic() - started < 5
 
 
 def test_address_that_is_not_http_is_refused(tmp_path: Path) -> None:
-    places = Places(directories=(), cache=tmp_path, releases_url="file:///tmp")
-    with pytest.raises(ToolError, match=r"LOCAL_STACK_RELEASES_URL: must be an http .* \(got 'file:///tmp'\)"):
-        find("consul", places=places)
+    refusal = having(Machine(tmp_path), "file:///tmp").refusal()
+    assert "LOCAL_STACK_RELEASES_URL: must be an http or https address (got 'file:///tmp')" in refusal

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import requests
 
@@ -30,17 +30,21 @@ def line(address: str, port: int, *, app: str = "test", weight: int = 1, **meta:
 
 
 class ControlPlane:
-    """One in a directory; ``close`` ends it.
+    """One in a directory; leaving the ``with`` block ends it.
 
     Args:
         home: the directory, of an nginx or of its own.
         environment: added to its own.
+
+    Attributes:
+        kept: the file of the snapshot.
     """
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self.home = home
-        for needed in ("run", "var/lib/load-balancer"):
-            (home / needed).mkdir(parents=True, exist_ok=True)
+        self.kept = home / "var/lib/load-balancer/snapshot.json"
+        for needed in (home / "run", self.kept.parent):
+            needed.mkdir(parents=True, exist_ok=True)
         # Nobody is there, unless the test says so.
         self._environment = {
             "CONSUL_PORT": "1",
@@ -69,8 +73,10 @@ class ControlPlane:
         self.process.kill()
         self.process.wait()
 
-    def close(self) -> None:
-        """Ends it."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(20)
 
@@ -87,6 +93,10 @@ class ControlPlane:
     def states(self) -> dict[str, str]:
         """The states of its replicas, by address."""
         return {str(one["address"]): str(one["state"]) for one in self.view()["replicas"]}
+
+    def snapshot(self) -> Any:
+        """Reads the snapshot on disk; empty where there is none."""
+        return json.loads((self.kept.exists() and self.kept.read_text()) or "{}")
 
     def drop(self, target: str) -> subprocess.CompletedProcess[str]:
         """``python -m balancer drop``."""
@@ -146,7 +156,7 @@ class _Nginx(LuaNginx):
 
 
 class Balancer:
-    """nginx and its control plane, without Consul and consul-template.
+    """nginx and its control plane, without Consul and consul-template; leaving the ``with`` block ends both.
 
     Attributes:
         nginx: the data plane.
@@ -166,9 +176,11 @@ class Balancer:
         self.control_plane = ControlPlane(self.nginx.directory, {**environment, "LB_STATUS_PORT": str(port + 1)})
         wait_for(self._configured, bool, 20, "nginx has the control plane's document")
 
-    def close(self) -> None:
-        """Ends both."""
-        self.control_plane.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control_plane.__exit__()
         self.nginx.stop()
 
     def state(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import requests
 
+from local_stack import processes
 from testbed.stack import BALANCER, Stack
 from testbed.wait import wait_for
 
@@ -111,12 +112,12 @@ class LocalDriver(Stack):
     def leftovers(self) -> list[str]:
         mark = os.fsencode(self.home)
         found = [str(self.home)] if self.home.exists() else []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with suppress(OSError):
-                    command, cwd = entry.joinpath("cmdline").read_bytes(), os.fsencode(entry.joinpath("cwd").readlink())
-                    if mark in entry.joinpath("environ").read_bytes() + command + cwd:
-                        found.append(f"{entry.name} {command!r}")
+        for pid, _ in processes.running():
+            entry = processes.PROC / str(pid)
+            with suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if mark in (entry / "environ").read_bytes() + command + os.fsencode((entry / "cwd").readlink()):
+                    found.append(f"{pid} {command!r}")
         return found
 
     def execute(self, container: str, *command: str) -> str:

@@ -13,9 +13,9 @@ from tests.support.scenarios import wait_for_replicas
 SLOT = os.getpid() % 100
 
 
-def with_replicas(stack: LocalDriver, count: int) -> Iterator[LocalDriver]:
-    """The stack with so many replicas, and with one when it is no longer needed."""
-    stack.up(count)
+def with_replicas(stack: LocalDriver, count: int, **env: str) -> Iterator[LocalDriver]:
+    """Gives the stack so many replicas and these variables; afterwards one replica and its own variables."""
+    stack.up(count, **env)
     wait_for_replicas(stack, count)
     yield stack
     stack.up(1)

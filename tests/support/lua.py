@@ -1,4 +1,4 @@
-"""Workers of nginx without nginx: its Lua files in LuaJIT, with the little that they need of nginx (ngx.lua)."""
+"""Runs the Lua of nginx's workers in LuaJIT without nginx; ngx.lua stands in for nginx."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 from lupa.luajit21 import LuaRuntime
 
 FILES = Path(__file__).resolve().parents[2] / "build" / "config" / "nginx" / "etc" / "nginx" / "lua"
+# ../../etc/nginx/nginx.conf is the balancer's.
+_PREFIX = f"{FILES.parent}/"
 _NGX = Path(__file__).with_name("ngx.lua")
 
 
 class Shared:
-    """The shared dictionaries of an nginx, which its workers have in common."""
+    """The shared dictionaries of the workers of one nginx."""
 
     def __init__(self) -> None:
         self.data: dict[str, dict[str, Any]] = {}
 
 
 class _Dictionary:
-    """A shared dictionary as one worker has it. Nothing expires."""
+    """A shared dictionary for one worker. Entries do not expire."""
 
     def __init__(self, data: dict[str, Any], runtime: LuaRuntime) -> None:
         self._data = data
@@ -58,19 +60,19 @@ class Worker:
 
     Args:
         number: of the worker, from 0, among ``count``.
-        shared: what it has in common with other workers.
+        shared: the dictionaries of all workers.
         prefix: nginx's directory.
 
     Attributes:
-        time: what clock.lua says; None for the clock itself.
+        time: the time of clock.lua; None for the real one.
         wall: nginx's time, ngx.now().
-        lines: what was logged.
-        said: what was answered.
-        refusing: the addresses that nginx takes for none.
-        connected: the addresses and ports that nginx was told.
+        lines: the log.
+        said: the lines of the answers.
+        refusing: addresses that nginx refuses.
+        connected: the addresses and ports of set_current_peer.
     """
 
-    def __init__(self, number: int = 0, count: int = 1, shared: Shared | None = None, prefix: str = "/none/") -> None:
+    def __init__(self, number: int = 0, count: int = 1, shared: Shared | None = None, prefix: str = _PREFIX) -> None:
         self.number, self.count, self.prefix = number, count, prefix
         self.time: float | None = None
         self.wall = 1.7e9
@@ -86,7 +88,7 @@ class Worker:
         self._runtime.execute(_NGX.read_text(), self)
 
     def module(self, name: str) -> Any:
-        """A Lua file's module."""
+        """Returns the module of a Lua file."""
         return self._runtime.eval(f"require({name!r})")
 
     @property
@@ -95,43 +97,43 @@ class Worker:
         return self._runtime.globals().ngx
 
     def table(self, values: Any) -> Any:
-        """A Lua table."""
+        """Returns a Lua table."""
         return self._runtime.table_from(values)
 
     def lua(self, text: str) -> Any:
-        """The value of a Lua expression."""
+        """Returns the value of a Lua expression."""
         return self._runtime.eval(text)
 
     def post(self, document: object) -> int:
-        """Has /configuration take a document, an object or its text; the status of the answer."""
+        """Posts a document, an object or its text, to /configuration; returns the status of the answer."""
         self.method, self.body = "POST", document if isinstance(document, str) else json.dumps(document)
         self.ngx.status = 200
         self.module("configuration").serve()
         return int(self.ngx.status)
 
-    # What ngx.lua asks for.
+    # The rest is for ngx.lua.
 
     def dictionary(self, name: str) -> _Dictionary:
-        """A shared dictionary."""
+        """Returns a shared dictionary."""
         return _Dictionary(self._shared.data.setdefault(name, {}), self._runtime)
 
     def note(self, line: str) -> None:
-        """A line of the log."""
+        """Takes a line of the log."""
         self.lines.append(line)
 
     def say(self, text: str) -> None:
-        """A line of an answer."""
+        """Takes a line of an answer."""
         self.said.append(text)
 
     def connect(self, address: str, port: int) -> Any:
-        """A replica's address for nginx."""
+        """Takes a replica's address, as set_current_peer does."""
         if address in self.refusing:
             return None, "no such address"
         self.connected.append((address, port))
         return True
 
     def decode(self, text: str) -> Any:
-        """JSON as Lua has it; nothing and the reason for what is none."""
+        """Decodes JSON; returns None and the reason where that is impossible."""
         try:
             value = json.loads(text)
         except ValueError as error:
@@ -139,7 +141,7 @@ class Worker:
         return self._runtime.table_from(value, recursive=True) if isinstance(value, dict | list) else value
 
     def encode(self, value: Any) -> str:
-        """A Lua table as JSON."""
+        """Encodes a Lua table as JSON."""
         return json.dumps(_plain(value))
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from local_stack.tools import TOOLS
+import pytest
+
+from local_stack.tools import TOOLS, ToolError, find
 from local_stack.tools.places import Places
+
+
+def prints(path: Path | str, text: str) -> str:
+    """Returns a shell line that writes a program, which prints a text."""
+    return f"printf '#!/bin/sh\\necho {text}\\n' > {path}; chmod 755 {path}"
 
 
 class Machine:
@@ -24,8 +30,17 @@ class Machine:
             root=True,
             policy_file=directory / "policy-rc.d",
         )
-        self.not_root = replace(self.places, root=False)
         self.cached = self.places.cached(TOOLS["consul"])
+
+    def find(self, name: str = "consul", *, install: bool = True) -> Path:
+        """Finds a tool."""
+        return find(name, places=self.places, install=install)
+
+    def refusal(self, name: str = "consul", *, install: bool = True) -> str:
+        """Returns the message for a tool that is not found."""
+        with pytest.raises(ToolError) as raised:
+            self.find(name, install=install)
+        return str(raised.value)
 
     def script(self, path: Path | str, *lines: str) -> Path:
         """Writes a shell script; a name is that of a program in the first directory on PATH."""

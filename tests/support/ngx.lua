@@ -1,4 +1,4 @@
--- What the Lua of nginx finds in nginx, as far as tests of it need it. `host` is a Worker of lua.py.
+-- Stands in for nginx in unit tests of its Lua. `host` is a Worker of lua.py.
 
 local host = ...
 
@@ -45,7 +45,7 @@ package.preload.cjson = function()
     return { decode = decode, encode = host.encode, array_mt = {} }
 end
 
--- The clock stands still where a test says so.
+-- The clock stands still while a test sets a time.
 local clock = require("clock")
 local now = clock.now
 function clock.now()

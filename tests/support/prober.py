@@ -105,6 +105,11 @@ class Probing:
         """What was said of a replica since then."""
         return [one.health for one in list(self.reports) if one.key == registration.key and one.time >= since]
 
+    def wait_for_answers(self, registration: Registration, count: int, since: float = 0) -> set[Health]:
+        """Waits until so much was said of a replica since then, and returns all that was said."""
+        said = wait_for(lambda: self.of(registration, since), lambda seen: len(seen) >= count, 5, "it is asked again")
+        return set(said)
+
     def wait(
         self, registration: Registration, health: Health, seconds: float, after: Callable[[], object] = lambda: None
     ) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from testbed.wait import wait_for
 from tests.support.balancer import peers
@@ -19,13 +20,21 @@ PORT = 7777
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A server in the catalogue, put there by hand."""
+    """A server in the catalogue, put there by hand.
+
+    Attributes:
+        service: its gRPC services, separated by commas; empty for one that registers none.
+        meta: more metadata.
+        more: more fields of Consul's API page "Register Service".
+    """
 
     stack: LocalDriver
     address: str
     app: str = APP
     service: str = SERVICE
     since: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -34,8 +43,9 @@ class Registration:
 
     def register(self, *, wait: bool = True) -> None:
         """Puts it into the catalogue and waits until the balancer has it."""
-        metadata = {"grpc_services": self.service, "grpc_since": self.since}
-        self.stack.register(self.target, metadata, application=self.app)
+        metadata = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
+        given = {key: value for key, value in metadata.items() if value}
+        self.stack.register(self.target, given, application=self.app, **self.more)
         if wait:
             self._wait(present=True)
 
@@ -45,6 +55,15 @@ class Registration:
             self.stack.deregister(self.target, application=self.app)
         if wait:
             self._wait(present=False)
+
+    @contextmanager
+    def registered(self, *, wait: bool = True) -> Iterator[None]:
+        """Registers it while the block runs."""
+        try:
+            self.register(wait=wait)
+            yield
+        finally:
+            self.deregister(wait=wait)
 
     def _wait(self, *, present: bool) -> None:
         wait_for(
@@ -63,21 +82,28 @@ class RegisteredServer(Registration):
 
 
 @contextmanager
-def running_server(
-    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
-) -> Iterator[RegisteredServer]:
-    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
-    address = stack.own_address(201, number)
+def probe_server(address: str, grace_seconds: float = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ``tests.Probe`` at an address while the block runs."""
     command = [sys.executable, "-m", "tests.support.server", address, str(PORT), str(grace_seconds)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
-            server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
-            server.register()
-            try:
-                yield server
-            finally:
-                server.deregister(wait=False)
+            yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def running_server(
+    stack: LocalDriver, number: int, *, grace_seconds: float = 0, app: str = APP, since: str = ""
+) -> Iterator[RegisteredServer]:
+    """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
+    address = stack.own_address(201, number)
+    with probe_server(address, grace_seconds) as process:
+        server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
+        server.register()
+        try:
+            yield server
+        finally:
+            server.deregister(wait=False)

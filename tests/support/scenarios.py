@@ -96,25 +96,37 @@ def scale_down(driver: Driver) -> None:
     assert len(driver.replicas()) == 1
 
 
-def registered_by_hand(driver: Driver) -> None:
-    """A server registered with Consul's HTTP API gets calls, and none from the moment that it is deregistered."""
+@contextmanager
+def replica_by_hand(driver: Driver, *, weight: int = 1, forget_seconds: float = 5) -> Iterator[str]:
+    """Runs a second server and registers it with Consul's HTTP API; it gets calls until it is deregistered.
+
+    Args:
+        driver: the stack, with one replica.
+        weight: its weight.
+        forget_seconds: the time in which it gets no more calls.
+
+    Yields:
+        Its address.
+    """
     before = wait_for_replicas(driver, 1)
     address = driver.run_server(SERVER_NAME)
     api = ConsulApi(driver)
-    body = {
-        "ID": "by-hand-1",
-        "Name": "hello_server",
-        "Address": address,
-        "Port": 7777,
-        "Tags": ["grpc_server"],
-    }
-    api.put("/v1/agent/service/register", body)
+    body = {"ID": "by-hand-1", "Name": "hello_server", "Address": address, "Port": 7777, "Tags": ["grpc_server"]}
+    api.put("/v1/agent/service/register", {**body, "Weights": {"Passing": weight, "Warning": 1}})
     try:
         assert wait_for_replicas(driver, 2) == before | {SERVER_NAME}
+        yield address
     finally:
         api.put("/v1/agent/service/deregister/by-hand-1")
-    wait_for(lambda: set(tried_answers(driver, 20)), lambda names: names == before, 5, "the server is forgotten")
-    driver.stop_extras()
+        forgotten = "the server is forgotten"
+        wait_for(lambda: set(tried_answers(driver, 20)), lambda names: names == before, forget_seconds, forgotten)
+        driver.stop_extras()
+
+
+def registered_by_hand(driver: Driver) -> None:
+    """A server registered with Consul's HTTP API gets calls, and none from the moment that it is deregistered."""
+    with replica_by_hand(driver):
+        pass
 
 
 # By the name of a server: the type and the endpoint of its health check, and what Consul says of it.

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from grpc_server.calls import CallInterceptor
 from grpc_server.in_flight import CallsInFlight
 
 SERVICE = "tests.Probe"
@@ -162,7 +163,7 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
     # As grpc_server has it.
     calls = CallsInFlight()
     server = grpc.aio.server(
-        interceptors=[calls],
+        interceptors=[CallInterceptor(calls)],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", -1),

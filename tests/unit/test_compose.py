@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,20 @@ VERSIONS = {"CONSUL_VERSION": CONSUL_VERSION, "CONSUL_TEMPLATE_VERSION": CONSUL_
 DOCKERFILES = sorted((ROOT / "build/dockerfiles").iterdir())
 
 
-def value(tmp_path: Path, text: str, **env: str) -> str:
-    """The value of an environment variable of a service."""
-    file = tmp_path / "docker-compose.yaml"
-    file.write_text(f"services: {{a: {{volumes: ['./build/config/consul:/x'], environment: {{V: '{text}'}}}}}}\n")
-    return read(file, env)["a"].environment["V"]
+SERVICE = "services:\n  a:\n    volumes: ['./build/config/consul:/x']\n"
+SCALAR = "environment: {V: '%s'}"
+
+
+def read_text(directory: Path, text: str, env: Mapping[str, str]) -> dict[str, Service]:
+    """Reads the services of a compose file with this text."""
+    file = directory / "docker-compose.yaml"
+    file.write_text(text)
+    return read(file, env)
+
+
+def service(directory: Path, text: str, **env: str) -> Service:
+    """Reads a service with some lines more, from line 4 on."""
+    return read_text(directory, SERVICE + textwrap.indent(text, "    "), env)["a"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +63,7 @@ def value(tmp_path: Path, text: str, **env: str) -> str:
     ],
 )
 def test_variables_are_composes(tmp_path: Path, text: str, expanded: str) -> None:
-    assert value(tmp_path, text, SET="yes", EMPTY="") == expanded
+    assert service(tmp_path, SCALAR % text, SET="yes", EMPTY="").environment == {"V": expanded}
 
 
 @pytest.mark.parametrize(
@@ -69,8 +79,8 @@ def test_variables_are_composes(tmp_path: Path, text: str, expanded: str) -> Non
     ],
 )
 def test_a_variable_that_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
-    with pytest.raises(LocalStackError, match=f"docker-compose.yaml, line 1: service a: .*{reason}"):
-        value(tmp_path, text, SET="yes", EMPTY="")
+    with pytest.raises(LocalStackError, match=f"docker-compose.yaml, line 4: service a: .*{reason}"):
+        service(tmp_path, SCALAR % text, SET="yes", EMPTY="")
 
 
 @pytest.mark.parametrize(
@@ -94,59 +104,41 @@ def test_a_line_of_the_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         variables(tmp_path, {})
 
 
-SERVICE = "services:\n  a:\n    volumes: ['./build/config/consul:/x']\n"
-
-
-def service(tmp_path: Path, text: str, **env: str) -> Service:
-    """A service with some lines more, from line 4 on."""
-    file = tmp_path / "docker-compose.yaml"
-    file.write_text(SERVICE + textwrap.indent(textwrap.dedent(text), "    "))
-    return read(file, env)["a"]
-
-
 @pytest.mark.parametrize(
-    ("text", "environment"),
+    ("text", "attribute", "found"),
     [
-        ("environment: {A: off, B: on, C: yes, D: no}", {"A": "off", "B": "on", "C": "yes", "D": "no"}),
-        ("environment: {A: true, B: False}", {"A": "true", "B": "false"}),
-        ("environment: {A: 5, B: -1, C: 1.5, D: 22:22}", {"A": "5", "B": "-1", "C": "1.5", "D": "22:22"}),
-        ("environment: [A=1, 'B=x=y', 'C=']", {"A": "1", "B": "x=y", "C": ""}),
-        ("environment: {A: , B: null, C: ''}", {"B": "of the shell", "C": ""}),
-        ("environment: [A, B]", {"B": "of the shell"}),
+        ("environment: {A: off, B: on, C: yes, D: no}", "environment", {"A": "off", "B": "on", "C": "yes", "D": "no"}),
+        ("environment: {A: true, B: False}", "environment", {"A": "true", "B": "false"}),
+        (
+            "environment: {A: 5, B: -1, C: 1.5, D: 22:22}",
+            "environment",
+            {"A": "5", "B": "-1", "C": "1.5", "D": "22:22"},
+        ),
+        ("environment: [A=1, 'B=x=y', 'C=']", "environment", {"A": "1", "B": "x=y", "C": ""}),
+        ("environment: {A: , B: null, C: ''}", "environment", {"B": "of the shell", "C": ""}),
+        ("environment: [A, B]", "environment", {"B": "of the shell"}),
+        ("ports: ['5000:5001']", "published", {5001: 5000}),
+        ("ports: ['5000:5001/tcp']", "published", {5001: 5000}),
+        ("ports: ['127.0.0.1:5000:5001', '[::1]:6000:6001']", "published", {5001: 5000, 6001: 6000}),
+        ("ports: [{target: 5001, published: '5000', protocol: tcp, mode: host}]", "published", {5001: 5000}),
+        ("ports: [{target: 5001, published: 5000}]", "published", {5001: 5000}),
+        ("ports: []", "published", {}),
+        ("stop_grace_period: 90s", "grace_seconds", 90),
+        ("stop_grace_period: 2m", "grace_seconds", 120),
+        ("stop_grace_period: 1m30s", "grace_seconds", 90),
+        ("stop_grace_period: 1h", "grace_seconds", 3600),
+        ("stop_grace_period: 1h2m3s", "grace_seconds", 3723),
+        ("stop_grace_period: 1.5s", "grace_seconds", 1.5),
+        ("stop_grace_period: 500ms", "grace_seconds", 0.5),
     ],
 )
-def test_an_environment_is_composes(tmp_path: Path, text: str, environment: dict[str, str]) -> None:
-    assert service(tmp_path, text, B="of the shell").environment == environment
-
-
-@pytest.mark.parametrize(
-    ("text", "published"),
-    [
-        ("ports: ['5000:5001']", {5001: 5000}),
-        ("ports: ['5000:5001/tcp']", {5001: 5000}),
-        ("ports: ['127.0.0.1:5000:5001', '[::1]:6000:6001']", {5001: 5000, 6001: 6000}),
-        ("ports: [{target: 5001, published: '5000', protocol: tcp, mode: host}]", {5001: 5000}),
-        ("ports: [{target: 5001, published: 5000}]", {5001: 5000}),
-        ("ports: []", {}),
-    ],
-)
-def test_ports_are_composes(tmp_path: Path, text: str, published: dict[int, int]) -> None:
-    assert service(tmp_path, text).published == published
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("2m", 120), ("1m30s", 90), ("1h", 3600), ("1h2m3s", 3723), ("1.5s", 1.5), ("500ms", 0.5)],
-)
-def test_a_duration_is_composes(tmp_path: Path, text: str, seconds: float) -> None:
-    assert service(tmp_path, f"stop_grace_period: {text}").grace_seconds == seconds
+def test_a_key_is_read_as_by_compose(tmp_path: Path, text: str, attribute: str, found: object) -> None:
+    assert getattr(service(tmp_path, text, B="of the shell"), attribute) == found
 
 
 def test_volumes_in_long_form_are_read(tmp_path: Path) -> None:
     text = "services: {a: {volumes: [{type: bind, source: ./build/config/consul, target: /x}, 'data:/data:ro']}}"
-    file = tmp_path / "docker-compose.yaml"
-    file.write_text(text)
-    found = read(file, {})["a"]
+    found = read_text(tmp_path, text, {})["a"]
     assert (found.components, found.volumes) == (("consul", "supervisord"), {"data": "/data"})
 
 
@@ -160,24 +152,28 @@ def test_volumes_in_long_form_are_read(tmp_path: Path) -> None:
         ("ports: ['5000:70000']", "must be integers from 1 to 65535"),
         ("init: true\nenv_file: x", "line 5: .*env_file is not known"),
         ("command: x", "command is not known"),
-        ("environment: 5", "must be a mapping or a list"),
-        ("environment:", "line 4: .*must be a mapping or a list"),
-        ("ports:", "line 4: .*ports must be a list"),
-        ("environment: {A: [1]}", "A must be a string"),
-        ("environment: {A: 1.0}", "A must be in quotes.*got 1.0"),
-        ("environment: {A: 0755}", "A must be in quotes.*got 0755"),
+        ("environment: 5", "must be a mapping or a list of NAME=VALUE .got 5"),
+        ("environment:", "line 4: .*must be a mapping or a list of NAME=VALUE .got None"),
+        ("ports:", "line 4: .*ports: must be a list .got None"),
+        ("environment: {A: [1]}", "A: must be a string"),
+        ("environment: {A: 1.0}", "A: must be in quotes.*got 1.0"),
+        ("environment: {A: 0755}", "A: must be in quotes.*got 0755"),
         ("environment: {A: 1, A: 2}", "A is defined twice"),
         ("stop_grace_period: soon", "must be a duration.*got 'soon'"),
-        ("tmpfs: {a: 1}", "tmpfs must be a list"),
+        ("tmpfs: {a: 1}", "tmpfs: must be a list"),
         ("build: nowhere", "nowhere/Dockerfile"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name_and_line(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_key_or_value_that_is_not_understood_is_refused_by_name_and_line(
+    tmp_path: Path, text: str, reason: str
+) -> None:
     with pytest.raises(LocalStackError, match=f"docker-compose.yaml, line .*{reason}|{reason}"):
         service(tmp_path, text)
 
 
 def test_services_are_those_of_the_compose_file() -> None:
+    services = read(ROOT / "docker-compose.yaml", {"LB_PUBLISHED_PORT": "5001"})
+    assert services["load-balancer"].published == {5000: 5001}
     services = read(ROOT / "docker-compose.yaml", {})
     assert list(services) == ["server-1", "server-2", "server-3", "consul-ui", "load-balancer", "hello_server"]
     assert [name for name, service in services.items() if service.scalable] == ["hello_server"]
@@ -189,15 +185,7 @@ def test_services_are_those_of_the_compose_file() -> None:
     assert services["server-1"].volumes == {"server-1": "/consul/data"}
     assert services["hello_server"].tmpfs == ("/run", "/tmp", "/consul/data", "/etc/nginx/conf.d")  # noqa: S108
     assert services["hello_server"].grace_seconds == 120
-
-
-def test_published_port_comes_from_the_environment() -> None:
-    services = read(ROOT / "docker-compose.yaml", {"LB_PUBLISHED_PORT": "5001"})
-    assert services["load-balancer"].published == {5000: 5001}
-
-
-def test_every_component_is_a_directory_of_the_configuration() -> None:
-    for service in read(ROOT / "docker-compose.yaml", {}).values():
+    for service in services.values():
         for component in service.components:
             assert (ROOT / "build/config" / component).is_dir(), (service.name, component)
 
@@ -206,10 +194,8 @@ def test_every_component_is_a_directory_of_the_configuration() -> None:
     "text", ["", "services: [", "services: []", "a: 1", "services: {a: {image: busybox}}", "include: x\nservices: {}"]
 )
 def test_file_that_cannot_be_carried_out_is_refused(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "docker-compose.yaml"
-    file.write_text(text)
     with pytest.raises(LocalStackError):
-        read(file, {})
+        read_text(tmp_path, text, {})
 
 
 def test_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,26 +11,10 @@ from balancer.config import BalancerConfig
 from common.environment import ConfigError
 from grpc_server.config import ServerConfig
 from registrar.config import RegistrarConfig
+from registrar.variables import Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-class Recorder(Mapping[str, str]):
-    """An empty environment that notes what is asked of it."""
-
-    def __init__(self) -> None:
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def documented() -> set[str]:
@@ -41,12 +24,12 @@ def documented() -> set[str]:
 
 def read_by_code() -> set[str]:
     """The variables that the programs, scripts, templates and the compose file read."""
-    recorder = Recorder()
+    recorder = Recorder({})
     ServerConfig.from_env(recorder)
     BalancerConfig.from_env(recorder)
     with pytest.raises(ConfigError):
         RegistrarConfig.from_env(recorder)
-    names = set(recorder.asked)
+    names = set(recorder.names)
     sources = [path for path in (ROOT / "build" / "config").rglob("*") if path.is_file()]
     for path in [*sources, ROOT / "docker-compose.yaml"]:
         for groups in re.findall(r'\$\{([A-Z_]+)|envOrDefault "([A-Z_]+)"|getenv\("([A-Z_]+)"\)', path.read_text()):

@@ -14,7 +14,7 @@ from protos import api_pb2
 
 @pytest.fixture
 def pool() -> DescriptorPool:
-    """Describe a service with a unary method, one that takes a stream and one that takes any JSON."""
+    """Describes a service with a unary method, one that takes a stream and one that takes any JSON."""
     descriptors = DescriptorPool()
     for module in (struct_pb2, api_pb2):
         descriptors.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
@@ -38,7 +38,7 @@ def method(pool: DescriptorPool, name: str) -> MethodDescriptor:
 
 
 def greetings(data: str, name: str, pool: DescriptorPool) -> list[str]:
-    """Parse requests of PingMessage and take their greetings."""
+    """Parses requests of PingMessage and take their greetings."""
     requests = parse_requests(split_documents(data), method(pool, name), pool)
     return [MessageToDict(request).get("greeting", "") for request in requests]
 
@@ -62,7 +62,7 @@ def test_data_that_is_no_json_is_refused_in_one_line(data: str) -> None:
     with pytest.raises(UsageError) as caught:
         split_documents(data)
     [problem] = caught.value.problems
-    assert problem.startswith("--data: not JSON: ")
+    assert problem.startswith("--data: must be JSON: ")
     assert "\n" not in problem
 
 
@@ -83,18 +83,18 @@ def test_a_stream_may_be_empty(data: str, pool: DescriptorPool) -> None:
 @pytest.mark.parametrize(
     ("data", "name", "problem"),
     [
-        ("", "Unary", "t.Echo.Unary takes one message, got 0"),
-        ("{} {}", "Unary", "t.Echo.Unary takes one message, got 2"),
-        ("[{}]", "Unary", "a protos.PingMessage must be a JSON object, got [{}]"),
-        ("3", "Unary", "a protos.PingMessage must be a JSON object, got 3"),
-        ("[3]", "Upload", "a protos.PingMessage must be a JSON object, got 3"),
+        ("", "Unary", "must be one message for t.Echo.Unary (got 0)"),
+        ("{} {}", "Unary", "must be one message for t.Echo.Unary (got 2)"),
+        ("[{}]", "Unary", "must be a JSON object for protos.PingMessage (got '[{}]')"),
+        ("3", "Unary", "must be a JSON object for protos.PingMessage (got '3')"),
+        ("[3]", "Upload", "must be a JSON object for protos.PingMessage (got '3')"),
         (
             '{"nothing": 1}',
             "Unary",
-            'not a protos.PingMessage: Message type "protos.PingMessage" has no field',
+            'must be a protos.PingMessage: Message type "protos.PingMessage" has no field',
         ),
-        ('{"greeting": 1}', "Unary", "not a protos.PingMessage: Failed to parse greeting field"),
-        ('{"greeting": "\\ud800"}', "Unary", "not a protos.PingMessage: Failed to parse greeting field"),
+        ('{"greeting": 1}', "Unary", "must be a protos.PingMessage: Failed to parse greeting field"),
+        ('{"greeting": "\\ud800"}', "Unary", "must be a protos.PingMessage: Failed to parse greeting field"),
     ],
 )
 def test_data_that_does_not_fit_the_method_is_refused_in_one_line(

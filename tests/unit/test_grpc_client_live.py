@@ -39,7 +39,7 @@ def load() -> Load:
 
 
 def bar(lines: list[str], replica: str) -> str:
-    """Find a replica's line, without its name and with one space between its parts."""
+    """Finds a replica's line, without its name and with one space between its parts."""
     [line] = [line for line in lines if line.startswith(replica)]
     return " ".join(line.removeprefix(replica).split())
 

@@ -21,6 +21,7 @@ LINES = [
     "another line without a time",
     "grpc_server | 2026-01-02T12:00:01.000Z INFO grpc_server after",
 ]
+NO_TIMES = ("order 2026-13-45 10:00:00", "2026-13-45 10:00:00 is no time", "0001-01-01 00:00:00")
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +30,19 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def test_lines_from_that_time_on_are_shown() -> None:
-    assert list(lines_since(LINES, NOON)) == LINES[3:]
-
-
-@pytest.mark.parametrize("text", ["order 2026-13-45 10:00:00", "2026-13-45 10:00:00 is no time", "0001-01-01 00:00:00"])
-def test_a_text_that_only_looks_like_a_time_is_not_one(text: str) -> None:
-    assert list(lines_since([*LINES[:3], f"app | {text}", *LINES[3:]], NOON)) == LINES[3:]
-
-
-def test_without_a_time_all_lines_are_shown() -> None:
-    assert list(lines_since(LINES, None)) == LINES
-
-
-def test_lines_before_the_first_time_are_not_shown() -> None:
-    assert list(lines_since(["no time yet", *LINES[5:]], NOON)) == LINES[5:]
+@pytest.mark.parametrize(
+    ("lines", "since", "shown"),
+    [
+        (LINES, NOON, LINES[3:]),
+        (LINES, None, LINES),
+        # Lines before the first time are not shown.
+        (["no time yet", *LINES[5:]], NOON, LINES[5:]),
+        # A text that only looks like a time is not one.
+        *(([*LINES[:3], f"app | {text}", *LINES[3:]], NOON, LINES[3:]) for text in NO_TIMES),
+    ],
+)
+def test_lines_from_that_time_on_are_shown(lines: list[str], since: datetime.datetime | None, shown: list[str]) -> None:
+    assert list(lines_since(lines, since)) == shown
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("2m", 120), ("0s", 0)])

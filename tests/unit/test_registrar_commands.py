@@ -17,5 +17,5 @@ def test_an_option_of_another_command_is_a_usage_error(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("line", "once"), [("", False), ("--once", True), ("run --once", True), ("--once run", True)])
 def test_without_a_command_it_runs(line: str, once: bool) -> None:
-    arguments = registrar.parser().parse_args(line.split())
+    arguments = registrar.make_parser().parse_args(line.split())
     assert (arguments.command or "run", arguments.once) == ("run", once)

@@ -89,14 +89,8 @@ def test_stop_seconds_must_cover_the_stop_of_all_programs(tmp_path: Path) -> Non
 
 
 def test_unread_variables_are_not_changed_and_blank_ones_are_unset(tmp_path: Path) -> None:
-    given = {
-        **GOOD,
-        "SEPARATOR": " ",
-        "LB_LISTEN": "  ",
-        "BIND_ADDRESS": "",
-        "NGINX_UPDATE": "Reload",
-        "LB_ACCESS_LOG": "OFF",
-    }
+    blank = {"SEPARATOR": " ", "LB_LISTEN": "  ", "BIND_ADDRESS": ""}
+    given = {**GOOD, **blank, "NGINX_UPDATE": "Reload", "LB_ACCESS_LOG": "OFF"}
     found = check_variables(given, programs(tmp_path, *BALANCER))
     changed = {"LB_LISTEN": "", "BIND_ADDRESS": "", "NGINX_UPDATE": "reload", "LB_ACCESS_LOG": "off"}
     assert {name: value for name, value in found.items() if not name.endswith("STOP_SECONDS")} == changed

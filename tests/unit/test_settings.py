@@ -33,17 +33,20 @@ def test_address_base_outside_the_loopback_network_is_refused(base: str) -> None
         Settings(address_base=base)
 
 
-@pytest.mark.parametrize("port", [-1, 0, 65536])
-def test_port_outside_1_to_65535_is_refused(port: int) -> None:
-    with pytest.raises(LocalStackError, match=f"--port: must be an integer from 1 to 65535 .got {port}"):
-        Settings(port=port)
-    with pytest.raises(LocalStackError, match=f"--consul-port: must be an integer from 1 to 65535 .got {port}"):
-        Settings(consul_port=port)
-
-
-def test_one_port_for_both_is_refused() -> None:
-    with pytest.raises(LocalStackError, match="both 5000"):
-        Settings(port=5000, consul_port=5000)
+@pytest.mark.parametrize(
+    ("ports", "reason"),
+    [
+        *(
+            ({name: port}, f"{flag}: must be an integer from 1 to 65535 .got {port}")
+            for name, flag in (("port", "--port"), ("consul_port", "--consul-port"))
+            for port in (-1, 0, 65536)
+        ),
+        ({"port": 5000, "consul_port": 5000}, "both 5000"),
+    ],
+)
+def test_port_outside_1_to_65535_or_used_twice_is_refused(ports: dict[str, int], reason: str) -> None:
+    with pytest.raises(LocalStackError, match=reason):
+        Settings(**ports)  # type: ignore[arg-type]
 
 
 def test_settings_are_found_again(tmp_path: Path) -> None:

@@ -16,12 +16,19 @@ import pytest
 from local_stack.settings import ROOT
 from tests.support.missing import missing
 
-SCRIPTS = [
-    *sorted(ROOT.glob("build/config/*/usr/bin/*")),
-    *(ROOT / "build" / name for name in ("check-nginx", "install", "rollout")),
-]
+SCRIPTS = {
+    path.name: path
+    for path in (
+        *sorted(ROOT.glob("build/config/*/usr/bin/*")),
+        *(ROOT / "build" / name for name in ("check-nginx", "install", "rollout")),
+    )
+}
 CONSUL = ROOT / "build/config/consul/usr/bin"
 CONFIG = ROOT / "build/config/consul/etc/consul/conf.d"
+DEFAULT_FLAGS = """
+-node=box -node-id=UUID -datacenter=dc1 -domain=consul -data-dir=/consul/data -client=127.0.0.1 -http-port=8500
+-dns-port=8600 -retry-interval=1s -retry-join=127.0.0.1 -retry-join=127.0.0.2
+"""
 
 
 def need(program: str) -> None:
@@ -39,11 +46,11 @@ class Shell:
     directory: Path
 
     def arguments(self, script: str, *arguments: str) -> list[str]:
-        """The command line for a script of Consul's."""
-        return [*self.command, str(CONSUL / script), *arguments]
+        """Returns the command line of a script."""
+        return [*self.command, str(SCRIPTS[script]), *arguments]
 
     def run(self, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Runs a script of Consul's in an environment that has only ``env``."""
+        """Runs a script in an environment that has only ``env``."""
         return subprocess.run(
             self.arguments(script, *arguments),
             cwd=self.directory,
@@ -62,65 +69,47 @@ class Shell:
 
 @pytest.fixture(params=["sh", "busybox"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
-    """This machine's sh; or busybox's ash with busybox's programs, as on Alpine."""
-    path = f"{CONSUL}:{os.environ['PATH']}"
+    """This machine's sh; or busybox's ash and programs, as on Alpine. Its consul prints its arguments, one a line."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (programs / "consul").chmod(0o755)
+    path = f"{programs}:{CONSUL}:{os.environ['PATH']}"
     if request.param == "sh":
         return Shell(("sh",), path, tmp_path)
     need("busybox")
-    applets = tmp_path / "applets"
-    applets.mkdir()
     for name in ("tr", "sed", "awk", "sha256sum", "hostname", "sleep", "dirname"):
-        (applets / name).symlink_to(str(shutil.which("busybox")))
+        (programs / name).symlink_to(str(shutil.which("busybox")))
     # Only the script itself runs in ash; the scripts that it calls run in /bin/sh, by their first line.
-    return Shell(("busybox", "ash"), f"{applets}:{path}", tmp_path)
+    return Shell(("busybox", "ash"), path, tmp_path)
 
 
-@pytest.fixture
-def fake_consul(shell: Shell, tmp_path: Path) -> Shell:
-    """The shell with a consul that prints its arguments, one a line."""
-    directory = tmp_path / "fake"
-    directory.mkdir()
-    (directory / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-    (directory / "consul").chmod(0o755)
-    return Shell(shell.command, f"{directory}:{shell.path}", tmp_path)
+@pytest.mark.parametrize("command", ["shellcheck", "busybox ash -n"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_is_correct(command: str, script: str) -> None:
+    program, *options = command.split()
+    need(program)
+    done = subprocess.run([program, *options, SCRIPTS[script]], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert os.access(SCRIPTS[script], os.X_OK)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_passes_shellcheck(script: Path) -> None:
-    need("shellcheck")
-    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_is_valid_in_busyboxs_shell(script: Path) -> None:
-    need("busybox")
-    done = subprocess.run(["busybox", "ash", "-n", str(script)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_can_be_executed(script: Path) -> None:
-    assert os.access(script, os.X_OK)
-
-
-@pytest.mark.parametrize("servers", ["127.0.0.1,127.0.0.2", "127.0.0.1 127.0.0.2", " 127.0.0.1, 127.0.0.2 "])
-def test_join_flags_carry_every_server(shell: Shell, servers: str) -> None:
+@pytest.mark.parametrize(
+    ("servers", "status", "flags"),
+    [
+        ("127.0.0.1,127.0.0.2", 0, " -retry-join=127.0.0.1 -retry-join=127.0.0.2"),
+        ("127.0.0.1 127.0.0.2", 0, " -retry-join=127.0.0.1 -retry-join=127.0.0.2"),
+        (" 127.0.0.1, 127.0.0.2 ", 0, " -retry-join=127.0.0.1 -retry-join=127.0.0.2"),
+        ("no-such-host.invalid,127.0.0.2", 0, " -retry-join=no-such-host.invalid -retry-join=127.0.0.2"),
+        ("no-such-host.invalid", 1, ""),
+    ],
+)
+def test_join_flags_have_every_server_once_one_resolves(shell: Shell, servers: str, status: int, flags: str) -> None:
     done = shell.run("consul-join", CONSUL_SERVER=servers)
-    assert (done.returncode, done.stdout) == (0, " -retry-join=127.0.0.1 -retry-join=127.0.0.2")
+    assert (done.returncode, done.stdout) == (status, flags)
 
 
-def test_join_flags_carry_a_name_that_does_not_resolve_beside_one_that_does(shell: Shell) -> None:
-    done = shell.run("consul-join", CONSUL_SERVER="no-such-host.invalid,127.0.0.2")
-    assert (done.returncode, done.stdout) == (0, " -retry-join=no-such-host.invalid -retry-join=127.0.0.2")
-
-
-def test_join_fails_while_no_server_can_be_found(shell: Shell) -> None:
-    done = shell.run("consul-join", CONSUL_SERVER="no-such-host.invalid")
-    assert (done.returncode, done.stdout) == (1, "")
-
-
-def test_join_without_servers_says_what_is_missing(shell: Shell) -> None:
+def test_join_without_servers_names_the_missing_variable(shell: Shell) -> None:
     done = shell.run("consul-join")
     assert done.returncode == 2
     assert "CONSUL_SERVER: the names of the Consul servers" in done.stderr
@@ -168,34 +157,31 @@ def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: Shell) -> None:
     assert shell.run("consul-node-id").stdout == shell.run("consul-node-id", HOSTNAME=name, CONSUL_DC="dc1").stdout
 
 
-@pytest.mark.parametrize(("value", "printed"), [("true", "a b\n"), ("false", ""), ("", "")])
-def test_debug_line_is_printed_only_when_asked_for(shell: Shell, value: str, printed: str) -> None:
-    done = shell.run("consul-debug", "a", "b", CONSUL_BOOTSTRAP_DEBUG=value)
+@pytest.mark.parametrize(
+    ("script", "value", "printed"),
+    [
+        ("consul-debug", "true", "a b\n"),
+        ("consul-debug", "false", ""),
+        ("consul-debug", "", ""),
+        ("consul-available", "true", "[consul-available] found a Consul server\n"),
+    ],
+)
+def test_debug_lines_are_printed_only_when_true(shell: Shell, script: str, value: str, printed: str) -> None:
+    done = shell.run(script, "a", "b", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG=value)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", printed)
-
-
-def test_available_ends_once_a_server_is_found(shell: Shell) -> None:
-    done = shell.run("consul-available", CONSUL_SERVER="127.0.0.1", CONSUL_BOOTSTRAP_DEBUG="true")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "[consul-available] found a Consul server\n"
 
 
 def test_available_waits_while_no_server_is_found(shell: Shell) -> None:
     env = {"CONSUL_SERVER": "no-such-host.invalid", "CONSUL_AVAILABLE_SLEEP": "0.1", "CONSUL_BOOTSTRAP_DEBUG": "true"}
-    process = subprocess.Popen(
-        shell.arguments("consul-available"),
-        env={"PATH": shell.path, **env},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr
-        waiting = "[consul-available] none of 'no-such-host.invalid' resolves yet\n"
-        assert [process.stderr.readline() for _ in range(2)] == [waiting] * 2
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
+    command, env = shell.arguments("consul-available"), {"PATH": shell.path, **env}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            waiting = "[consul-available] none of 'no-such-host.invalid' resolves yet\n"
+            assert [process.stderr.readline() for _ in range(2)] == [waiting] * 2
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 def test_container_find_prints_the_addresses_of_names_that_resolve(shell: Shell) -> None:
@@ -208,28 +194,15 @@ def test_container_find_prints_the_addresses_of_names_that_resolve(shell: Shell)
 
 
 @pytest.mark.parametrize("role", ["bootstrap", "agent"])
-def test_agent_starts_with_the_flags_of_its_role(fake_consul: Shell, role: str) -> None:
-    done = fake_consul.start(CONSUL_ROLE=role)
+def test_agent_starts_with_the_flags_of_its_role(shell: Shell, role: str) -> None:
+    done = shell.start(CONSUL_ROLE=role)
     assert done.returncode == 0, done.stderr
-    assert [re.sub("^-node-id=.+", "-node-id=UUID", line) for line in done.stdout.splitlines()] == [
-        "agent",
-        f"-config-dir={CONFIG}/{role}",
-        "-node=box",
-        "-node-id=UUID",
-        "-datacenter=dc1",
-        "-domain=consul",
-        "-data-dir=/consul/data",
-        "-client=127.0.0.1",
-        "-http-port=8500",
-        "-dns-port=8600",
-        "-retry-interval=1s",
-        "-retry-join=127.0.0.1",
-        "-retry-join=127.0.0.2",
-    ]
+    flags = [re.sub("^-node-id=.+", "-node-id=UUID", line) for line in done.stdout.splitlines()]
+    assert flags == ["agent", f"-config-dir={CONFIG}/{role}", *DEFAULT_FLAGS.split()]
 
 
-def test_role_is_agent_by_default(fake_consul: Shell) -> None:
-    assert fake_consul.start().stdout == fake_consul.start(CONSUL_ROLE="agent").stdout
+def test_role_is_agent_by_default(shell: Shell) -> None:
+    assert shell.start().stdout == shell.start(CONSUL_ROLE="agent").stdout
 
 
 @pytest.mark.parametrize(
@@ -250,28 +223,36 @@ def test_role_is_agent_by_default(fake_consul: Shell) -> None:
         ("CONSUL_ADVERTISE_WAN", "1.2.3.4", "-advertise-wan=1.2.3.4"),
     ],
 )
-def test_variable_becomes_a_flag(fake_consul: Shell, variable: str, value: str, flag: str) -> None:
-    assert flag not in fake_consul.start().stdout.splitlines()
-    assert flag in fake_consul.start(**{variable: value}).stdout.splitlines()
+def test_variable_becomes_a_flag(shell: Shell, variable: str, value: str, flag: str) -> None:
+    assert flag not in shell.start().stdout.splitlines()
+    assert flag in shell.start(**{variable: value}).stdout.splitlines()
 
 
 @pytest.mark.parametrize("value", ["false", "", "yes"])
-def test_ui_is_served_only_when_true(fake_consul: Shell, value: str) -> None:
-    assert "-ui" not in fake_consul.start(CONSUL_UI=value).stdout.splitlines()
+def test_ui_is_served_only_when_true(shell: Shell, value: str) -> None:
+    assert "-ui" not in shell.start(CONSUL_UI=value).stdout.splitlines()
 
 
-def test_unknown_role_is_refused(fake_consul: Shell) -> None:
-    done = fake_consul.start(CONSUL_ROLE="king")
+@pytest.mark.parametrize("value", ["king", "no/such"])
+@pytest.mark.parametrize(
+    ("script", "variable", "values"),
+    [
+        ("consul-start", "CONSUL_ROLE", "bootstrap, agent"),
+        ("nginx-start", "NGINX_UPDATE", "dynamic, reload, restart"),
+        ("nginx-start", "LB_ACCESS_LOG", "on, off"),
+    ],
+)
+def test_unknown_value_is_refused(shell: Shell, script: str, variable: str, values: str, value: str) -> None:
+    done = shell.run(script, **{variable: value})
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "CONSUL_ROLE: must be one of bootstrap, agent (got 'king')\n"
+    assert done.stderr == f"{variable}: must be one of {values} (got '{value}')\n"
 
 
-def test_role_that_names_another_directory_is_refused(fake_consul: Shell) -> None:
-    assert fake_consul.start(CONSUL_ROLE="no/such").returncode == 2
+Starter = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture(params=["this machine", "busybox alone"])
-def with_name(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+def with_name(request: pytest.FixtureRequest, tmp_path: Path) -> Starter:
     """Starts a shell script under with-name, with the programs of this machine or of busybox."""
     applets = tmp_path / "applets"
     (tmp_path / "run").mkdir()
@@ -281,19 +262,17 @@ def with_name(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., s
         applets.mkdir()
         subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
         command, path = [shutil.which("busybox") or "", "ash"], str(applets)
-    command += [str(ROOT / "build/config/supervisord/usr/bin/with-name"), "a-program", "sh", "-c"]
+    command += [str(SCRIPTS["with-name"]), "a-program", "sh", "-c"]
     return lambda script, **pipes: subprocess.Popen([*command, script], cwd=tmp_path, env={"PATH": path}, **pipes)
 
 
-def test_every_line_has_its_programs_name_at_once(
-    with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
-    # It continues only when its first line has been read.
+def test_every_line_has_its_programs_name_at_once(with_name: Starter, tmp_path: Path) -> None:
+    # The script continues only after its first line has been read.
     script = "echo first; read -r _; echo second >&2; echo; printf last"
     with with_name(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         assert process.stdout.readline() == b"a-program | first\n"
         process.stdin.write(b"go on\n")
         process.stdin.close()
@@ -303,24 +282,10 @@ def test_every_line_has_its_programs_name_at_once(
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_program_continues_when_its_lines_can_not_be_written(
-    with_name: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
-    # More than the pipe holds, in lines that awk writes one by one; and a line after awk has failed.
+def test_a_program_continues_when_its_lines_can_not_be_written(with_name: Starter, tmp_path: Path) -> None:
+    # More than the pipe holds, in lines that awk writes one by one, and a line after awk has failed.
     script = "i=0; while [ $i -lt 3000 ]; do echo 'forty characters are a line of this log.'; i=$((i + 1)); done"
     with Path("/dev/full").open("wb") as full:
         process = with_name(f"{script}; sleep 0.2; echo more && touch done", stdout=full, stderr=subprocess.DEVNULL)
         assert process.wait(20) == 0
     assert (tmp_path / "done").exists()
-
-
-@pytest.mark.parametrize("variable", ["NGINX_UPDATE", "LB_ACCESS_LOG"])
-def test_nginx_start_refuses_a_value_that_it_does_not_know(shell: Shell, variable: str) -> None:
-    script = ROOT / "build/config/nginx/usr/bin/nginx-start"
-    env = {"PATH": shell.path, variable: "maybe"}
-    done = subprocess.run(
-        [*shell.command, str(script)], env=env, capture_output=True, text=True, timeout=10, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"{variable}: 'maybe' is ")
-    assert len(done.stderr.splitlines()) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -16,27 +18,26 @@ NOW = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 
 def replica(**given: object) -> Replica:
-    values: dict[str, object] = {
-        "application": "shop",
-        "id": "shop-box-7777",
-        "node": "box",
-        "address": "10.0.0.2",
-        "port": 7777,
-        "weight": 9,
-        "version": "2",
-        "check": "passing",
-        "output": "fine",
-        "node_check": "passing",
-        "registered": "2026-01-02T11:59:00+00:00",
-        "rendered": True,
-        "balancer": "serving",
-        "difference": "",
-    }
-    return Replica(**{**values, **given})  # type: ignore[arg-type]
+    serving = Replica(
+        application="shop",
+        id="shop-box-7777",
+        node="box",
+        address="10.0.0.2",
+        port=7777,
+        weight=9,
+        version="2",
+        check="passing",
+        output="fine",
+        node_check="passing",
+        registered="2026-01-02T11:59:00+00:00",
+        rendered=True,
+        balancer="serving",
+    )
+    return replace(serving, **given)  # type: ignore[arg-type]
 
 
-def status(*replicas: Replica, problem: str = "") -> Status:
-    return Status(replicas=list(replicas), services=[], refused=[], problem=problem)
+def status(*replicas: Replica, problem: str = "", refused: Sequence[dict[str, object]] = ()) -> Status:
+    return Status(replicas=list(replicas), services=[], refused=list(refused), problem=problem)
 
 
 @pytest.mark.parametrize(
@@ -76,45 +77,34 @@ def test_without_a_balancer_its_view_is_unknown() -> None:
     assert shown.splitlines()[-1] == "! no balancer"
 
 
+LOST = {"id": "", "check": "", "rendered": False}
+
+
 @pytest.mark.parametrize(
-    ("given", "step"),
+    ("given", "end"),
     [
-        ({"node_check": "critical", "check": "critical", "balancer": ""}, "agent"),
-        ({"check": "critical", "rendered": False, "balancer": ""}, "check"),
-        ({"id": "", "check": "", "node_check": "", "rendered": False, "balancer": ""}, "catalogue"),
-        ({"rendered": False, "balancer": ""}, "rendered list"),
-        ({"balancer": "ejected: refused"}, "balancer"),
+        ({}, "  it gets its share of the calls"),
+        ({"node_check": "critical", "check": "critical", "balancer": ""}, "it gets no calls because of: agent"),
+        ({"check": "critical", "rendered": False, "balancer": ""}, "it gets no calls because of: check"),
+        ({**LOST, "node_check": "", "balancer": ""}, "it gets no calls because of: catalogue"),
+        ({"rendered": False, "balancer": ""}, "it gets no calls because of: rendered list"),
+        ({"balancer": "ejected: refused"}, "it gets no calls because of: balancer"),
+        ({"check": "critical"}, "it still gets its share of the calls, in spite of: check"),
+        ({**LOST, "balancer": "held"}, "it still gets its share of the calls, in spite of: catalogue"),
     ],
 )
-def test_the_first_step_that_is_missing_is_named(given: dict[str, object], step: str) -> None:
-    assert explain(status(replica(**given))).endswith(f"it gets no calls because of: {step}")
-
-
-def test_a_replica_that_misses_no_step_gets_calls() -> None:
-    assert explain(status(replica())).endswith("  it gets its share of the calls")
-
-
-@pytest.mark.parametrize(
-    ("given", "step"),
-    [({"check": "critical"}, "check"), ({"id": "", "check": "", "rendered": False, "balancer": "held"}, "catalogue")],
-)
-def test_a_replica_that_the_balancer_still_serves_is_shown_as_such(given: dict[str, object], step: str) -> None:
-    shown = explain(status(replica(**given)))
-    assert shown.endswith(f"it still gets its share of the calls, in spite of: {step}")
+def test_an_explanation_ends_with_the_first_step_that_is_missing(given: dict[str, object], end: str) -> None:
+    assert explain(status(replica(**given))).endswith(end)
 
 
 def test_a_refusal_is_found_by_application_address_and_port() -> None:
     reason = "10.0.0.2 is neither its node's address nor in PEER_CIDR"
     entry = {"application": "shop", "address": "10.0.0.2", "port": 7777, "reason": reason}
-    refused = replica(rendered=False, balancer="")
-    shown = Status(
-        replicas=[refused], services=[], refused=[{**entry, "port": 1, "reason": "other"}, entry], problem=""
-    )
-    assert reason in explain(shown)
-    assert "other" not in explain(shown)
-    assert reason not in explain(
-        Status(replicas=[replica(address="0.0.0.2")], services=[], refused=[entry], problem="")
-    )
+    other = {**entry, "port": 1, "reason": "other"}
+    shown = explain(status(replica(rendered=False, balancer=""), refused=[other, entry]))
+    assert reason in shown
+    assert "other" not in shown
+    assert reason not in explain(status(replica(address="0.0.0.2"), refused=[entry]))
 
 
 def test_registered_text_has_no_effect_on_the_terminal() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from local_stack.processes import is_alive
 from local_stack.settings import ROOT
-from local_stack.tools import TOOLS, ToolError, find
-from testbed.wait import is_alive, wait_for
+from local_stack.tools import TOOLS
+from testbed.wait import wait_for
 from tests.support.machine import Machine as BareMachine
+from tests.support.machine import prints
 
-BUILDS = "cd $GOBIN; printf '#!/bin/sh\\necho Consul v1.22.7\\n' > consul; chmod 755 consul"
+BUILDS = prints("$GOBIN/consul", "Consul v1.22.7")
 
 
 class Machine(BareMachine):
@@ -23,8 +25,9 @@ class Machine(BareMachine):
         answer = f'if [ "$1" = env ]; then echo {version}; echo {toolchain}; exit; fi'
         self.script("go", answer, f'echo "$CGO_ENABLED $*" >> {self.calls_file}', install)
 
-    def unfinished(self) -> list[Path]:
-        return list(self.cached.parent.glob("unfinished-*"))
+    def left(self) -> list[Path]:
+        """Returns the files of Consul in the cache: the program, and unfinished directories."""
+        return [path for path in self.cached.parent.iterdir() if path.name not in ("lock", "build.log")]
 
     def start(self) -> subprocess.Popen[str]:
         """Starts the command line in a process of its own."""
@@ -50,19 +53,16 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_consul_is_built_from_its_own_module_without_c_and_kept(machine: Machine) -> None:
     machine.has_go(BUILDS)
-    assert find("consul", places=machine.places) == machine.cached
+    assert machine.find() == machine.cached
     call = "install -trimpath -mod=readonly -ldflags=-s -w github.com/hashicorp/consul"
     assert machine.calls() == [f"0 -C {ROOT}/local_stack/go/consul {call}"]
-    assert find("consul", places=machine.places, install=False) == machine.cached
+    assert machine.find(install=False) == machine.cached
     assert len(machine.calls()) == 1
 
 
 def test_consul_template_is_built_from_its_published_module(machine: Machine) -> None:
-    machine.has_go(
-        BUILDS.replace("Consul v1.22.7", "consul-template v0.42.1").replace(" consul;", " consul-template;")
-        + "-template"
-    )
-    built = find("consul-template", places=machine.places)
+    machine.has_go(prints("$GOBIN/consul-template", "consul-template v0.42.1"))
+    built = machine.find("consul-template")
     assert built.parts[-2:] == ("consul-template-0.42.1", "consul-template")
     assert machine.calls()[0].endswith("-ldflags=-s -w github.com/hashicorp/consul-template@v0.42.1")
 
@@ -72,41 +72,35 @@ def test_failed_build_says_its_last_lines_and_where_its_log_is(
 ) -> None:
     machine.has_go("echo '# some/package' >&2; echo 'no space left on device' >&2; exit 1")
     log = machine.cached.with_name("build.log")
-    with pytest.raises(ToolError) as raised:
-        find("consul", places=machine.places)
-    assert f"built with Go: go install failed (exit 1): no space left on device; log: {log}\n" in str(raised.value)
+    assert f"built with Go: go install failed (exit 1): no space left on device; log: {log}\n" in machine.refusal()
     assert "local_stack:   # some/package\nlocal_stack:   no space left" in capfd.readouterr().err
     assert log.read_text(encoding="utf-8") == "# some/package\nno space left on device\n"
-    assert not machine.cached.exists()
-    assert not machine.unfinished()
+    assert machine.left() == []
 
 
 def test_program_that_was_built_is_kept_only_if_it_is_suitable(machine: Machine) -> None:
     machine.has_go(BUILDS.replace("1.22.7", "1.22.8-dev"))
-    with pytest.raises(ToolError, match=r"version 1\.22\.8-dev is a pre-release"):
-        find("consul", places=machine.places)
-    assert not machine.cached.exists()
-    assert not machine.unfinished()
+    assert "version 1.22.8-dev is a pre-release" in machine.refusal()
+    assert machine.left() == []
 
 
 def test_go_that_is_too_old_is_refused(machine: Machine) -> None:
     machine.has_go(BUILDS, version="go1.19.8", toolchain="")
-    with pytest.raises(ToolError, match=r"bin/go is Go 1\.19\.8, and consul 1\.22\.7 needs 1\.25\.9 or newer"):
-        find("consul", places=machine.places)
+    assert "bin/go is Go 1.19.8, and consul 1.22.7 needs 1.25.9 or newer" in machine.refusal()
     assert not machine.calls()
 
 
 def test_older_go_that_fetches_the_go_it_needs_is_used(machine: Machine) -> None:
     machine.has_go(BUILDS, version="go1.24.4", toolchain="auto")
-    assert find("consul", places=machine.places) == machine.cached
+    assert machine.find() == machine.cached
 
 
 def test_progress_of_a_build_is_said(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("local_stack.tools.progress.INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("local_stack.tools.cache.INTERVAL_SECONDS", 0.05)
     machine.has_go(f"sleep 0.7; {BUILDS}")
-    find("consul", places=machine.places)
+    machine.find()
     said = capfd.readouterr().err
     assert "building consul 1.22.7 with Go, about 7 min the first time, and up to 5 GB" in said
     assert "building consul 1.22.7 with Go, about 7 min the first time: 1 s" in said
@@ -135,15 +129,14 @@ def test_interrupted_build_leaves_neither_process_nor_file(machine: Machine, num
     assert process.communicate()[1].endswith("local_stack: interrupted\n")
     assert process.returncode == 1
     assert not is_alive(int(pid_file.read_text(encoding="ascii")))
-    assert not machine.unfinished()
-    assert not machine.cached.exists()
+    assert machine.left() == []
 
 
 def test_files_of_a_killed_process_are_removed_by_the_next_build(machine: Machine) -> None:
     machine.consul(machine.cached.parent / "unfinished-killed" / "consul")
     machine.has_go(BUILDS)
-    find("consul", places=machine.places)
-    assert not machine.unfinished()
+    machine.find()
+    assert machine.left() == [machine.cached]
 
 
 def test_go_module_of_consul_has_the_version_that_is_wanted() -> None:

@@ -1,11 +1,12 @@
 """The distribution's packages, with small shell scripts as package managers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from local_stack.tools import ToolError, find
 from tests.support.machine import Machine as BareMachine
+from tests.support.machine import prints
 
 APT_INSTALL = "install -y --no-install-recommends nginx libnginx-mod-http-lua lua-cjson"
 APK_NGINX = """\
@@ -43,11 +44,7 @@ class Machine(BareMachine):
         super().__init__(directory)
         self.nginx = self.bin / "nginx"
         self.policy = directory / "policy"
-        self.installs = self.prints("nginx", "nginx version: nginx/1.30.1")
-
-    def prints(self, name: str, text: str) -> str:
-        """Returns a shell line that writes a program which prints a text."""
-        return f"printf '#!/bin/sh\\necho {text}\\n' > {self.bin}/{name}; chmod 755 {self.bin}/{name}"
+        self.installs = prints(self.nginx, "nginx version: nginx/1.30.1")
 
     def has_apt(self, policy: str, *, install: str = "", update: str = ":") -> None:
         """Gives it apt; ``install`` and ``update`` are shell lines that its apt-get runs."""
@@ -61,67 +58,69 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_root_installs_nginx_with_apt(machine: Machine) -> None:
-    machine.has_apt(apt_nginx())
-    assert find("nginx", places=machine.places) == machine.nginx
-    assert machine.calls() == [APT_INSTALL]
-
-
 def test_root_installs_nginx_with_apk(machine: Machine) -> None:
     machine.policy.write_text(APK_NGINX, encoding="utf-8")
     machine.has("apk", f"if [ $1 = policy ]; then cat {machine.policy}; else {machine.installs}; fi")
-    assert find("nginx", places=machine.places) == machine.nginx
+    assert machine.find("nginx") == machine.nginx
     assert machine.calls()[1:] == ["add --no-cache nginx nginx-mod-http-lua lua5.1-cjson"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "calls"),
+    [
+        (apt_nginx(), [APT_INSTALL]),
+        ("", ["update", APT_INSTALL]),  # the package is not in the lists
+    ],
+)
+def test_root_installs_nginx_with_apt(machine: Machine, policy: str, calls: list[str]) -> None:
+    machine.has_apt(policy, update=f"cp {machine.bin}/new {machine.policy}")
+    (machine.bin / "new").write_text(apt_nginx(), encoding="utf-8")
+    assert machine.find("nginx") == machine.nginx
+    assert machine.calls() == calls
 
 
 def test_user_who_is_not_root_installs_nothing_and_is_told_the_command(machine: Machine) -> None:
     machine.has_apt(apt_nginx())
-    with pytest.raises(ToolError) as raised:
-        find("nginx", places=machine.not_root)
-    assert f"not root, so nothing is installed; as root: apt-get {APT_INSTALL}\n" in str(raised.value)
-    assert str(raised.value).endswith(f"by hand, as root: apt-get {APT_INSTALL}")
+    machine.places = replace(machine.places, root=False)
+    refusal = machine.refusal("nginx")
+    assert f"not root, so nothing is installed; as root: apt-get {APT_INSTALL}\n" in refusal
+    assert refusal.endswith(f"by hand, as root: apt-get {APT_INSTALL}")
     assert machine.calls() == []
 
 
-def test_package_that_is_too_old_is_not_installed(machine: Machine) -> None:
-    machine.has_apt(apt_nginx("1.18.0-6ubuntu14"))
-    with pytest.raises(ToolError, match=r"package nginx: version 1\.18\.0 is older than 1\.22"):
-        find("nginx", places=machine.places)
-    assert machine.calls() == []
-
-
-def test_lists_are_updated_when_the_package_is_not_in_them(machine: Machine) -> None:
-    machine.has_apt("", update=f"cp {machine.bin}/new {machine.policy}")
-    (machine.bin / "new").write_text(apt_nginx(), encoding="utf-8")
-    assert find("nginx", places=machine.places) == machine.nginx
-    assert machine.calls() == ["update", APT_INSTALL]
-
-
-def test_lists_are_updated_once_when_the_installation_fails(machine: Machine) -> None:
-    machine.has_apt(apt_nginx(), install="echo 'E: 404 Not Found'; exit 100")
-    with pytest.raises(ToolError, match=r"apt-get failed \(exit 100\): E: 404 Not Found"):
-        find("nginx", places=machine.places)
-    assert machine.calls() == [APT_INSTALL, "update", APT_INSTALL]
-
-
-def test_consul_has_no_package_in_debian_and_no_update_is_made_for_it(machine: Machine) -> None:
-    machine.has_apt(apt_policy(consul="(none)"))
-    with pytest.raises(ToolError, match="distribution's package: no package consul\n"):
-        find("consul", places=machine.places)
-    assert machine.calls() == []
+@pytest.mark.parametrize(
+    ("tool", "policy", "install", "reason", "calls"),
+    [
+        ("nginx", apt_nginx("1.18.0-6ubuntu14"), "", "package nginx: version 1.18.0 is older than 1.22", []),
+        (
+            "nginx",
+            apt_nginx(),
+            "echo 'E: 404 Not Found'; exit 100",
+            "apt-get failed (exit 100): E: 404 Not Found",
+            [APT_INSTALL, "update", APT_INSTALL],
+        ),
+        # Debian has no Consul, so no update is made for it.
+        ("consul", apt_policy(consul="(none)"), "", "distribution's package: no package consul\n", []),
+    ],
+)
+def test_package_that_is_unavailable_is_a_reason(
+    machine: Machine, tool: str, policy: str, install: str, reason: str, calls: list[str]
+) -> None:
+    machine.has_apt(policy, install=install)
+    assert reason in machine.refusal(tool)
+    assert machine.calls() == calls
 
 
 def test_package_of_a_repository_that_the_user_added_is_installed(machine: Machine) -> None:
-    machine.has_apt(apt_policy(consul="1.23.0-1"), install=machine.prints("consul", "Consul v1.23.0"))
-    assert find("consul", places=machine.places) == machine.bin / "consul"
+    machine.has_apt(apt_policy(consul="1.23.0-1"), install=prints(machine.bin / "consul", "Consul v1.23.0"))
+    assert machine.find() == machine.bin / "consul"
 
 
 def test_services_may_not_start_during_the_installation_and_may_afterwards(machine: Machine) -> None:
     seen = machine.bin / "seen"
     policy = machine.places.policy_file
     machine.has_apt(apt_nginx(), install=f"{policy} nginx start; echo $? >> {seen}; false")
-    with pytest.raises(ToolError):
-        find("nginx", places=machine.places)
+    machine.refusal("nginx")
     assert seen.read_text(encoding="utf-8").split() == ["101", "101"]
     assert not policy.exists()
 
@@ -133,6 +132,6 @@ def test_policy_of_the_machine_is_left_alone_and_one_of_a_killed_process_is_remo
     policy = machine.script(machine.places.policy_file, content)
     before = policy.read_text(encoding="utf-8")
     machine.has_apt(apt_nginx())
-    find("nginx", places=machine.places)
+    machine.find("nginx")
     assert policy.exists() == left
     assert not left or policy.read_text(encoding="utf-8") == before

@@ -4,11 +4,11 @@ pid_file = ""
 kill_signal = "SIGTERM"
 reload_signal = "SIGHUP"
 
-# Only the leader's answers: a stale one could bring a replica back that has gone. The agent has use_streaming_backend
-# off for the same reason: a stream comes from any server, and one that is not the leader learns of a change 50 to
-# 100 ms later (Raft's CommitTimeout).
-# The agent compresses nothing: consul-template's HTTP client asks for gzip and can't be told not to, and Consul gzips no
-# answer that has a Content-Encoding already. Over loopback it only costs processor time, 8 ms a change of 1,000 replicas.
+# Only the leader answers, because a stale answer could bring back a replica that has left. The agent has
+# use_streaming_backend off for the same reason: a stream comes from any server, and a follower learns of a change 50 to
+# 100 ms after the leader (Raft's CommitTimeout). The agent does not compress: consul-template's HTTP client always asks
+# for gzip, but Consul does not gzip an answer that has a Content-Encoding already. Over loopback gzip only costs
+# processor time, 8 ms a change of 1,000 replicas.
 max_stale = "0s"
 # Servers that come back without their data answer a waiting query only when it ends.
 block_query_wait = "10s"
@@ -16,7 +16,7 @@ block_query_wait = "10s"
 consul {
   retry {
     enabled = true
-    # No bound: a Consul that is away must not end the balancer's consul-template.
+    # Unbounded, because a Consul that does not answer must not end consul-template.
     attempts = 0
     backoff = "100ms"
     max_backoff = "1s"
@@ -27,7 +27,7 @@ template {
   source = "etc/consul-templates/load-balancer.tpl"
   destination = "etc/nginx/conf.d/load-balancer.conf"
   perms = 0644
-  # What can't be written is tried again by the next consul-template, which supervisord starts.
+  # After a failed write supervisord starts consul-template again, which tries again.
   error_fatal = true
   command = ["nginx-update", "structure"]
 }
@@ -36,6 +36,5 @@ template {
   source = "etc/consul-templates/peers.tpl"
   destination = "run/peers"
   perms = 0644
-  # What can't be written is tried again by the next consul-template, which supervisord starts.
   error_fatal = true
 }

@@ -1,7 +1,7 @@
 {{- /*
-The balancer's listener and how calls go on, from the balancer's environment. NGINX_UPDATE says how replicas are found:
-dynamic          Lua knows them. Nothing in this file comes from Consul, and it is rendered without one.
-reload, restart  They are the servers of the upstream, and this file is rendered again at each change. There is no Lua.
+nginx's servers, from the balancer's environment. NGINX_UPDATE is the way in which nginx gets the replicas:
+dynamic          Lua has them. Nothing in this file comes from Consul, so it is rendered without Consul.
+reload, restart  They are the servers of the upstream, and this file is rendered again at each change, without Lua.
 */ -}}
 {{ $static := or (eq (env "NGINX_UPDATE") "reload") (eq (env "NGINX_UPDATE") "restart") -}}
 {{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
@@ -18,8 +18,8 @@ reload, restart  They are the servers of the upstream, and this file is rendered
 {{ $ipv6 := printf "^(%s(:%s){7}|%s::%s)$" $group $group $some $some -}}
 
 {{- /*
-PEER_CIDR, its IPv4 networks: two addresses are in one network when both have the same number, divided by the network's
-size and rounded down. A network without a prefix is one address.
+The IPv4 networks of PEER_CIDR. Two addresses are in one network when their numbers, divided by its size and rounded
+down, are equal. A network without a prefix is one address.
 */ -}}
 {{ $networks := envOrDefault "PEER_CIDR" "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16" | replaceAll "," " " | split " " -}}
 {{ range $networks }}{{ if regexMatch (printf "^%s(/(3[0-2]|[12]?[0-9]))?$" $ipv4) . -}}
@@ -29,8 +29,8 @@ size and rounded down. A network without a prefix is one address.
 {{ end }}{{ end -}}
 
 {{- /*
-Anybody who reaches Consul can register anything, so only literal addresses and numbers in range go into the file. A
-replica's address is its node's own or in PEER_CIDR, its port is none of Consul's. Services as in peers.tpl.
+Whoever reaches Consul can register anything, so only literal addresses and numbers in range go into the file. A
+replica's address must be its node's own or in PEER_CIDR, and its port not one of Consul's. Services as in peers.tpl.
 */ -}}
 {{ range services }}{{ if and (contains "grpc_server" .Tags) (regexMatch "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$" .Name) -}}
 {{ range service (printf "%s|passing,warning" .Name) }}{{ if contains "grpc_server" .Tags -}}
@@ -52,26 +52,26 @@ include lua.conf;
 
 upstream grpc_replicas {
     {{- if not $static }}
-    # Never used: balancer_by_lua names the peer of each try.
+    # Never used, because balancer_by_lua sets the peer of each try.
     server 0.0.0.1:1;
     balancer_by_lua_block { require("balancer").balance() }
     {{- else }}
     {{- range scratch.MapValues "servers" }}
     server {{ . }} max_fails=1 fail_timeout=1s;
     {{- else }}
-    # nginx refuses an upstream without a server. A call is answered with UNAVAILABLE at once.
+    # nginx refuses an upstream without a server. With this one a call gets UNAVAILABLE at once.
     server 0.0.0.1:1 down;
     {{- end }}
     {{- end }}
-    # Idle connections to replicas that a worker keeps, some for each of 1,000 replicas, and how long. A replica's
-    # connection is not ended for its count of calls: an end costs a new connection and brings nothing.
+    # A worker keeps idle connections to replicas, a few for each of 1,000 replicas. The number of calls does not end a
+    # connection, because a new one has no advantage.
     keepalive 4096;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
 }
 
 {{ if not $static -}}
-# Health and reflection for all applications at once.
+# Health and reflection for all applications (balancer/answers.py).
 upstream answers {
     server unix:run/answers.sock;
     keepalive 64;
@@ -92,8 +92,8 @@ server {
     listen {{ . }} http2 backlog=4096 so_keepalive=60s:10s:6;
     {{- end }}
 
-    # More calls at once on a connection than an address may have: those beyond that are refused with a status, while
-    # a client makes calls beyond what its connection takes wait without a word.
+    # More calls on a connection than an address may have, because limit_conn refuses a call with a status, while a
+    # client lets calls beyond its connection's streams wait.
     http2_max_concurrent_streams {{ $calls | add 128 }};
     limit_conn address {{ $calls }};
     include calls.conf;
@@ -101,22 +101,22 @@ server {
 
     {{- if $logs }}
     {{- if not $static }}
-    # Lua finds it.
+    # Lua sets it.
     set $lb_grpc_code "";
     {{- end }}
-    # nginx-start makes it the container's output. No more at once than a pipe takes in one piece (pipe(7), PIPE_BUF),
-    # for others write to it too.
+    # nginx-start links the file to the container's output. The buffer is as large as a pipe takes in one piece
+    # (pipe(7), PIPE_BUF), because others write to it too.
     access_log access.log calls buffer=4k flush=1s;
     {{- end }}
     {{- if not $static }}
 
-    # A call that its client resets while it waits (tcp.lua) goes nowhere.
+    # A call that its client resets while it waits in tcp.lua is not sent to a replica.
     lua_check_client_abort on;
-    # For the locations below and in grpc_answers.conf as well.
+    # The locations below and in grpc_answers.conf have them too.
     header_filter_by_lua_block { require("balancer").answered() }
     log_by_lua_block { require("balancer").finish() }
 
-    # Services that every application has. Lua names the upstream.
+    # The services that every application has. Lua may change the upstream.
     set $lb_upstream grpc_replicas;
     {{- range sprig_list "health.v1.Health" "reflection.v1.ServerReflection" "reflection.v1alpha.ServerReflection" }}
     location /grpc.{{ . }}/ {
@@ -147,20 +147,20 @@ server {
 
 {{ $status := envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" | trim "[]" -}}
 {{ $port := envOrDefault "LB_STATUS_PORT" "8080" -}}
-# The balancer's own health and view, for its checks, for people and for the control plane.
+# The balancer's health and state, for its health check, for operators and for the control plane.
 server {
     listen {{ if contains ":" $status }}[{{ $status }}]{{ else }}{{ $status }}{{ end }}:{{ $port }};
     include status.conf;
     {{- if not $static }}
 
-    # The replicas as this nginx has them.
+    # The replicas from nginx.
     location = /state {
         default_type application/json;
         content_by_lua_block { require("balancer").state() }
     }
 
-    # What the control plane decides. Only programs of the same host are allowed: a connection to an address of its own
-    # host comes from that address. Browsers send requests of any website from there too, with the header Origin.
+    # Takes the control plane's document. Only programs of the same host may send it: a connection to an address of its
+    # own host comes from that address. A browser there sends requests of any website too, with the header Origin.
     location = /configuration {
         allow 127.0.0.0/8;
         allow ::1;
@@ -172,7 +172,7 @@ server {
             return 403;
         }
         default_type application/json;
-        # The body is never written to disk; its buffer is as large as Content-Length says.
+        # The body is never written to disk; its buffer has the size of Content-Length.
         client_max_body_size 64m;
         client_body_buffer_size 64m;
         content_by_lua_block { require("configuration").serve() }

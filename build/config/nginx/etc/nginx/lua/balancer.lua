@@ -16,31 +16,34 @@ local tcp = require("tcp")
 
 local _M = {}
 
--- A failed try is repeated at so many other replicas at the most.
+-- The most other replicas that are tried after a failed connection.
 local MORE_TRIES = 4
--- So many calls a worker has at once, of the connections that it may have (worker_connections in nginx.conf, and the
--- limit of open files). Each call takes one to a replica and may have a client's of its own; the rest is for idle ones
--- and for /configuration, which can be reached whatever callers do.
+-- The most calls that a worker has at once, as a part of its connections. Their number is worker_connections, which
+-- nginx does not tell Lua, or the limit of open files where that is lower. A call takes a connection to a replica and
+-- may have a client's of its own; the rest is for idle ones and for /configuration, which callers must not block.
 ffi.cdef([[
     typedef struct { unsigned long current; unsigned long maximum; } lb_limit_t;
     int getrlimit(int resource, lb_limit_t *limit);
 ]])
-local RLIMIT_NOFILE, WORKER_CONNECTIONS, CALLS_PART = 7, 32768, 0.36
+local RLIMIT_NOFILE, CALLS_PART = 7, 0.36
 local limit = ffi.new("lb_limit_t")
 ffi.C.getrlimit(RLIMIT_NOFILE, limit)
-local MAX_CALLS = math.floor(math.min(WORKER_CONNECTIONS, tonumber(limit.current)) * CALLS_PART)
--- That the limit is reached is logged so often at the most.
+local file = assert(io.open(ngx.config.prefix() .. "../../etc/nginx/nginx.conf"))
+local worker_connections = tonumber(file:read("*a"):match("worker_connections (%d+);"))
+file:close()
+local MAX_CALLS = math.floor(math.min(worker_connections, tonumber(limit.current)) * CALLS_PART)
+-- The time between two log lines about refused calls.
 local REFUSED_SECONDS, refused_at = 10, 0
 
--- The calls that this worker has, by the address of nginx's request. ngx.ctx would do, but costs more and does not
--- survive error_page. finish() takes a call out, whatever its end, and its table is used again.
+-- The calls of this worker, by the address of nginx's request. ngx.ctx costs more, and error_page clears it. finish()
+-- removes a call and keeps its table for another one.
 local calls, spare, spare_count = {}, {}, 0
 local open_calls = 0
 
 local view = fleet.current()
 local refreshed_at
 
--- Looks for changes, once in each event-loop iteration at the most: nginx's time changes no more often.
+-- Looks for changes, at most once in each event-loop iteration, because nginx's time stands still within one.
 local function refresh()
     local now = ngx.now()
     if now == refreshed_at then
@@ -71,13 +74,8 @@ function _M.accept()
         ngx.var.lb_exhausted_message = "too many calls at once at this balancer"
         return ngx.exit(429)
     end
-    local call
-    if spare_count > 0 then
-        call = spare[spare_count]
-        spare_count = spare_count - 1
-    else
-        call = {}
-    end
+    local call = spare[spare_count] or {}
+    spare_count = math.max(spare_count - 1, 0)
     call.began, call.pool, call.replica, call.tried, call.context = clock.now(), nil, nil, nil, nil
     calls[this_request()] = call
     open_calls = open_calls + 1
@@ -88,8 +86,8 @@ function _M.accept()
     tcp.gather()
 end
 
--- For access_by_lua: a call of health or of reflection has begun, which every application has. With several, it is
--- answered for all of them (balancer/answers.py), unless the caller names one.
+-- For access_by_lua: a call of health or reflection has begun. Every application has these services: with several
+-- applications, balancer/answers.py answers for all of them, unless the caller names one.
 function _M.accept_shared()
     refresh()
     if view.several and not ngx.var.http_x_application then
@@ -98,7 +96,7 @@ function _M.accept_shared()
     return _M.accept()
 end
 
--- The answer that error_page makes of ngx.ERROR, where it is not that no replica could be reached.
+-- Ends a call as UNIMPLEMENTED: error_page answers ngx.ERROR with the status and the message that are set here.
 local function unimplemented()
     ngx.var.lb_grpc_status = 12
     local service = ngx.var.uri:match("^/([%w_.]+)/")
@@ -126,7 +124,7 @@ local function give_up(call, replica, reason)
     call.tried[replica.key] = true
 end
 
--- For balancer_by_lua: names the replica of this try.
+-- For balancer_by_lua: gives nginx the replica of this try.
 function _M.balance()
     refresh()
     local call = calls[this_request()]
@@ -135,7 +133,7 @@ function _M.balance()
             return unimplemented()
         end
     elseif call.replica then
-        -- nginx asks again: the last replica could not be reached.
+        -- nginx asks again because the last replica could not be reached.
         inflight.leave(call.replica.calls, call.period)
         give_up(call, call.replica, "no connection")
         call.replica = nil
@@ -155,11 +153,11 @@ function _M.balance()
     return ngx.exit(ngx.ERROR)
 end
 
--- For header_filter_by_lua.
+-- For header_filter_by_lua: a response begins.
 function _M.answered()
     local call = calls[this_request()]
     local replica = call and call.replica
-    -- nginx adds these where a response has none.
+    -- nginx would add these to a response without them.
     local header = ngx.header
     if not header.server then
         header.server = nil
@@ -170,7 +168,7 @@ function _M.answered()
     tcp.response(replica and replica.connection)
 end
 
--- For header_filter_by_lua of the answer to a call that no replica has answered.
+-- For header_filter_by_lua of @unavailable: no replica has answered the call.
 function _M.failed()
     local call = calls[this_request()]
     local sent = (ngx.var.upstream_bytes_sent or ""):match("(%d+)$")
@@ -181,7 +179,7 @@ function _M.failed()
     tcp.response(nil)
 end
 
--- For log_by_lua: the call has ended, in whatever way. One that was refused before accept() is not in `calls`.
+-- For log_by_lua: a request has ended. One that nginx refused before accept() is not in `calls`.
 function _M.finish()
     local request = this_request()
     local call = calls[request]
@@ -200,7 +198,7 @@ function _M.finish()
         spare[spare_count] = call
     end
     if metrics.counts or metrics.logs then
-        metrics.ended(replica, seconds)
+        metrics.record(replica, seconds)
     end
 end
 
@@ -216,7 +214,7 @@ function _M.init_worker()
     end)
 end
 
--- The answer to /metrics.
+-- Answers /metrics.
 function _M.metrics()
     refresh()
     ngx.header.content_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -225,7 +223,7 @@ end
 
 local empty_array = setmetatable({}, cjson.array_mt)
 
--- The answer to /state: what this nginx balances over, as JSON.
+-- Answers /state with the replicas and routes of this nginx, as JSON.
 function _M.state()
     refresh()
     local replicas, services = {}, {}

@@ -1,5 +1,5 @@
--- Seconds of a clock that no one sets (clock_gettime(2), CLOCK_MONOTONIC). All programs of a machine read the same, so
--- the control plane's times can be compared with it. ngx.now() is the wall clock.
+-- The monotonic clock in seconds (clock_gettime(2), CLOCK_MONOTONIC). All programs of a machine share it, so the
+-- control plane's times can be compared with it. ngx.now() is the wall clock.
 
 local ffi = require("ffi")
 

@@ -1,5 +1,5 @@
--- What the control plane has decided: one JSON document, which it posts to /configuration and keeps in a file. nginx
--- starts with that file. balancer/document.py describes the document.
+-- Receives the document: the control plane posts it to /configuration and keeps it on disk as the snapshot, from which
+-- nginx starts. balancer/document.py describes it.
 
 local cjson = require("cjson")
 
@@ -9,7 +9,7 @@ local SNAPSHOT = ngx.config.prefix() .. "../../var/lib/load-balancer/snapshot.js
 
 local shared = ngx.shared.configuration
 local DOCUMENT, VERSION, GENERATION = "document", "version", "generation"
--- What this worker has accepted and not yet read: it need not parse it again.
+-- The document that this worker has accepted and not yet read, so that it need not parse it again.
 local accepted_text, accepted
 
 local function parse(text)
@@ -26,8 +26,8 @@ local function parse(text)
 end
 
 local function store(text, version)
-    -- safe_set: set would evict other keys to make room. It frees the value that it replaces before it looks for room:
-    -- two places in turns, so that a document without room does not take the one before with it.
+    -- safe_set, because set would evict other keys to make room. safe_set frees the value that it replaces before it
+    -- looks for room, so documents take turns in two places: one without room leaves the last one in its place.
     local generation = (shared:get(GENERATION) or 0) + 1
     local ok, err = shared:safe_set(DOCUMENT .. generation % 2, text)
     if not ok then
@@ -38,7 +38,7 @@ local function store(text, version)
     return true
 end
 
--- For init_by_lua: after a reload the shared memory has the latest document, after a start only the file has it.
+-- For init_by_lua: reads the snapshot when nginx starts. After a reload the shared memory has the latest document.
 function _M.init()
     if shared:get(GENERATION) then
         return
@@ -59,7 +59,7 @@ function _M.init()
     end
 end
 
--- Counts the documents; nil before the first.
+-- The number of documents so far; nil before the first.
 function _M.generation()
     return shared:get(GENERATION)
 end
@@ -99,7 +99,7 @@ local function accept()
     answer(200, { version = document.version })
 end
 
--- For content_by_lua: POST takes a document, GET tells the version of the one that is there.
+-- For content_by_lua: POST stores a document, GET answers with the version of the stored one.
 function _M.serve()
     local method = ngx.req.get_method()
     if method == "POST" then

@@ -1,5 +1,5 @@
--- A worker's view of the document: tables that a call is routed and a replica is picked with. A replica's table and a
--- pool's rotation survive from one document to the next, so no change of the fleet disturbs the shares.
+-- A worker's view of the document, in the tables that router.lua and picker.lua use. A replica's table and a pool's
+-- rotation survive from one document to the next, so changes of the fleet do not disturb the shares.
 
 local configuration = require("configuration")
 local inflight = require("inflight")
@@ -8,26 +8,31 @@ local tcp = require("tcp")
 local _M = {}
 
 local generation
--- Where calls go that no replica can answer now, but one could before.
+-- The pool of services without a replica: their calls get UNAVAILABLE.
 local NOBODY = { name = "", replicas = {}, weight = 0, weighted = false, calls = inflight.new() }
 
--- document: what it was made of. replicas: all, in the document's order; by_key: by their keys. pools: by name.
--- applications: by name, the pool of all replicas. services: by gRPC service, the pool that gets its calls. default: the
--- pool of all other calls, or nil. only: the pool of every call where there is no other. several: whether there are several
--- applications.
-local view = {
-    document = { version = "", routes = {}, changed = 0, updated = 0 }, replicas = {}, by_key = {}, pools = {},
-    applications = {}, services = {}, default = NOBODY, only = NOBODY, several = false,
-}
+-- document: the source of the view. replicas: all, in the document's order; by_key: the same by their keys. pools: by
+-- name. applications: by name, the pool of all replicas of an application. services: by gRPC service, the pool that
+-- gets its calls. default: the pool of all other calls, or nil. only: the pool of every call, where one gets all of
+-- them. several: whether there are several applications.
+local function new_view(document)
+    return {
+        document = document, replicas = {}, by_key = {}, pools = {}, applications = {}, services = {}, several = false,
+    }
+end
+
+local view = new_view({ version = "", routes = {}, changed = 0, updated = 0 })
+view.default, view.only = NOBODY, NOBODY
 
 local function take_replica(entry)
-    local key = entry.application .. " " .. entry.address .. ":" .. entry.port
+    -- metrics.lua reads its two parts as labels.
+    local key = entry.application .. "\t" .. entry.address .. ":" .. entry.port
     local replica = view.by_key[key]
     if not replica then
         replica = {
             key = key, application = entry.application, address = entry.address, port = entry.port,
-            calls = inflight.new(), labels = entry.application .. "\t" .. entry.address .. ":" .. entry.port,
-            -- As set_current_peer wants it.
+            calls = inflight.new(),
+            -- In the form of set_current_peer.
             host = entry.address:find(":", 1, true) and "[" .. entry.address .. "]" or entry.address,
             -- For tcp.response().
             connection = { address = tcp.parse_address(entry.address), port = entry.port },
@@ -38,20 +43,21 @@ local function take_replica(entry)
     return replica
 end
 
--- Each worker begins at another place of the rotation, or all would send their first calls to the same replica.
+-- Each worker begins at another place of the rotation, because otherwise all would send their first calls to the same
+-- replica.
 local function start_rotation(pool, old)
     local count, worker, workers = #pool.replicas, ngx.worker.id(), ngx.worker.count()
     pool.position = (old and old.position or math.floor(worker * count / workers)) % math.max(count, 1)
     local before = {}
     if old and old.weighted then
         for index, replica in ipairs(old.replicas) do
-            -- In proportion: with other weights it would take as many calls to come round as the old ones add up to.
+            -- In proportion to the weights, because after large ones the shares would otherwise be wrong for long.
             before[replica.key] = old.current[index] * pool.weight / old.weight
         end
     end
     pool.current = {}
-    -- Where smooth weighted round robin (picker.lua) is about after so many calls of a whole turn, and how many of them
-    -- the replicas so far have had.
+    -- About the place of smooth weighted round robin (picker.lua) after `calls` calls of a whole turn; `had` of them
+    -- have gone to the replicas before this one.
     local calls, weight, had = math.floor(worker * pool.weight / workers), 0, 0
     for index, replica in ipairs(pool.replicas) do
         weight = weight + replica.weight
@@ -69,7 +75,7 @@ local function take_pool(entry, replicas, calls)
         pool.weight = pool.weight + replica.weight
         pool.weighted = pool.weighted or replica.weight ~= pool.replicas[1].weight
     end
-    -- Calls in flight are counted for a whole application, as its replicas' are.
+    -- The pools of an application share replicas, so they count calls in flight together.
     local old = view.pools[entry.name]
     calls[entry.application] = calls[entry.application] or old and old.calls or inflight.new()
     pool.calls = calls[entry.application]
@@ -78,10 +84,7 @@ local function take_pool(entry, replicas, calls)
 end
 
 local function build(document)
-    local new = {
-        document = document, replicas = {}, by_key = {}, pools = {}, applications = {}, services = {}, default = nil,
-        only = nil, several = false,
-    }
+    local new = new_view(document)
     for index, entry in ipairs(document.replicas) do
         local replica = take_replica(entry)
         new.replicas[index] = replica
@@ -93,7 +96,7 @@ local function build(document)
         new.pools[entry.name] = pools[index]
     end
     local elsewhere = false
-    -- In a document, 0 is the pool of nobody.
+    -- A document has 0 for NOBODY.
     for service, route in pairs(document.routes) do
         new.services[service] = pools[route.pool] or NOBODY
         elsewhere = elsewhere or route.pool ~= document.default
@@ -111,7 +114,7 @@ local function build(document)
     view = new
 end
 
--- The view that there is, without a look for another: init_by_lua has no worker to build one for.
+-- The view without a look for a later document: init_by_lua has no worker to build one for.
 function _M.current()
     return view
 end

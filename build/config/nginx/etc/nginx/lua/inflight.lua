@@ -1,12 +1,12 @@
--- How many calls are in flight, as far as one worker knows: `open` is all of them, count() those of the last seconds. A
--- call that lasts longer is a stream, which says nothing about how busy a replica is.
+-- Counts the calls in flight of one worker: `open` has all of them, count() those that began in the last 2 to 4
+-- seconds. A longer call is a stream, which says nothing about a replica's load.
 
 local _M = {}
 
 local SECONDS = 2
 local period = 0
 
--- Time goes on for the counters: `now` is of clock.now(). To be called once in each event-loop iteration.
+-- Sets the counters' time to `now` of clock.now(), once in each event-loop iteration.
 function _M.advance(now)
     period = math.floor(now / SECONDS)
 end
@@ -28,7 +28,7 @@ function _M.count(counter)
     return counter.current + counter.before
 end
 
--- A call begins; the result is for leave().
+-- Counts a call that begins; leave() takes the result.
 function _M.enter(counter)
     turn(counter)
     counter.open = counter.open + 1

@@ -1,8 +1,8 @@
--- Gives memory that a worker no longer uses back to the system.
+-- Returns a worker's unused memory to the system.
 --
--- glibc keeps what lies between pieces still in use: after clients that let thousands of answers pile up, two workers
--- stayed at 260 MB for good. malloc_trim (malloc_trim(3)) gives back all whole pages; it takes about as long as a few
--- calls. musl's allocator has no such function and needs none.
+-- glibc keeps free memory between pieces in use: after clients that let thousands of answers pile up, two workers
+-- stayed at 260 MB for good. malloc_trim(3) returns all whole pages and takes about as long as a few calls. musl does
+-- not have this function and does not need it.
 
 local ffi = require("ffi")
 

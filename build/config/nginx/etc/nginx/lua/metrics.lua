@@ -1,6 +1,8 @@
--- Counts calls for Prometheus, and finds the gRPC status of a call for the access log as well.
+-- Counts calls for Prometheus, and finds a call's gRPC status, for the access log too.
 --
--- Each worker counts by itself and adds what it has to the shared dictionary once a second: a call then costs no lock.
+-- Each worker counts by itself and adds its counts to the shared dictionary once a second, so that calls take no lock.
+-- Keys of the dictionary have a letter and labels, with tabs between: c counter, h histogram, f calls in flight, l last
+-- call.
 
 local outcome = require("outcome")
 
@@ -12,11 +14,11 @@ local _M = {
 }
 
 local FLUSH_SECONDS = 1
--- How long it is known when a replica had its last call.
+-- How long the time of a replica's last call is kept.
 local LAST_CALL_SECONDS = 86400
 -- Upper bounds in seconds: prometheus_client's, so that the balancer's and the servers' can be compared.
 local BOUNDS = { 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10 }
--- Callers choose paths, so only so many are told apart, and only those that a replica has answered as known to it.
+-- Callers choose paths, so methods beyond this number, and those that no replica has, are counted as OTHER.
 local MAX_METHODS = 500
 local OTHER, GONE = "other\tother", "gone"
 
@@ -29,23 +31,23 @@ local NAMES = {
 local CANCELED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL = NAMES[1], NAMES[2], NAMES[4], NAMES[13]
 
 local dict = ngx.shared.metrics
--- By path, the service and the method, with a tab between. By that, the histogram and, by replica and status, the
--- counter. What has changed since it was last added to the dictionary.
+-- methods: by path, the labels of its service and method. series: by those, the histogram, and counters by replica and
+-- status. changed: the counters and histograms that flush() has to add to the dictionary.
 local methods, method_count = {}, 0
 local series, changed, changed_count = {}, {}, 0
--- This worker finishes its calls and has no timers any more.
+-- Whether this worker ends: it finishes its calls without timers.
 local exiting = false
 
--- A call without a status ended because its client, or the replica, went away after it had begun to be answered.
+-- A call without a status ended because its client or its replica disconnected during the answer.
 local function without_status(seconds)
     if ngx.status ~= 200 and ngx.status ~= 499 then
-        -- What is no call, or no gRPC answer, has no status ("HTTP to gRPC Status Code Mapping").
+        -- By gRPC's "HTTP to gRPC Status Code Mapping".
         return ngx.status == 400 and INTERNAL or UNKNOWN
     end
     return outcome.deadline_passed(seconds) and DEADLINE_EXCEEDED or CANCELED
 end
 
--- The trailers' status, that of an answer that has nothing but a header, which the balancer's own are as well, or none.
+-- The status is in the trailers, or in the header of an answer without trailers, such as the balancer's own.
 local function code_of(seconds)
     local number = ngx.var.upstream_trailer_grpc_status or ngx.var.sent_http_grpc_status
     if not number then
@@ -56,35 +58,23 @@ end
 
 local NO_REPLICA = "\t"
 
--- Whether a replica has answered the call as one of a method that it has.
-local function known_to_replica()
-    local status = ngx.var.upstream_trailer_grpc_status or ngx.var.upstream_http_grpc_status
-    return status and status ~= "12"
-end
-
 local function method_of()
-    local path = ngx.var.uri or "" -- Some requests are refused before they have one.
+    local path = ngx.var.uri or "" -- Some requests are refused before nginx has read their path.
     local found = methods[path]
     if found then
         return found
     end
     local service, method = path:match("^/([%w_.]+)/([%w_]+)$")
-    if not service or #path > 200 or method_count >= MAX_METHODS or not known_to_replica() then
-        return OTHER
+    if service and #path <= 200 and method_count < MAX_METHODS then
+        -- The replica's status, if it has answered: 12 (UNIMPLEMENTED) for a method that it does not have.
+        local status = ngx.var.upstream_trailer_grpc_status or ngx.var.upstream_http_grpc_status
+        if status and status ~= "12" then
+            found = service .. "\t" .. method
+            methods[path] = found
+            method_count = method_count + 1
+        end
     end
-    found = service .. "\t" .. method
-    methods[path] = found
-    method_count = method_count + 1
-    return found
-end
-
-local function series_of(method)
-    local found = series[method]
-    if not found then
-        found = { counters = {}, seconds = { key = "h\t" .. method, sum = 0, count = 0, buckets = {} } }
-        series[method] = found
-    end
-    return found
+    return found or OTHER
 end
 
 local function mark(entry)
@@ -96,9 +86,13 @@ local function mark(entry)
 end
 
 local function count(code, seconds, replica)
-    local labels = replica and replica.labels or NO_REPLICA
+    local labels = replica and replica.key or NO_REPLICA
     local method = method_of()
-    local of_method = series_of(method)
+    local of_method = series[method]
+    if not of_method then
+        of_method = { counters = {}, seconds = { key = "h\t" .. method, sum = 0, count = 0, buckets = {} } }
+        series[method] = of_method
+    end
     local of_replica = of_method.counters[labels]
     if not of_replica then
         of_replica = {}
@@ -135,7 +129,7 @@ local function flush()
         add(entry.key, entry.count)
         entry.count = 0
         if entry.replica then
-            dict:set("l\t" .. entry.replica.labels, ngx.now() .. " " .. entry.code, LAST_CALL_SECONDS)
+            dict:set("l\t" .. entry.replica.key, ngx.now() .. " " .. entry.code, LAST_CALL_SECONDS)
         end
         if entry.buckets then
             add(entry.key .. "\tsum", entry.sum)
@@ -149,8 +143,8 @@ local function flush()
     changed, changed_count = {}, 0
 end
 
--- For log_by_lua: a call has ended after `seconds`; `replica` is where it was sent, if it was.
-function _M.ended(replica, seconds)
+-- For log_by_lua: counts a call that has ended after `seconds`; `replica` is nil where it was sent to none.
+function _M.record(replica, seconds)
     local code = code_of(seconds)
     if _M.logs then
         ngx.var.lb_grpc_code = code
@@ -163,28 +157,28 @@ function _M.ended(replica, seconds)
     end
 end
 
--- The replicas have changed; those that are gone are not to be remembered.
+-- Forgets the series of replicas that have left.
 function _M.forget()
     flush()
     series = {}
 end
 
--- When a call of that replica ended last, in seconds since 1970 and within a second, and its status; 0 and "" where that
--- is not known.
+-- Returns when a replica's last call ended, in seconds since 1970 and within a second, and its status; 0 and "" where
+-- that is unknown.
 function _M.last_call(replica)
-    local time, code = (dict:get("l\t" .. replica.labels) or ""):match("^([%d.]+) (%a+)$")
+    local time, code = (dict:get("l\t" .. replica.key) or ""):match("^([%d.]+) (%a+)$")
     return tonumber(time) or 0, code or ""
 end
 
--- Calls in flight by replica, for as long as this worker lives.
-local function tell_in_flight(replicas)
+-- Stores calls in flight by replica; the entries expire soon after the worker's end.
+local function store_in_flight(replicas)
     local prefix = "f\t" .. ngx.worker.pid() .. "\t"
     for _, replica in ipairs(replicas()) do
-        dict:set(prefix .. replica.labels, replica.calls.open, 5 * FLUSH_SECONDS)
+        dict:set(prefix .. replica.key, replica.calls.open, 5 * FLUSH_SECONDS)
     end
 end
 
--- Begins to add up; `replicas` gives all replicas.
+-- Starts the timer; `replicas` returns all replicas.
 function _M.init_worker(replicas)
     if not _M.counts then
         return
@@ -195,7 +189,7 @@ function _M.init_worker(replicas)
             exiting = true
             return
         end
-        local ok, err = pcall(tell_in_flight, replicas)
+        local ok, err = pcall(store_in_flight, replicas)
         if not ok then
             ngx.log(ngx.ERR, err)
         end
@@ -204,7 +198,8 @@ function _M.init_worker(replicas)
     ngx.timer.at(FLUSH_SECONDS, run)
 end
 
--- Everything in the dictionary by kind, in order; what was counted for replicas that have left becomes one.
+-- Reads the dictionary: counters, histograms and calls in flight by their labels. The counters of replicas that have
+-- left are added up under GONE.
 local function collect(present)
     local counters, histograms, in_flight, moved = {}, {}, {}, {}
     for _, key in ipairs(dict:get_keys(0)) do
@@ -212,11 +207,9 @@ local function collect(present)
         local value = dict:get(key)
         if value and kind == "c" then
             local method, app, replica, code = rest:match("^([^\t]+\t[^\t]+)\t([^\t]*)\t([^\t]*)\t(%a+)$")
-            if replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica] then
-                replica = GONE
-                moved[key] = "c\t" .. method .. "\t" .. app .. "\t" .. GONE .. "\t" .. code
-            end
-            local labels = method .. "\t" .. app .. "\t" .. replica .. "\t" .. code
+            local gone = replica ~= "" and replica ~= GONE and not present[app .. "\t" .. replica]
+            local labels = method .. "\t" .. app .. "\t" .. (gone and GONE or replica) .. "\t" .. code
+            moved[key] = gone and "c\t" .. labels or nil
             counters[labels] = (counters[labels] or 0) + value
         elseif value and kind == "h" then
             local method, part = rest:match("^([^\t]+\t[^\t]+)\t?(.*)$")
@@ -229,7 +222,7 @@ local function collect(present)
             end
         end
     end
-    -- After all have been read, and by one worker at a time.
+    -- Moves them in the dictionary too, after all are read and by one worker at a time.
     if next(moved) and dict:add("moving", true, 1) then
         for from, to in pairs(moved) do
             local value = dict:get(from)
@@ -252,12 +245,31 @@ local function sorted(values)
     return keys
 end
 
+-- Labels in Prometheus' text format: a key has their values, with tabs between.
+local function labelled(key, names)
+    local index = 0
+    return ((key .. "\t"):gsub("([^\t]*)\t", function(value)
+        index = index + 1
+        return (index > 1 and "," or "") .. names[index] .. '="' .. value .. '"'
+    end))
+end
+
+local function say_head(name, kind, help)
+    ngx.say("# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind)
+end
+
+local function say_family(name, kind, help, labels, values)
+    say_head(name, kind, help)
+    for _, key in ipairs(sorted(values)) do
+        ngx.say(name, "{", labelled(key, labels), "} ", values[key])
+    end
+end
+
 local function say_histograms(histograms)
-    ngx.say("# HELP grpc_lb_handling_seconds Time from a call's header to its end.\n",
-        "# TYPE grpc_lb_handling_seconds histogram")
+    say_head("grpc_lb_handling_seconds", "histogram", "Time from a call's header to its end.")
     for _, key in ipairs(sorted(histograms)) do
         local found = histograms[key]
-        local labels = string.format('grpc_service="%s",grpc_method="%s"', key:match("^(.*)\t(.*)$"))
+        local labels = labelled(key, { "grpc_service", "grpc_method" })
         local total = 0
         for index = 1, #BOUNDS + 1 do
             total = total + (found[tostring(index)] or 0)
@@ -268,39 +280,27 @@ local function say_histograms(histograms)
     end
 end
 
--- The answer to /metrics, in Prometheus' text format: of all replicas, and of how long ago they last changed.
+-- Answers /metrics in Prometheus' text format. `age_seconds`: since the last change of the replicas.
 function _M.say(replicas, state_of, age_seconds)
     flush()
     local present, states = {}, {}
     for _, replica in ipairs(replicas) do
-        present[replica.labels] = true
+        present[replica.key] = true
         local labels = replica.application .. "\t" .. state_of(replica)
         states[labels] = (states[labels] or 0) + 1
-        -- None that serves is a number too, or no alert would see it.
+        -- An application without a serving replica has a 0, because the alert NoReplica needs it.
         local serving = replica.application .. "\tserving"
         states[serving] = states[serving] or 0
     end
     local counters, histograms, in_flight = collect(present)
-    ngx.say("# HELP grpc_lb_handled_total Calls that have ended, by status.\n# TYPE grpc_lb_handled_total counter")
-    for _, key in ipairs(sorted(counters)) do
-        local service, method, app, replica, code = key:match("^(.*)\t(.*)\t(.*)\t(.*)\t(.*)$")
-        ngx.say('grpc_lb_handled_total{grpc_service="', service, '",grpc_method="', method, '",application="', app,
-            '",replica="', replica, '",grpc_code="', code, '"} ', counters[key])
-    end
+    say_family("grpc_lb_handled_total", "counter", "Calls that have ended, by status.",
+        { "grpc_service", "grpc_method", "application", "replica", "grpc_code" }, counters)
     say_histograms(histograms)
-    ngx.say("# HELP grpc_lb_in_flight Calls that have a replica and have not ended.\n# TYPE grpc_lb_in_flight gauge")
-    for _, key in ipairs(sorted(in_flight)) do
-        local app, replica = key:match("^(.*)\t(.*)$")
-        ngx.say('grpc_lb_in_flight{application="', app, '",replica="', replica, '"} ', in_flight[key])
-    end
-    ngx.say("# HELP grpc_lb_replicas Replicas by state.\n# TYPE grpc_lb_replicas gauge")
-    for _, key in ipairs(sorted(states)) do
-        local app, state = key:match("^(.*)\t(.*)$")
-        ngx.say('grpc_lb_replicas{application="', app, '",state="', state, '"} ', states[key])
-    end
-    ngx.say("# HELP grpc_lb_last_update_age_seconds Time since the list of replicas last changed.\n",
-        "# TYPE grpc_lb_last_update_age_seconds gauge\n",
-        string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
+    say_family("grpc_lb_in_flight", "gauge", "Calls that have a replica and have not ended.",
+        { "application", "replica" }, in_flight)
+    say_family("grpc_lb_replicas", "gauge", "Replicas by state.", { "application", "state" }, states)
+    say_head("grpc_lb_last_update_age_seconds", "gauge", "Time since the list of replicas last changed.")
+    ngx.say(string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end
 
 return _M

@@ -1,4 +1,4 @@
--- How a call ends that has no gRPC status of its replica's.
+-- Finds the gRPC status of a call that ends without one of its replica.
 
 local ffi = require("ffi")
 local get_request = require("resty.core.base").get_request
@@ -6,14 +6,14 @@ require("tcp") -- for lb_request_t
 
 local _M = {}
 
--- A client whose deadline has passed cancels its call, and its deadline began when the call left it.
+-- A client's deadline begins before its call reaches the balancer, and the client cancels the call at its end.
 local EARLY_SECONDS = 0.05
--- How much later than its client a replica ends a call; and the largest number of grpc-timeout.
-local LATER_MILLISECONDS, MOST_DIGITS = 100, 99999999
+-- How much later than the client a replica ends a call; and the largest number of grpc-timeout.
+local LATER_MILLISECONDS, MOST = 100, 99999999
 local UNITS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
 
 local CANCELLED, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 4, 7, 8, 13, 14
--- By error code of HTTP/2, where it is not INTERNAL ("gRPC over HTTP2", Errors).
+-- By HTTP/2's error code; all others are INTERNAL ("gRPC over HTTP2", Errors).
 local REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY = 7, 8, 11, 12
 local STATUS = {
     [REFUSED_STREAM] = UNAVAILABLE, [CANCEL] = CANCELLED, [ENHANCE_YOUR_CALM] = RESOURCE_EXHAUSTED,
@@ -21,8 +21,8 @@ local STATUS = {
 }
 local HEADERS, RST_STREAM, GOAWAY, CONTINUATION, LAST_CODE = 1, 3, 7, 9, 0xd
 
--- What nginx's gRPC module knows of a call, up to what is read here: the frame that it has read last, whose code and
--- stream are those of RST_STREAM or GOAWAY. The same in 1.22.0 to 1.31.4. The compiler's layout of ngx_http_grpc_ctx_t.
+-- The first members of ngx_http_grpc_ctx_t, as the compiler lays them out; the same in nginx 1.22.0 to 1.31.4. `type`,
+-- `stream_id` and `error` are those of the frame that nginx has read last, `error` of RST_STREAM or GOAWAY.
 ffi.cdef([[
     typedef struct { uintptr_t ctx_index; } lb_module_t; /* the beginning of ngx_module_t */
     extern lb_module_t ngx_http_grpc_module;
@@ -37,10 +37,10 @@ ffi.cdef([[
 ]])
 local request_type, contexts_type = ffi.typeof("lb_request_t *"), ffi.typeof("void **")
 local call_type = ffi.typeof("lb_grpc_call_t *")
--- nginx exports its own symbols for modules that are loaded; one that is built otherwise has none to load.
+-- nginx exports its symbols for dynamic modules; a build without them may not.
 local known, index = pcall(function() return tonumber(ffi.C.ngx_http_grpc_module.ctx_index) end)
 
--- For balancer_by_lua: what of() needs of this call; it is valid as long as the request.
+-- For balancer_by_lua: returns the context of this call for of(); it is valid as long as the request.
 function _M.context()
     if not known then
         return nil
@@ -49,25 +49,31 @@ function _M.context()
     return tonumber(ffi.cast("uintptr_t", ffi.cast(contexts_type, request.ctx)[index]))
 end
 
--- Whether the deadline of a call has passed that has taken so long.
-function _M.deadline_passed(seconds)
-    local amount, unit = (ngx.var.http_grpc_timeout or ""):match("^(%d+)([HMSmun])$")
-    return amount ~= nil and seconds >= amount * UNITS[unit] - EARLY_SECONDS
+-- The seconds of a grpc-timeout; nil for text of another form.
+local function seconds_of(timeout)
+    local amount, unit = timeout:match("^(%d+)([HMSmun])$")
+    return amount and amount * UNITS[unit]
 end
 
--- The grpc-timeout that a replica gets of a call with this one. Client and server each end a call whose deadline has
--- passed, the client with a status; of a server that is first, in the middle of an answer, nginx can only make INTERNAL.
+-- Whether the deadline of a call has passed after `seconds`.
+function _M.deadline_passed(seconds)
+    local timeout = seconds_of(ngx.var.http_grpc_timeout or "")
+    return timeout ~= nil and seconds >= timeout - EARLY_SECONDS
+end
+
+-- Returns the grpc-timeout that a replica gets for a caller's. Client and server both end a call at its deadline, the
+-- client with a status. Where a server is first, in the middle of an answer, nginx can only make that INTERNAL.
 function _M.timeout(given)
-    local amount, unit = given:match("^(%d+)([HMSmun])$")
-    local milliseconds = amount and math.ceil(amount * UNITS[unit] * 1e3) + LATER_MILLISECONDS
-    if not milliseconds or milliseconds > MOST_DIGITS then
+    local seconds = seconds_of(given)
+    local milliseconds = seconds and math.ceil(seconds * 1e3) + LATER_MILLISECONDS
+    if not milliseconds or milliseconds > MOST then
         return given
     end
     return ("%dm"):format(milliseconds)
 end
 
--- The status of a call, as a number, and its message: the replica has got it, or a part of it, and has not answered it
--- after `seconds`.
+-- Returns the status, as a number, and the message of a call that a replica has received, at least in part, and has not
+-- answered after `seconds`.
 function _M.of(context, seconds)
     local call = context and context ~= 0 and ffi.cast(call_type, context)
     if not call or call.id % 2 == 0 or call.error > LAST_CODE then
@@ -79,7 +85,7 @@ function _M.of(context, seconds)
     elseif of_call and (kind == HEADERS or kind == CONTINUATION) then
         return INTERNAL, "the balancer can't pass on the header of the replica's answer"
     elseif not of_call or kind ~= RST_STREAM then
-        -- By gRPC's own table ("Status codes and their use in gRPC"), and as it is without a balancer.
+        -- As without a balancer, and by gRPC's "Status codes and their use in gRPC".
         return UNAVAILABLE, "the connection to the replica ended before it answered"
     end
     local code = tonumber(call.error)

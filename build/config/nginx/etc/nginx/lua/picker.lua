@@ -5,12 +5,12 @@ local inflight = require("inflight")
 
 local _M = {}
 
--- A replica may have so many times its share of the calls in flight, and so many in any case. A replica that has
--- stopped answering gets no more than that until a health probe has found it out, and a slow one does not collect all
--- calls. Few calls at once are shared evenly, with a replica too that is slow because it has just started.
+-- A replica may have SHARE times its share of the calls in flight, and LEAST_SHARE calls in any case. This bounds the
+-- calls to a replica that has stopped answering until a health probe ejects it, and to a slow one. Few calls at once
+-- are shared evenly, also with a replica that is slow because it has just started.
 local SHARE, LEAST_SHARE = 1.25, 8
 
--- Smooth weighted round robin, nginx's own: over any stretch of calls the shares follow the weights.
+-- Smooth weighted round robin, as in nginx: the shares follow the weights over any stretch of calls.
 local function pick_weighted(pool, usable, tried, now, most)
     local best, total = nil, 0
     for index, replica in ipairs(pool.replicas) do
@@ -60,14 +60,14 @@ local function may_serve(replica, tried)
     return replica.may_serve and untried(replica, tried)
 end
 
--- A replica of the pool that is not in `tried`, a set of keys; nil when there is none. `now` is of clock.now().
+-- Returns a replica of the pool that is not in `tried`, a set of keys, or nil. `now` is of clock.now().
 function _M.pick(pool, tried, now)
     if #pool.replicas == 0 then
         return nil
     end
     local choose = pool.weighted and pick_weighted or pick_equal
     local most = SHARE * (inflight.count(pool.calls) + 1) / pool.weight
-    -- If all are ejected, all are tried that may be there.
+    -- Where all are ejected, the replicas that may serve are tried.
     return choose(pool, serves_within_share, tried, now, most) or choose(pool, serves, tried, now)
         or choose(pool, may_serve, tried, now)
 end

@@ -1,14 +1,14 @@
--- The pool of a call, by its path.
+-- Finds the pool of a call by its path.
 
 local _M = {}
 
--- So many paths of so many bytes are remembered with their pools. Callers choose them.
+-- Callers choose paths, so the cache of their pools is bounded.
 local MAX_PATHS, MAX_PATH_BYTES = 4096, 200
 
 local paths, count, view = {}, 0, nil
 
--- The pool of a call in a view of fleet.lua; nil when no application has its service. `application` is the one that
--- the caller names for services that every application has, such as reflection, or nil.
+-- Returns the pool of a call in a view of fleet.lua; nil when no application has its service. `application`, which may
+-- be nil, is the caller's choice for services that every application has, such as reflection.
 function _M.route(current, path, application)
     if current.only then
         return current.only

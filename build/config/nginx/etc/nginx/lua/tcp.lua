@@ -1,28 +1,28 @@
--- What is written to TCP connections, and when: fewer and larger pieces than nginx makes by itself, and no small one that
--- waits for an acknowledgement.
+-- Writes to TCP connections in fewer and larger pieces than nginx does, without waiting for acknowledgements.
 --
--- What it brings:
---   gather    A call goes on to its replica at the end of the event-loop iteration that has brought its header. Most often
---             its message is there by then: the replica is woken once, not twice. A client that resets each call at once
---             (CVE-2023-44487) makes no connections to replicas, because its calls have ended by then.
---   cork      The header, the message and the trailers of a response leave in one piece (tcp(7), TCP_CORK). That is a fifth
---             of nginx's processor time a call. A client that has only the header when a worker is killed loses the call,
---             because no retry policy repeats a call whose answer has begun (gRFC A6, "When Retries are Valid").
---   no_delay  The connection to a replica gets TCP_NODELAY with its first response. nginx sets it where it streams a
---             request's body, and a gathered call is complete. Without it the acknowledgement of a server's PING (sent by
---             grpc-go and C-core to measure bandwidth) delays the next call by 40 ms (Nagle's algorithm against the
---             server's delayed acknowledgement). The first response is soon enough: until then the connection has carried
---             one call, and a call in several segments does not wait for itself (Linux holds back a small segment only
---             while another small one is unacknowledged).
+--   gather    A call goes on to its replica at the end of the event-loop iteration that has brought its header. Most
+--             often its message is there by then, so the replica wakes once, not twice. A client that resets each call
+--             at once (CVE-2023-44487) causes no connections to replicas, because its calls have ended by then.
+--   cork      The header, the message and the trailers of a response leave in one piece (tcp(7), TCP_CORK), which saves
+--             a fifth of nginx's processor time a call. It also saves calls when a worker is killed: a client that has
+--             only the header loses its call, because no retry policy repeats a call whose answer has begun (gRFC A6,
+--             "When Retries are Valid").
+--   no_delay  The connection to a replica gets TCP_NODELAY with its first response. nginx sets it only where it streams
+--             a request's body, and a gathered call is complete. Without it the acknowledgement of a server's PING
+--             (sent by grpc-go and C-core to measure bandwidth) delays the next call by 40 ms (Nagle's algorithm
+--             against the server's delayed acknowledgement). The first response is soon enough: until then the
+--             connection has carried one call, and a call in several segments does not wait for itself, because Linux
+--             holds back a small segment only while another small one is unacknowledged.
 --
--- What it assumes of nginx: the first members of three of its structures (src/http/ngx_http_request.h,
--- src/core/ngx_connection.h, src/http/ngx_http_upstream.h, src/event/ngx_event_connect.h), the same in nginx 1.22.0 to 1.31.4.
--- Both connections are checked with getpeername(2) against what nginx itself says of them. A connection that is
--- another one than expected turns off what depends on it in that worker, with one warning in the log. Without nginx's
--- cache (--without-http-cache) the structures are others; calls are not gathered then, and nginx sets TCP_NODELAY itself.
--- $remote_port must be the connection's: no realip module in front of gRPC.
+-- It depends on the first members of nginx's structures (src/http/ngx_http_request.h, src/core/ngx_connection.h,
+-- src/http/ngx_http_upstream.h, src/event/ngx_event_connect.h), which are the same in nginx 1.22.0 to 1.31.4. Both
+-- connections are checked with getpeername(2) against nginx's variables and the replica's address. An unexpected one
+-- turns off the functions that depend on it in that worker, with one warning in the log. Without nginx's cache
+-- (--without-http-cache) the structures differ; calls are not gathered then, and nginx sets TCP_NODELAY itself.
+-- $remote_port must be the connection's, so the realip module must not be used for gRPC.
 --
--- To remove it: take its three calls out of load-balancer.tpl and balancer.lua. Nothing else depends on it.
+-- To remove it: remove its calls from balancer.lua and fleet.lua, lua_check_client_abort from load-balancer.tpl, and
+-- outcome.lua, which uses lb_request_t.
 
 local ffi = require("ffi")
 local get_request = require("resty.core.base").get_request
@@ -49,24 +49,25 @@ local SIGNATURE = 0x50545448 -- "HTTP"
 local IPPROTO_TCP, TCP_NODELAY, TCP_CORK = 6, 1, 3
 local AF_INET, AF_INET6 = 2, 10
 local ADDRESS_BYTES = 128
--- A timer of no delay that has not run by then never will: nginx was out of timers or of connections.
+-- A timer without delay that has not run by then never will, because nginx was out of timers or connections.
 local LATE_SECONDS = 0.1
 
 local request_type = ffi.typeof("lb_request_t *")
 local on, off, size = ffi.new("int[1]", 1), ffi.new("int[1]", 0), ffi.sizeof("int")
 local found, found_size = ffi.new("uint8_t[?]", ADDRESS_BYTES), ffi.new("uint32_t[1]")
 
--- By connection, whether nginx is built as assumed: nil until a request has shown it.
+-- Whether the structures of the connections to clients and to replicas are as expected; nil until a request has shown
+-- it.
 local client_known
 local replica_known
--- Clients in a row that had gone when they were looked at; so many can't be chance.
+-- Checked clients in a row that had disconnected; MAX_UNSEEN of them can't be chance.
 local unseen, MAX_UNSEEN = 0, 100
 if ngx.config.nginx_configure():find("--without-http-cache", 1, true) then
     replica_known = false
 end
 
--- Makes a function that has the work done at the end of this event-loop iteration, once, however often it is called in
--- it. The function returns false where that is impossible, as in a worker that is about to end.
+-- Returns a function that has `work` done once at the end of the event-loop iteration, however often it is called in
+-- it. The function returns false where that is impossible, as in a worker that is ending.
 local function at_end(work)
     local since
     local function run()
@@ -75,9 +76,9 @@ local function at_end(work)
     end
     return function()
         local now = ngx.now()
-        -- A clock that was set back makes a timer late too: one more is started then.
+        -- After the clock was set back a timer runs late, so another one is started.
         if not since or now > since + LATE_SECONDS or now < since then
-            -- nginx looks at its timers when it has handled all events of an iteration.
+            -- nginx runs its timers after all events of an iteration.
             if not ngx.timer.at(0, run) then
                 return false
             end
@@ -87,21 +88,17 @@ local function at_end(work)
     end
 end
 
--- The peer's address of a connection is in `found` if this is true.
+-- Reads the address of a connection's peer into `found`; returns whether there is one.
 local function get_peer(connection)
     found_size[0] = ADDRESS_BYTES
     return ffi.C.getpeername(connection.fd, found, found_size) == 0
-end
-
-local function found_family()
-    return found[0] + found[1] * 256
 end
 
 local function found_port()
     return found[2] * 256 + found[3]
 end
 
--- An IP address as getpeername shows it: its family and its bytes. nil for what is none.
+-- Parses an IP address into the form of getpeername, family and bytes; returns nil for other text.
 function _M.parse_address(text)
     local bytes = ffi.new("uint8_t[16]")
     if ffi.C.inet_pton(AF_INET, text, bytes) == 1 then
@@ -114,13 +111,13 @@ function _M.parse_address(text)
 end
 
 local function is_found(address, port)
-    return found_family() == address.family and found_port() == port
+    return found[0] + found[1] * 256 == address.family and found_port() == port
         and ffi.string(found + address.offset, address.length) == address.bytes
 end
 
 local corked, corked_count = {}, 0
 
--- Linux itself uncorks after 0.2 s if this is never called.
+-- Linux uncorks after 0.2 s by itself.
 local uncork = at_end(function()
     for index = 1, corked_count do
         ffi.C.setsockopt(corked[index], IPPROTO_TCP, TCP_CORK, off, size)
@@ -136,7 +133,7 @@ local function check_client(request)
     else
         unseen = unseen + 1
         if unseen < MAX_UNSEEN then
-            return -- The client has gone; the next one will do.
+            return -- The client has disconnected; the next one is checked.
         end
         client_known = false
     end
@@ -159,7 +156,8 @@ local function cork(connection)
     ffi.C.setsockopt(fd, IPPROTO_TCP, TCP_CORK, on, size)
 end
 
--- Every response sets it anew: it costs less than knowing which connections have it, whose descriptors are used again.
+-- Sets TCP_NODELAY at every response, which costs less than to know the connections that have it, because descriptors
+-- are used again.
 local function no_delay(request, replica)
     local upstream = request.upstream
     if upstream == nil or upstream.connection == nil or not get_peer(upstream.connection) then
@@ -173,8 +171,8 @@ local function no_delay(request, replica)
     end
 end
 
--- For header_filter_by_lua: the header of a response is about to be written. `replica` is where the response comes from:
--- its `port`, and its `address` by parse_address(); nil for a response of nginx's own.
+-- For header_filter_by_lua: corks the response, before its header is written. `replica` has the `port` of its source
+-- and the `address` by parse_address(); nil for a response of nginx's own.
 function _M.response(replica)
     local request = ffi.cast(request_type, get_request())
     if client_known == nil then
@@ -191,14 +189,14 @@ end
 local waiting = semaphore.new(0)
 
 local let_go = at_end(function()
-    -- Below 0 by the number of calls that wait; those that their client has reset have left.
+    -- Minus the number of waiting calls, without those that their clients have reset.
     local count = -waiting:count()
     if count > 0 then
         waiting:post(count)
     end
 end)
 
--- For access_by_lua. (ngx.sleep(0) would do, but for the warning that it logs each time.)
+-- For access_by_lua: waits for the end of the iteration. ngx.sleep(0) would log a warning each time.
 function _M.gather()
     if replica_known ~= false and let_go() then
         waiting:wait(LATE_SECONDS)
