@@ -19,24 +19,24 @@ Pairs = list[tuple[str, Any]]
 
 
 def options() -> list[tuple[str, Any]]:
-    """What differs from grpcio's defaults."""
+    """Returns the options of ``FOREIGN_OPTIONS``."""
     return [(f"grpc.{name}", value) for name, value in json.loads(os.environ.get("FOREIGN_OPTIONS", "{}")).items()]
 
 
 def decoded(pairs: list[list[str]]) -> Pairs:
-    """Metadata as grpcio takes it."""
+    """Returns metadata as grpcio takes it."""
     return [(name, base64.b64decode(value) if name.endswith("-bin") else value) for name, value in pairs]
 
 
 def encoded(pairs: Any) -> list[list[str]]:
-    """Metadata as JSON takes it."""
+    """Returns metadata as JSON takes it."""
     return [
         [name, base64.b64encode(value).decode() if isinstance(value, bytes) else value] for name, value in pairs or ()
     ]
 
 
 def answer(request: dict[str, Any], context: Any, index: int = 0) -> bytes:
-    """An answer to one request."""
+    """Returns the answer to a request."""
     payload = request.get("payload", "x" * request.get("size", 0))
     return json.dumps({"payload": payload, "metadata": encoded(context.invocation_metadata()), "index": index}).encode()
 
@@ -54,7 +54,6 @@ class Threads:
             context.abort(next(one for one in grpc.StatusCode if one.value[0] == code), message)
 
     def unary(self, message: bytes, context: Any) -> bytes:
-        """Unary."""
         request = json.loads(message)
         self._begin(request, context)
         time.sleep(request.get("pause_ms", 0) / 1000)
@@ -109,7 +108,6 @@ class Aio:
             )
 
     async def unary(self, message: bytes, context: Any) -> bytes:
-        """Unary."""
         request = json.loads(message)
         await self._begin(request, context)
         await asyncio.sleep(request.get("pause_ms", 0) / 1000)
@@ -150,7 +148,7 @@ class Aio:
 
 
 def handlers(servicer: Any) -> list[Any]:
-    """The methods as both kinds of server take them."""
+    """Returns the methods for both kinds of servers."""
     return [
         grpc.method_handlers_generic_handler(
             NAME,
@@ -165,7 +163,6 @@ def handlers(servicer: Any) -> list[Any]:
 
 
 def threads(target: str) -> None:
-    """Serves until it is ended."""
     server = grpc.server(ThreadPoolExecutor(64), handlers=handlers(Threads()), options=options())
     server.add_insecure_port(target)
     server.start()
@@ -174,7 +171,6 @@ def threads(target: str) -> None:
 
 
 async def aio(target: str) -> None:
-    """Serves until it is ended."""
     server = grpc.aio.server(options=options())
     server.add_generic_rpc_handlers(tuple(handlers(Aio())))
     server.add_insecure_port(target)

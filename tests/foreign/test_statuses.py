@@ -1,4 +1,4 @@
-"""How a call ends whose replica ends it: UNAVAILABLE, which clients try again, only where no handler has it."""
+"""The status of a call that its replica ends: UNAVAILABLE, which clients try again, only before a handler has it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def replica() -> Iterator[Scripted]:
 
 
 def ended(balancer: Any, **options: str) -> tuple[int, str | None]:
-    """The status of a call, and its message."""
+    """Returns the status of a call, and its message."""
     given = [(f"grpc.{name}", value) for name, value in options.items()]
     arguments = [("grpc.use_local_subchannel_pool", 1), *given]
     with grpc.insecure_channel(balancer.target, options=arguments) as plain:

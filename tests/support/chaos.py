@@ -1,4 +1,4 @@
-"""The tests of faults: how long they run, the faults of programs, and the table of all of them."""
+"""The length of the tests of faults, the death of a program, and the table of all faults."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROWS: list[Row] = []
 
 
 def record(fault: str, load: Load, remark: str = "") -> None:
-    """Notes what a load has shown; the table is printed at the end, and written in ``make chaos``."""
+    """Notes the result of a load; pytest prints the table at the end, and ``make chaos`` writes it."""
     lost: int | str = load.lost
     if load.other and load.lost:
         lost = f"{load.ours.lost} of grpc_client, {load.other.lost} of ghz"
@@ -55,19 +55,19 @@ def record(fault: str, load: Load, remark: str = "") -> None:
 
 
 def note(fault: str, calls: int, lost: int | str, slowest: str = "", remark: str = "") -> None:
-    """The same for calls that were counted in another way."""
+    """Notes calls that were counted in another way."""
     ROWS.append(Row(fault=fault, calls=calls, lost=str(lost), slowest=slowest, remark=remark))
 
 
 def table() -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     lines = ["| fault | calls | lost | slowest answer | |", "|---|---:|---:|---:|---|"]
     lines += [f"| {row.fault} | {row.calls:,} | {row.lost} | {row.slowest} | {row.remark} |" for row in ROWS]
     return "\n".join(lines)
 
 
 def write(failed: Sequence[str], path: Path) -> None:
-    """Writes the report; ``failed`` names the tests whose target was not met."""
+    """Writes the report; ``failed`` has the names of failed tests."""
     verdict = (
         "Every test passed."
         if not failed
