@@ -28,22 +28,11 @@ TABLE = dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10, 13), INTERNAL) | {
     11: RESOURCE_EXHAUSTED,
     12: PERMISSION_DENIED,
 }
-RETRY = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.01s",
-                    "maxBackoff": "0.1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
+POLICY = {
+    **{"maxAttempts": 5, "initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2},
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+RETRY = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": POLICY}]})
 BEGUN = [(":status", "200"), ("content-type", "application/grpc")]
 
 

@@ -68,23 +68,20 @@ def table() -> str:
 
 def write(failed: Sequence[str], path: Path) -> None:
     """Writes the report; ``failed`` has the names of failed tests."""
-    verdict = (
-        "Every test passed."
-        if not failed
-        else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "; see [targets.md](targets.md)."
-    )
+    names = ", ".join(f"`{name}`" for name in failed)
+    verdict = f"Failed or not run: {names}; see [targets.md](targets.md)." if failed else "Every test passed."
     cores = len(os.sched_getaffinity(0))
     path.write_text(
         f"""# Reliability
 
-What `make chaos` did to the stack without Docker while calls went on, and what became of the calls.
+The faults that `make chaos` caused in the stack without Docker while calls went on, and the results of the calls.
 Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.release().split("-")[0]}, {cores} cores,
 Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
 
 The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
 {CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
-Neither has a retry policy unless the row says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is
-of both clients together. Streams are the tests' own.
+ghz has no retry policy, and grpc_client has one only where the row says so. A call is lost when its status is not OK.
+The slowest answer is of both clients. The calls of streams are the tests' own.
 
 {verdict}
 
