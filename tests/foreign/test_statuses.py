@@ -28,10 +28,8 @@ TABLE = dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10, 13), INTERNAL) | {
     11: RESOURCE_EXHAUSTED,
     12: PERMISSION_DENIED,
 }
-POLICY = {
-    **{"maxAttempts": 5, "initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2},
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
+BACKOFF = {"initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2}
+POLICY = {"maxAttempts": 5, **BACKOFF, "retryableStatusCodes": ["UNAVAILABLE"]}
 RETRY = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": POLICY}]})
 BEGUN = [(":status", "200"), ("content-type", "application/grpc")]
 
