@@ -92,7 +92,7 @@ class Threads:
 
 
 class Aio:
-    """With grpcio's event loop."""
+    """The same with grpcio's event loop."""
 
     async def _begin(self, request: dict[str, Any], context: Any) -> None:
         context.set_trailing_metadata(tuple(decoded(request.get("trailing", []))))
@@ -115,7 +115,6 @@ class Aio:
         return answer(request, context)
 
     async def server_stream(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
-        """One request, many answers."""
         request = json.loads(message)
         await self._begin(request, context)
         for index in range(request.get("count", 1)):
@@ -124,7 +123,6 @@ class Aio:
         await self._end(request, context)
 
     async def client_stream(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
-        """Many requests, one answer: with all payloads joined and their number."""
         requests = [json.loads(message) async for message in messages]
         first = requests[0] if requests else {}
         await self._begin(first, context)
@@ -132,7 +130,6 @@ class Aio:
         return answer({"payload": "".join(one.get("payload", "") for one in requests)}, context, len(requests))
 
     async def bidi(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """An answer to each request."""
         first: dict[str, Any] = {}
         index = 0
         async for message in messages:
