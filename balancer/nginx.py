@@ -1,4 +1,4 @@
-"""nginx, as far as the control plane speaks with it: its status port."""
+"""The client of nginx's status port."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Nginx:
         self._session = make_session()
 
     def publish(self, text: bytes) -> None:
-        """Gives it a document.
+        """Posts a document.
 
         Raises:
-            RefusedError: it does not take this one.
-            BalancerError: it is out of reach.
+            RefusedError: nginx does not take this document.
+            BalancerError: nginx is out of reach.
         """
         self._call("POST", "/configuration", text)
 
-    def version(self) -> str:
-        """The version of the document that it has; empty where it has none.
+    def read_version(self) -> str:
+        """Returns the version of its document; empty if it has none.
 
         Raises:
-            BalancerError: it is out of reach.
+            BalancerError: nginx is out of reach.
         """
         return str(self._call("GET", "/configuration").get("version", ""))
 
