@@ -19,7 +19,7 @@ from benchmarks.sections import cpu, fleet, kinds, latency, membership, memory, 
 from testbed.errors import BenchmarkError
 from testbed.programs import ROOT
 
-# In the order in which one run needs the fewest changes of the stack.
+# In the order with the fewest changes of the stack.
 SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "startup": startup.run,
     "memory": memory.run,
@@ -43,7 +43,7 @@ CONFIGS = [
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures the stack beside other balancers and writes docs/benchmarks.md and docs/benchmarks.svg.",
@@ -79,13 +79,13 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> list[report.Section]:
-    """Runs the sections that are asked for; everything that was started is ended on every way out.
+    """Runs the chosen sections, and ends all processes.
 
     Raises:
         BenchmarkError: a section can't be measured.
     """
     found = []
-    # A short path: it has the Unix sockets of the stack.
+    # A short path, because it has the Unix sockets of the stack.
     with tempfile.TemporaryDirectory(prefix="glb-", ignore_cleanup_errors=True) as directory:
         bench = Bench(
             QUICK if arguments.quick else FULL,
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> list[report.Section]:
 
 
 def write(arguments: argparse.Namespace, sections: Sequence[report.Section]) -> None:
-    """Writes the report: a full run's to docs, any other to stdout or the file that was named."""
+    """Writes the report: a full run's to docs, any other to stdout or to ``--output``."""
     words = ["make bench"] if not (arguments.quick or arguments.only) else ["python -m benchmarks"]
     words += ["--quick"] if arguments.quick else []
     words += [f"--only {name}" for name in arguments.only or ()]

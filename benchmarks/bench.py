@@ -1,4 +1,4 @@
-"""What every section needs: the plan, the programs, the stack, the cheap backend, the addresses."""
+"""A run: its plan, programs and stack, the cheap backend, the addresses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bench:
         self._backend = False
 
     def check_ports(self) -> None:
-        """Sees that nobody else has the ports: another's answers must not be taken for ours.
+        """Checks that the ports are free, so that answers are from this run.
 
         Raises:
             BenchmarkError: a port is in use.
@@ -54,11 +54,11 @@ class Bench:
             pass
 
     def address(self, number: int) -> str:
-        """A loopback address that no container of the stack has; all are as long."""
+        """Returns a loopback address outside the stack's containers; all have the same length."""
         return self.stack.own_address(200 + number // 150, 100 + number % 150)
 
     def cheap_backend(self, count: int) -> list[str]:
-        """So many peers that cost next to nothing: addresses of one nginx that answers every call itself."""
+        """Returns so many cheap peers: addresses of one nginx that answers every call itself."""
         port = self.port + 29
         peers = [f"{self.address(number)}:{port}" for number in range(count)]
         if not self._backend:
@@ -92,5 +92,5 @@ class Bench:
         return [kind(self.processes, port) for port, kind in enumerate(kinds, self.port + 1)]
 
     def say(self, text: str) -> None:
-        """Progress for the person at the terminal."""
+        """Prints progress."""
         print(text, file=sys.stderr, flush=True)

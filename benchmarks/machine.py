@@ -1,4 +1,4 @@
-"""On what it was measured: no names and no paths."""
+"""The machine of a run, without names and paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOOLS = (("nginx", "-v"), ("consul", "version"), ("consul-template", "-version"
 
 
 def table() -> Table:
-    """Cores, memory, kernel, versions, date."""
+    """Returns cores, memory, kernel, versions and date."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     rows = [

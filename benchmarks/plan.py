@@ -1,4 +1,4 @@
-"""How much is measured: the full run, and the quick one that has everything in it."""
+"""The size of a run: the full one, and the quick one, which has all sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The charts of a report as one SVG: horizontal bars, no library."""
+"""Draws the charts of a report as one SVG of horizontal bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GAP = 30
 
 
 def svg(charts: Sequence[Chart]) -> str:
-    """All charts, one below the other; a value that is nothing has no bar but its figure."""
+    """Returns all charts, one below the other; a value of 0 has its figure only."""
     parts, top = [], _GAP
     for chart in charts:
         parts.append(f'<text x="10" y="{top}" font-weight="bold">{escape(chart.title)} ({escape(chart.unit)})</text>')

@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: programs that are started and ended, stacks, balancers, callers."""
+"""Shared by tests and benchmarks: processes, stacks, balancers, calls and loads."""

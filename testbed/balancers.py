@@ -1,4 +1,4 @@
-"""The candidates: each is started in front of some peers, and its membership can be changed while it runs."""
+"""The balancers that are compared, each in front of peers that may change."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SLOTS = 16
 
 
 class Balancer:
-    """A balancer on 127.0.0.1 that this program starts.
+    """A balancer on 127.0.0.1.
 
     Args:
-        processes: what starts and ends it.
+        processes: starts and ends it.
         port: where it listens.
     """
 
@@ -43,7 +43,7 @@ class Balancer:
 
     @property
     def target(self) -> str:
-        """Where calls go."""
+        """Returns the address of calls."""
         return f"127.0.0.1:{self.port}"
 
     def require(self) -> None:
@@ -52,7 +52,7 @@ class Balancer:
             programs.program(self.program)
 
     def start(self, peers: Sequence[str], *, ready: Callable[[str], object] = _ANSWERS) -> None:
-        """Starts it and waits until it is ready, which by default is that a call of Ping is answered at its address."""
+        """Starts it and waits until it is ready: by default, until it answers a call of Ping."""
         self.require()
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
@@ -67,11 +67,11 @@ class Balancer:
             self.process = None
 
     def tail(self) -> str:
-        """The last lines that it printed."""
+        """Returns its last lines."""
         return self.processes.tail(self._log)
 
     def change(self, peers: Sequence[str]) -> None:
-        """Makes these peers the ones that are balanced over, while calls go on."""
+        """Replaces its peers, while calls go on."""
         raise NotImplementedError
 
     def _launch(self, peers: Sequence[str]) -> None:
@@ -89,11 +89,11 @@ class LuaNginx(Balancer):
     """The stack's own nginx with the files of build/config/nginx, without Consul and the control plane."""
 
     name = "nginx with the Lua balancer"
-    # What is on in one of the variants below, and off in all others.
+    # Off here, and on in one of the variants below.
     variables: Mapping[str, str] = {"METRICS_PORT": "", "LB_ACCESS_LOG": "off"}
 
     def workers(self) -> list[int]:
-        """The worker processes."""
+        """Returns the worker processes."""
         if not self.process:
             raise BenchmarkError("nginx does not run")
         return children(self.process.pid)
@@ -135,7 +135,7 @@ class LuaNginx(Balancer):
 
 
 class CountingNginx(LuaNginx):
-    """The same with metrics, which nobody reads."""
+    """The same with metrics."""
 
     name = "the same with metrics"
 
@@ -195,7 +195,7 @@ class HAProxy(Balancer):
     program = "haproxy"
 
     def change(self, peers: Sequence[str]) -> None:
-        """Gives each peer that is new a free slot; one that goes is drained and its slot is free again."""
+        """Gives each new peer a free slot; a peer that leaves is drained, and its slot is free again."""
         for peer in set(self._slots) - set(peers):
             self._say(f"set server grpc_servers/replica{self._slots.pop(peer)} state drain")
         for peer in peers:
@@ -224,7 +224,7 @@ class HAProxy(Balancer):
             control.connect(str(self.directory / "haproxy.sock"))
             control.sendall(f"{command}\n".encode())
             answer = b"".join(iter(lambda: control.recv(4096), b"")).decode().strip()
-        # It says what it changed of an address, and nothing of a state.
+        # It answers a change of an address only.
         if answer and "changed" not in answer and "no need to change" not in answer:
             raise BenchmarkError(f"HAProxy: {command}: {answer}")
 
@@ -250,5 +250,5 @@ class Envoy(Balancer):
 
 
 def worker_count() -> int:
-    """How many workers or threads every candidate has: one a core, as NGINX_WORKERS=auto."""
+    """Returns the number of workers or threads of every balancer: one a core, as NGINX_WORKERS=auto."""
     return os.cpu_count() or 1

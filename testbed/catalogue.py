@@ -1,4 +1,4 @@
-"""A Consul that lives for a moment: the peers that consul-template renders are registered with it."""
+"""A short-lived Consul, with the peers that consul-template renders."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from testbed.processes import Processes
 from testbed.wait import wait_for
 
 _START_SECONDS = 30.0
-# What Consul's transaction endpoint takes at a time (API documentation, "Txn").
+# The most that a transaction of Consul takes (API documentation, "Txn").
 _OPERATIONS = 64
 _NODE, _NODE_ADDRESS = "bench", "127.0.0.1"
-# No connection goes out from here, as from 127.0.0.1, where any that a load makes may take a port that was free.
+# Not 127.0.0.1, because the connections of a load take free ports there.
 _ADDRESS = "127.0.0.3"
 
 
@@ -58,7 +58,7 @@ def _has_leader(session: requests.Session, base: str) -> bool:
 
 
 def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
-    """Changes the catalogue behind an agent's HTTP API, so many operations at a time as Consul takes.
+    """Changes the catalogue through an agent's HTTP API, in as few transactions as Consul takes.
 
     Raises:
         requests.RequestException: the agent is out of reach or refuses.

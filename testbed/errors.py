@@ -2,8 +2,8 @@
 
 
 class BenchmarkError(Exception):
-    """A measurement is not possible; the message says why."""
+    """A measurement is impossible; the message says why."""
 
 
 class MissingError(BenchmarkError):
-    """A program that only one row needs is not installed, and the row says so."""
+    """A program of one row is not installed, and the row says so."""

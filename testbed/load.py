@@ -1,4 +1,4 @@
-"""Load from programs that cost little themselves, and what came of it."""
+"""Load from cheap programs, and its results."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ USUAL = Shape(CONNECTIONS, STREAMS)
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a load came to.
+    """The result of a load.
 
     Attributes:
         answered: calls with an answer and the status OK.
         failed: all other calls.
-        seconds: how long it took.
+        seconds: its duration.
     """
 
     answered: int
@@ -49,15 +49,15 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answered calls a second."""
+        """Returns answered calls a second."""
         return self.answered / self.seconds
 
 
 def h2load(processes: Processes, target: str, calls: int, answer: str, shape: Shape = USUAL) -> Load:
-    """A fixed number of calls with a short greeting.
+    """Makes a fixed number of calls with a short greeting.
 
     Args:
-        processes: what starts it.
+        processes: starts it.
         target: address and port.
         calls: how many.
         answer: a greeting of the length that every answer has: h2load sees no gRPC status, so the bytes of the
@@ -70,7 +70,7 @@ def h2load(processes: Processes, target: str, calls: int, answer: str, shape: Sh
 def timed_h2load(
     processes: Processes, target: str, calls: int, shape: Shape, greeting: str
 ) -> tuple[Load, list[float]]:
-    """The same of servers that answer with the greeting itself, and how many seconds each call took."""
+    """Makes calls of servers that answer with the greeting, and returns the seconds of each call too."""
     log = processes.directory / "h2load.tsv"
     log.unlink(missing_ok=True)
     output = _h2load(processes, target, calls, shape, greeting, ["--log-file", log])
@@ -89,7 +89,7 @@ def _h2load(
 
 
 def read_times(log: str) -> list[float]:
-    """The seconds of each call in a log file of h2load: a line has its start, its HTTP status and its microseconds.
+    """Returns the seconds of each call from a log file of h2load, whose lines have start, HTTP status and microseconds.
 
     Raises:
         BenchmarkError: a line is of another form.
@@ -101,10 +101,10 @@ def read_times(log: str) -> list[float]:
 
 
 def read_h2load(output: str, calls: int, answer: str) -> Load:
-    """What h2load's output says.
+    """Returns the result in h2load's output.
 
     Raises:
-        BenchmarkError: it says nothing of what is wanted.
+        BenchmarkError: the output has another form.
     """
     finished = re.search(r"finished in ([\d.]+)(us|ms|s|m|h)\b", output)
     data = re.search(r"space savings [^)]*\), \S+ \((\d+)\) data", output)
@@ -116,7 +116,7 @@ def read_h2load(output: str, calls: int, answer: str) -> Load:
 
 
 def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -> tuple[str, Sequence[str | Path]]:
-    """The command of a gRPC client without retries that calls for so long, and its name: ghz, or the project's own."""
+    """Returns name and command of a gRPC client without retries: ghz, or the project's own."""
     try:
         ghz = programs.ghz()
     except MissingError as error:
@@ -127,14 +127,14 @@ def grpc_load(target: str, seconds: float, concurrency: int, connections: int) -
 
 
 def client_command(port: int, seconds: float, concurrency: int, connections: int) -> list[str]:
-    """The project's own client calling for so long, with a report in JSON."""
+    """Returns the command of the project's own client, with a report in JSON."""
     command = [sys.executable, "-m", "grpc_client", "--host", "127.0.0.1", "--port", str(port), "--json"]
     command += ["--duration", f"{seconds:g}", "--concurrency", str(concurrency)]
     return [*command, "--connections", str(connections)]
 
 
 def ghz_command(ghz: Path, seconds: float, concurrency: int, connections: int) -> list[str]:
-    """Ghz calling Ping for so long, its calls in flight waited for; its output's format and the target are left out."""
+    """Returns the command of ghz, which waits for its calls in flight; format and target must follow."""
     command = [str(ghz), "--insecure", "--proto", str(programs.ROOT / "protos" / "api.proto")]
     command += ["--call", "protos.Ping.SayHello", "--data", json.dumps({"greeting": GREETING})]
     command += ["--concurrency", str(concurrency), "--connections", str(connections)]

@@ -39,7 +39,7 @@ class Processes:
             self.stop(process)
 
     def log(self, name: str) -> Path:
-        """Where a program's output goes."""
+        """Returns the file of a program's output."""
         return self.directory / f"{name}.log"
 
     def start(
@@ -70,7 +70,7 @@ class Processes:
         return process
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends a program and its children: TERM, and KILL for what is left after some seconds."""
+        """Ends a program and its children with TERM, and after some seconds with KILL."""
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -85,7 +85,7 @@ class Processes:
             self._running.remove(process)
 
     def tail(self, name: str) -> str:
-        """The last lines that a program printed."""
+        """Returns the last lines of a program's output."""
         if not self.log(name).exists():
             return "    (it has printed nothing)"
         lines = self.log(name).read_text(errors="replace").splitlines()
@@ -148,27 +148,27 @@ def group_alive(group: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process."""
+    """Returns the children of a process."""
     return [int(text) for text in (PROC / str(pid) / "task" / str(pid) / "children").read_text().split()]
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and everything below it."""
+    """Returns a process and all its descendants."""
     return [pid, *(found for child in children(pid) for found in descendants(child))]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """The processor time that processes have used: utime and stime of all their threads, in ticks of 10 ms."""
+    """Returns the processor time of processes: utime and stime of all their threads, in ticks of 10 ms."""
     return sum(int(fields[11]) + int(fields[12]) for fields in map(stat, pids)) / _TICKS
 
 
 def exact_cpu_seconds(pids: Iterable[int]) -> float:
-    """The same to the nanosecond, for processes of one thread: the first number of /proc/PID/schedstat."""
+    """Returns the same to the nanosecond, for processes of one thread: the first number of /proc/PID/schedstat."""
     return sum(int((PROC / str(pid) / "schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 def pss_bytes(pid: int) -> int:
-    """A process's share of memory, what is shared divided by its users (Pss of /proc/PID/smaps_rollup)."""
+    """Returns the memory of a process, where shared pages are divided (Pss of /proc/PID/smaps_rollup)."""
     for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

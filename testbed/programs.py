@@ -1,4 +1,4 @@
-"""Finds the programs that are measured and those that measure."""
+"""Finds or builds the programs of benchmarks and tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the configuration files of the candidates: texts in, texts out."""
+"""Makes the configuration files of the balancers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def fill(name: str, values: Mapping[str, str]) -> str:
-    """A file of ``configs`` with every ``@NAME@`` filled in.
+    """Returns a file of ``configs`` with every ``@NAME@`` filled in.
 
     Raises:
-        BenchmarkError: the file names something that is not in ``values``.
+        BenchmarkError: ``values`` lacks a name of the file.
     """
     text = (CONFIGS / name).read_text()
     for key, value in values.items():
@@ -32,12 +32,12 @@ def fill(name: str, values: Mapping[str, str]) -> str:
 
 
 def servers(peers: Sequence[str]) -> str:
-    """The lines of a static nginx upstream."""
+    """Returns the lines of a static nginx upstream."""
     return "\n        ".join(f"server {peer};" for peer in peers)
 
 
 def snapshot(peers: Sequence[str]) -> str:
-    """The control plane's document of some peers."""
+    """Returns the control plane's document of some peers."""
     replicas = []
     for peer in peers:
         address, _, port = peer.rpartition(":")
@@ -47,7 +47,7 @@ def snapshot(peers: Sequence[str]) -> str:
 
 
 def endpoints(peers: Sequence[str]) -> str:
-    """Envoy's EDS file; JSON is YAML too."""
+    """Returns Envoy's EDS file; JSON is YAML too."""
     found = []
     for peer in peers:
         address, _, port = peer.rpartition(":")

@@ -65,7 +65,7 @@ class Stack:
 
     @property
     def target(self) -> str:
-        """Where calls go."""
+        """Returns the address of calls."""
         return f"127.0.0.1:{self.port}"
 
     def own_address(self, third: int, fourth: int) -> str:

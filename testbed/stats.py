@@ -1,4 +1,4 @@
-"""The few statistics that the report needs."""
+"""The statistics of the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """What some rounds measured.
+    """The values of some rounds.
 
     Attributes:
         values: one a round, in the order of the rounds.
@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of a sequence."""
+        """Returns the spread of a sequence."""
         return cls(tuple(values))
 
     @property
@@ -45,12 +45,12 @@ class Spread:
 
 
 def ratios(ours: Spread, theirs: Spread) -> Spread:
-    """Ours over theirs, round by round: what both had to bear in a round cancels out."""
+    """Returns ours divided by theirs, round by round, so that the noise of a round cancels out."""
     return Spread(tuple(a / b for a, b in zip(ours.values, theirs.values, strict=True)))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: a value that was measured, not one in between.
+    """Returns the nearest-rank percentile, which is one of the values.
 
     Raises:
         ValueError: there are no values, or ``percent`` is not above 0 and up to 100.

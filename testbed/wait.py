@@ -1,4 +1,4 @@
-"""Waiting with a deadline that says what was seen last."""
+"""Waits with a deadline; the error has the last value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call costs in nginx: the Lua balancer beside a static upstream, over a backend that costs next to nothing."""
+"""Processor time of a call in nginx: the Lua balancer beside a static upstream, before a cheap backend."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from testbed.stats import Spread, ratios
 
 PEERS = (3, 100, 1000)
 MOST = 1.05
-# A machine's speed changes within seconds, and how the kernel shares out the connections to the workers decides how
-# much each does at a time: both balancers run side by side, and each has its calls in so many turns.
+# The speed of a machine changes within seconds, and the kernel shares out connections to workers differently each
+# time: both balancers run side by side, and each has this many turns.
 CHUNKS = 20
 _MICRO = 1_000_000
 
@@ -38,7 +38,7 @@ def run(bench: Bench) -> report.Section:
 
 
 def _measure(bench: Bench, peers: list[str], kinds: Sequence[type[LuaNginx]]) -> dict[str, float]:
-    """Microseconds of the workers' processor time a call, of each."""
+    """Returns the processor time of a call in the workers, in microseconds, by balancer."""
     # A balancer has up to three ports.
     balancers = [kind(bench.processes, bench.port + 1 + 3 * number) for number, kind in enumerate(kinds)]
     used = dict.fromkeys((balancer.name for balancer in balancers), 0.0)
@@ -49,7 +49,7 @@ def _measure(bench: Bench, peers: list[str], kinds: Sequence[type[LuaNginx]]) ->
             # Every worker makes its connections to replicas before it counts.
             _load(bench, balancer, max(2 * calls, 2 * len(peers), 2 * CONNECTIONS * STREAMS))
         for number in range(CHUNKS):
-            # The first has the machine as the last one left it: take turns.
+            # The order changes, because each balancer affects the next one.
             for balancer in balancers if number % 2 == 0 else reversed(balancers):
                 workers = balancer.workers()
                 before = exact_cpu_seconds(workers)
@@ -93,7 +93,7 @@ def _section(micros: dict[tuple[int, str], Spread]) -> report.Section:
 
 
 def _what_is_seen(micros: Mapping[str, Spread]) -> report.Table:
-    """What metrics and log cost."""
+    """Returns the processor time of metrics and log."""
     without = micros[LuaNginx.name]
     rows = []
     for name, found in micros.items():

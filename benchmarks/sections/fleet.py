@@ -1,4 +1,4 @@
-"""What the size of the fleet costs: how soon a change is known, the balancer's processor time for it, its memory."""
+"""The cost of the size of a fleet: delay and processor time of a change, memory of the balancer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from testbed.stats import Spread, percentile
 from testbed.wait import wait_for
 
 _APPLICATION = "hello_server"
-# The fleet has a service of its own, so that calls of the newcomer's service reach the newcomer alone.
+# The fleet has another gRPC service, so that calls of the newcomer's reach the newcomer only.
 _FLEET_SERVICE, _SERVICE = "bench.Fleet", "protos.Ping"
 _REGISTERED_SECONDS = 60.0
 _INTERVAL_SECONDS = 0.3
-# Each worker of nginx builds its view of the fleet when it has a call: all have several between two changes.
+# A worker of nginx builds its view of the fleet when it has a call: each has several between two changes.
 _CONNECTIONS, _PAUSE_SECONDS = 8, 0.1
-# Those that look for the newcomer's answers leave the processors to what is measured.
+# The pause of the callers leaves the processors to the stack.
 _CALLERS_PAUSE_SECONDS = 0.002
 _MILLI, _MEGA = 1000, 1_000_000
 _JUDGED = 1000
@@ -37,7 +37,7 @@ _MOST_MILLISECONDS, _MOST_CPU_MILLISECONDS = 100.0, 60.0
 
 @dataclass
 class Figures:
-    """Those of one size, a value for each round.
+    """The figures of one size, one a round.
 
     Attributes:
         joined: milliseconds from registered to served, of each registration.
@@ -62,9 +62,8 @@ class Figures:
 
 
 def run(bench: Bench) -> report.Section:
-    """Registers more and more replicas, and at each size measures the changes that one more makes."""
+    """Registers more and more replicas, and at each size measures the changes of one more."""
     stack = bench.stack
-    # Only what is registered here.
     stack.kill()
     stack.ensure(0)
     sizes = bench.plan.fleets
@@ -87,13 +86,13 @@ def run(bench: Bench) -> report.Section:
 
 
 def _metadata(service: str) -> dict[str, str]:
-    """As a registrar's."""
+    """Returns metadata as a registrar writes it."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"grpc_services": service, "grpc_since": now, "metrics_port": "9464", "registered": now}
 
 
 def _register(bench: Bench, peers: Sequence[str], first: int) -> None:
-    """As agents register them: each with a Consul node of its own, gossip's check of that, and a check of its own."""
+    """Registers replicas as agents do: a node with gossip's check, and a service with its own."""
     operations: list[dict[str, object]] = []
     for number, peer in enumerate(peers, first):
         address, _, port = peer.rpartition(":")
@@ -163,11 +162,11 @@ def _measure(bench: Bench, newcomer: str, figures: Figures) -> None:
 
 
 def _rest(bench: Bench, _newcomer: str, _number: int) -> None:
-    """No change, for as long as one takes."""
+    """Changes nothing."""
 
 
 def _change(bench: Bench, newcomer: str, number: int) -> None:
-    """The replica comes or goes; returns when nginx knows."""
+    """Registers or deregisters the replica; returns when nginx knows."""
     before = bench.stack.version()
     if number % 2 == 0:
         bench.stack.register(newcomer, _metadata(_SERVICE))
@@ -177,14 +176,14 @@ def _change(bench: Bench, newcomer: str, number: int) -> None:
 
 
 def _used(bench: Bench, newcomer: str, change: Callable[[Bench, str, int], None]) -> tuple[dict[str, float], float]:
-    """Seconds of processor time by program while so many changes are made, and how many seconds that took."""
-    # What went on before ends meanwhile.
+    """Returns the seconds of processor time of the changes by program, and the seconds that they took."""
+    # Earlier work ends meanwhile.
     time.sleep(2 * _INTERVAL_SECONDS)
     before, begin = _cpu(bench), time.monotonic()
     due = begin
     for number in range(bench.plan.fleet_changes):
         change(bench, newcomer, number)
-        # No sooner than after the last one is known: two changes at once cost less than one after the other.
+        # Not before nginx knows the last one: two changes at once cost less than one after the other.
         due = max(due + _INTERVAL_SECONDS, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
     used = {name: seconds - before.get(name, 0.0) for name, seconds in _cpu(bench).items()}
@@ -194,7 +193,7 @@ def _used(bench: Bench, newcomer: str, change: Callable[[Bench, str, int], None]
 def _cpu(bench: Bench) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for pid in bench.stack.pids()[BALANCER]:
-        # One that has just ended was short-lived: of no account.
+        # A process that has just ended has used little.
         with suppress(OSError):
             found[program_of(pid)] += cpu_seconds([pid])
     return dict(found)
@@ -255,7 +254,7 @@ def _targets(figures: Mapping[int, Figures]) -> list[report.Target]:
 
 
 def _by_program(figures: Mapping[int, Figures]) -> report.Table:
-    """Where the processor time goes: programs by what they take at the greatest size, those of next to none as one."""
+    """Returns the processor time by program, the greatest first; those with little are one row."""
     greatest = figures[max(figures)]
     every = {name for one in figures.values() for used in one.cpu for name in used}
     some = {name for name in every if any(one.of_programs({name}) >= _SHOWN_MILLISECONDS for one in figures.values())}

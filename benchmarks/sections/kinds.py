@@ -50,7 +50,7 @@ _METHOD = (
 
 @dataclass
 class Results:
-    """What a kind's rounds found: figures by load and balancer, one a round; and the balancers that are missing."""
+    """The figures of a kind by load and balancer, one a round, and the missing balancers."""
 
     figures: dict[tuple[str, str], list[Figures]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -61,11 +61,11 @@ class Results:
             self.figures.setdefault((case, name), []).append(figures)
 
     def spread(self, case: str, balancer: str, figure: str) -> Spread:
-        """One of ``p50``, ``p99`` and ``rate``."""
+        """Returns a figure: ``p50``, ``p99`` or ``rate``."""
         return Spread.of([getattr(one, figure) for one in self.figures[case, balancer]])
 
     def ratios(self, case: str, balancer: str, figure: str) -> Spread:
-        """The same over the static upstream's, round by round."""
+        """Returns a figure divided by the static upstream's, round by round."""
         return ratios(self.spread(case, balancer, figure), self.spread(case, StaticNginx.name, figure))
 
 
@@ -106,7 +106,7 @@ def _measure(bench: Bench, kind: ServerKind, first: int) -> Results:
 
 
 def section(kinds: Sequence[str], found: Mapping[str, Results], missing: Mapping[str, str]) -> report.Section:
-    """The report of what was found of each kind, and of the kinds that are missing."""
+    """Returns the report of the measured kinds and of the missing ones."""
     made = report.Section(title="Servers of other kinds", method=_METHOD)
     for kind in kinds:
         for case in LOADS:

@@ -1,4 +1,4 @@
-"""From "the agent says passing" to the first answer of a replica, and from "deregistered" to its last."""
+"""The times from a registration to the first answer of a replica, and from its deregistration to its last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = "bench-newcomer"
 _REPLICAS = 1
 _CALLERS = 2
 _MOST_SECONDS = 5.0
-# How long calls are watched after a deregistration, and between two of them.
+# The time without an answer after which a replica has given its last.
 _WATCH_SECONDS = 0.25
 _MOST_MILLISECONDS = 100.0
 _SERVED_MILLISECONDS, _GONE_MILLISECONDS = 27.0, 31.0
@@ -33,7 +33,7 @@ _PERCENTS = (50, 90, 99, 100)
 
 
 class Callers:
-    """Threads that call, with a pause or without, and note when the newcomer answered."""
+    """Threads that call, and note the newcomer's answers."""
 
     def __init__(self, target: str, pause_seconds: float = 0.0, callers: int = _CALLERS) -> None:
         self._pause_seconds = pause_seconds
@@ -72,7 +72,7 @@ class Callers:
 
 
 def run(bench: Bench) -> report.Section:
-    """Registers and deregisters a replica that is ready, again and again."""
+    """Registers and deregisters a ready replica many times."""
     bench.stack.ensure(_REPLICAS)
     joined: list[Spread] = []
     left: list[Spread] = []
@@ -100,7 +100,7 @@ def measure(
     metadata: Mapping[str, str] | None = None,
     pause_seconds: float = 0.0,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds to the first answer and to the last one, of each registration of the newcomer.
+    """Returns milliseconds to the first answer and to the last one, for each registration of the newcomer.
 
     Args:
         bench: the run.

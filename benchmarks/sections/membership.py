@@ -1,4 +1,4 @@
-"""Membership changes under load: how many calls fail when nothing but the balancer's list changes."""
+"""Membership changes under load: the calls that fail when only the balancer's list changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS = 5
 CALLERS = 32
 CONNECTIONS = 4
 _INTERVAL_SECONDS = 0.3
-# The client has to be under way, on a busy machine too.
+# Enough for the client's first calls, on a busy machine too.
 _LEAD_SECONDS = 1.5
 _MODES = ("dynamic", "reload", "restart")
 # In mode restart, nginx may take 30 s to stop (stopwaitsecs): 1.22 forgets a connection that is being made when it is
@@ -30,7 +30,7 @@ _READY_SECONDS = 60.0
 
 @dataclass
 class Figures:
-    """A candidate's, one of each a round."""
+    """Calls of a candidate, one figure a round."""
 
     answered: list[float] = field(default_factory=list)
     failed: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ def run(bench: Bench) -> report.Section:
 
 
 def _stack(bench: Bench, mode: str, peers: list[str], leave: ExitStack) -> Callable[[list[str]], None]:
-    """Makes the peers the stack's only replicas; returns what changes them, through Consul."""
+    """Makes the peers the stack's only replicas; returns a function that changes them through Consul."""
     stack = bench.stack
     stack.ensure(0, mode)
     registered: set[str] = set()
@@ -93,10 +93,10 @@ def _measure(bench: Bench, target: str, peers: list[str], change: Callable[[list
     try:
         for number in range(changes):
             time.sleep(max(0.0, begin + number * _INTERVAL_SECONDS - time.monotonic()))
-            # One goes, then it comes back; each in its turn.
+            # A peer leaves and comes back, then the next one.
             gone = peers[number // 2 % len(peers)] if number % 2 == 0 else ""
             change([peer for peer in peers if peer != gone])
-        # The client waits for the calls in flight; it exits non-zero when some have failed.
+        # The client waits for the calls in flight; its exit code is not 0 when some have failed.
         load.wait(seconds + 120)
     finally:
         bench.processes.stop(load)
@@ -109,10 +109,10 @@ def _measure(bench: Bench, target: str, peers: list[str], change: Callable[[list
 
 
 def read_load(client: str, output: str) -> tuple[int, int]:
-    """Answered and failed calls of a client's output.
+    """Returns the answered and the failed calls of a client's output.
 
     Raises:
-        BenchmarkError: the output says nothing of them.
+        BenchmarkError: the output does not have them.
     """
     if client == "grpc_client":
         found = json.loads(output)
@@ -146,7 +146,7 @@ def _section(
             row += [f"{values.median:,.0f}", f"{values.low:,.0f} to {values.high:,.0f}"]
         rows.append(row)
         if how == "NGINX_UPDATE=dynamic":
-            # Of all rounds: a median of 0 would hide a round with failures.
+            # The worst round, because a median of 0 would hide failures.
             lost = Spread.of([failed.high])
             judged = report.judge("Calls lost in membership changes, this stack, worst round", lost, "", "0", _none)
             section.targets.append(judged)

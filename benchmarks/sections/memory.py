@@ -40,7 +40,7 @@ def run(bench: Bench) -> report.Section:
 
 
 def _parts(bench: Bench) -> dict[tuple[str, str], int]:
-    """Bytes by container and program; what belongs to no container is the outer supervisord."""
+    """Returns bytes by container and program; the outer supervisord belongs to no container."""
     found: dict[tuple[str, str], int] = defaultdict(int)
     pids = {**bench.stack.pids(), "(all)": bench.stack.supervisors()}
     for container, ids in pids.items():
@@ -50,13 +50,13 @@ def _parts(bench: Bench) -> dict[tuple[str, str], int]:
 
 
 def program_of(pid: int) -> str:
-    """The program that a process runs."""
+    """Returns the name of a process's program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     return program_name(command.rstrip("\0").split("\0"))
 
 
 def program_name(command: list[str]) -> str:
-    """A program's name from its command line: of Python's the module or script, of a title its first word."""
+    """Returns a program's name from its command line: Python's module or script, the first word of a title."""
     words = command[0].split(" ") if len(command) == 1 else command
     name = Path(words[0].rstrip(":")).name
     if name.startswith(("python", "sh", "dash", "bash")) and len(words) > 1:

@@ -1,4 +1,4 @@
-"""From nothing to the first answer, and from one replica to five."""
+"""The time from nothing to the first answer, and from one replica to five."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPLICAS = 5
 
 
 def run(bench: Bench) -> report.Section:
-    """Starts the stack in an empty home, scales it, ends it, again and again; the last one is left up."""
+    """Starts the stack in an empty home, scales it and ends it in each round; the last one stays up."""
     ups, scales = [], []
     for number in range(bench.plan.long_rounds):
         bench.say(f"start: round {number + 1} of {bench.plan.long_rounds}")
@@ -88,7 +88,7 @@ def _compose(bench: Bench) -> report.Target:
 
 
 def _answered(bench: Bench, target: str, up: subprocess.Popen[bytes]) -> None:
-    """Waits for an answer; docker-compose that fails ends the wait."""
+    """Waits for an answer, or until docker-compose fails."""
     deadline = time.monotonic() + _COMPOSE_SECONDS
     while True:
         try:

@@ -16,7 +16,7 @@ from testbed.processes import cpu_seconds, descendants
 from testbed.stats import Spread, ratios
 
 REPLICAS = 3
-# nginx's default ends a connection after 1,000 calls, and h2load makes no new one.
+# nginx by default ends a connection after 1,000 calls, and h2load makes no new one.
 TURN_CALLS = 4000
 OURS = "this stack"
 _NAME = "hello_server-1"
@@ -25,7 +25,7 @@ _MICRO = 1_000_000
 
 @dataclass
 class Figures:
-    """A candidate's, one of each a round: calls a second, and the balancer's processor time in microseconds a call."""
+    """Of each round of a candidate: calls a second, and the balancer's processor time of a call in microseconds."""
 
     rates: list[float] = field(default_factory=list)
     micros: list[float] = field(default_factory=list)
@@ -57,12 +57,12 @@ def run(bench: Bench) -> report.Section:
 
 
 def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dict[str, Figures]) -> None:
-    """All candidates in turns: a machine's speed changes within seconds."""
+    """Measures all candidates in turns, because the speed of a machine changes within seconds."""
     turns = max(1, bench.plan.throughput_calls // TURN_CALLS)
     seconds, used = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0)
     answered = 0
     for turn in range(turns):
-        # Who follows whom changes from turn to turn.
+        # The order changes from turn to turn.
         for name in list(targets) if turn % 2 == 0 else reversed(targets):
             target, pids = targets[name]
             before = cpu_seconds(pids)

@@ -41,7 +41,7 @@ def run(bench: Bench) -> report.Section:
 
 
 def _measure(bench: Bench, workers: int) -> tuple[float, float]:
-    """Calls a second, and the cores that the server used."""
+    """Returns calls a second, and the cores that the server used."""
     address = bench.address(1)
     target = f"{address}:7777"
     with bench.replica(_NAME, address, workers) as server:

@@ -1,1 +1,1 @@
-"""Servers that nobody here tuned: one of each kind, with default options."""
+"""Servers with the default options of their libraries, one of each kind."""

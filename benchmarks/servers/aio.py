@@ -19,12 +19,12 @@ class Ping(api_pb2_grpc.PingServicer):
     """Answers with the request's greeting."""
 
     async def SayHello(self, request: api_pb2.PingMessage, context: Any) -> api_pb2.PingMessage:  # noqa: ARG002, N802
-        """As protos/api.proto names it."""
+        """Answers with the request."""
         return request
 
 
 async def send_ticks(request: empty_pb2.Empty, context: Any) -> AsyncIterator[wrappers_pb2.Int64Value]:  # noqa: ARG001
-    """The time of CLOCK_MONOTONIC, in nanoseconds, until the client leaves."""
+    """Sends the time of CLOCK_MONOTONIC in nanoseconds, until the client leaves."""
     while True:
         yield wrappers_pb2.Int64Value(value=time.monotonic_ns())
         await asyncio.sleep(ticks.INTERVAL_SECONDS)

@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A balancer's in one round: percentiles of its calls' seconds, and calls a second."""
+    """A balancer in one round: percentiles of the seconds of its calls, and calls a second."""
 
     p50: float
     p99: float
@@ -50,7 +50,7 @@ class Figures:
 
 @contextmanager
 def running(bench: Bench, kind: ServerKind, first: int) -> Iterator[list[str]]:
-    """Three servers of a kind, at addresses of their own from the number ``first`` on.
+    """Runs three servers of a kind, at addresses from the number ``first`` on.
 
     Raises:
         MissingError: the kind can't be had here.
@@ -70,7 +70,7 @@ def running(bench: Bench, kind: ServerKind, first: int) -> Iterator[list[str]]:
 
 @contextmanager
 def started(balancers: Sequence[Balancer], peers: Sequence[str]) -> Iterator[None]:
-    """These balancers, in front of the peers."""
+    """Runs balancers in front of the peers."""
     try:
         for balancer in balancers:
             balancer.start(peers)
@@ -81,18 +81,18 @@ def started(balancers: Sequence[Balancer], peers: Sequence[str]) -> Iterator[Non
 
 
 def warm_up(bench: Bench, balancers: Sequence[Balancer], calls: int) -> None:
-    """Lets every worker make its connections to the servers, and the servers compile what they compile at run time."""
+    """Makes calls, so that workers have their connections, and servers have compiled their code."""
     for balancer in balancers:
         _load(bench, balancer, Case(name="", size=16, shape=USUAL, share=1), calls)
 
 
 def one_round(bench: Bench, balancers: Sequence[Balancer], case: Case, calls: int, turns: int) -> dict[str, Figures]:
-    """The calls of each balancer, in so many turns: a machine's speed changes within seconds."""
+    """Measures each balancer in several turns, because the speed of a machine changes within seconds."""
     each = max(round(calls * case.share) // turns, case.shape.connections * case.shape.streams)
     times: dict[str, list[float]] = {balancer.name: [] for balancer in balancers}
     seconds = dict.fromkeys(times, 0.0)
     for turn in range(turns):
-        # Who follows whom changes from turn to turn.
+        # The order changes from turn to turn.
         for balancer in balancers if turn % 2 == 0 else reversed(balancers):
             found = _load(bench, balancer, case, each)
             times[balancer.name] += found[1]
@@ -104,7 +104,7 @@ def one_round(bench: Bench, balancers: Sequence[Balancer], case: Case, calls: in
 
 
 def _load(bench: Bench, balancer: Balancer, case: Case, calls: int) -> tuple[float, list[float]]:
-    """How many seconds the calls took together, and each of them."""
+    """Returns the seconds of all calls together, and of each."""
     load, times = timed_h2load(bench.processes, balancer.target, calls, case.shape, "x" * case.size)
     if load.failed or len(times) != calls:
         lost = f"{load.failed} of {calls} calls have no whole answer, {len(times)} are in the log"
@@ -113,7 +113,7 @@ def _load(bench: Bench, balancer: Balancer, case: Case, calls: int) -> tuple[flo
 
 
 def stream_round(balancers: Sequence[Balancer], seconds: float) -> dict[str, Figures]:
-    """How late the messages of four streams are, through each balancer in turn."""
+    """Measures the delay of the messages of four streams, through one balancer after the other."""
     found = {}
     for balancer in balancers:
         late = ticks.delays(balancer.target, STREAMS, seconds)

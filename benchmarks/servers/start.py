@@ -1,4 +1,4 @@
-"""The kinds of servers: how each is built, where that is needed, and started."""
+"""Builds and starts the kinds of servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServerKind:
 
 
 def go_server() -> Path:
-    """The server of grpc-go, built into the cache.
+    """Returns the server of grpc-go, built into the cache.
 
     Raises:
         MissingError: it can't be built.

@@ -1,4 +1,4 @@
-"""The service of stream.proto by hand, and a client that reads how late its messages are."""
+"""The service of stream.proto without generated modules, and a client that measures the delay of its messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GRACE_SECONDS = 15.0
 
 
 def handler(ticks: Callable[..., Any]) -> grpc.GenericRpcHandler:
-    """A method that sends ticks, as the service."""
+    """Returns the service with a method that sends ticks."""
     method = grpc.unary_stream_rpc_method_handler(
         ticks,
         request_deserializer=empty_pb2.Empty.FromString,
@@ -27,7 +27,7 @@ def handler(ticks: Callable[..., Any]) -> grpc.GenericRpcHandler:
 
 
 def delays(target: str, streams: int, seconds: float) -> list[float]:
-    """How many seconds each message was under way; so many streams on one connection are read for so long.
+    """Reads streams on one connection, and returns the delay of each message in seconds.
 
     Raises:
         grpc.RpcError: a stream failed.

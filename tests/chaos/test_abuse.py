@@ -38,11 +38,11 @@ BASELINE_SECONDS = 10.0 if FULL else 1.5
 ROUNDS = 5 if FULL else 1
 # One of those that nginx ends by itself, and the two that cost the balancer most.
 SHORT_KINDS = ("rapid-resets", "continuations", "never-reads")
-# How much longer calls may take.
+# The factor by which calls may take longer.
 MORE_TIME = 2
 CANCELLED = 10_000 if FULL else 1_000
 MEMORY_SECONDS = 60.0
-# The headers of a call, but not all of them; and what the balancer says to that, PROTOCOL_ERROR.
+# A part of a call's headers, and the balancer's answer, PROTOCOL_ERROR.
 PART_OF_A_CALL = frames.frame(frames.HEADERS, 0, 1, frames.HEAD)
 RESET = frames.frame(frames.RST_STREAM, 0, 1, b"\0\0\0\1")
 # A pause of the machine, not of the balancer.
@@ -64,13 +64,13 @@ def other_victim(
     server: RegisteredServer,  # noqa: ARG001 - it is one of the peers
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
-    """A second nginx with the same work, that nobody but the attacker calls."""
+    """A second nginx with the same configuration, which only the attacker calls."""
     with twin(stack, tmp_path_factory.mktemp("twin") / "twin") as address:
         yield address
 
 
 class Silent:
-    """A connection on which nothing more comes than its start."""
+    """A connection that sends its start only."""
 
     def __init__(self, connection: socket.socket, start: bytes) -> None:
         self._connection = connection
@@ -79,7 +79,7 @@ class Silent:
         connection.setblocking(False)
 
     def ended(self) -> bool:
-        """Whether the balancer has closed it or, where it has a call, has reset that one."""
+        """Returns whether the balancer has closed it, or has reset its call."""
         with contextlib.suppress(BlockingIOError):
             try:
                 while part := self._connection.recv(65_536):
@@ -122,7 +122,7 @@ def attack(kind: str, address: tuple[str, int], seconds: float) -> subprocess.Po
 
 
 def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int], seconds: float) -> tuple[Load, Any]:
-    """Callers of the balancer while an attacker is busy at ``address``, and what the attacker did."""
+    """Returns the load of the balancer during an attack on ``address``, and the attack's result."""
     with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load, attack(kind, address, seconds) as attacker:
         output, _ = attacker.communicate(timeout=seconds + 60)
     load.lost_nothing()
@@ -144,7 +144,7 @@ class Round:
 
     @property
     def ratio(self) -> float:
-        """How much longer it takes, beyond a pause of the machine; against the worse of the other two."""
+        """The factor by which calls take longer than in the worse of the other two, without a pause of the machine."""
         return (self.attacked - MARGIN_MILLISECONDS) / max(self.alone, self.control)
 
     def __str__(self) -> str:
@@ -176,7 +176,7 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
     nginx = Nginx(stack)
     memory, workers = nginx.memory_mib, nginx.workers
     rounds: list[Round] = []
-    # Other work of the machine can spoil a round, and never makes one better.
+    # Other work of the machine can make a round worse, but not better.
     while len(rounds) < ROUNDS and not any(done.ratio <= MORE_TIME for done in rounds):
         rounds.append(one_round(stack, kind, other_victim))
     best = min(rounds, key=lambda done: done.ratio)
@@ -196,7 +196,7 @@ def test_an_attacker_costs_other_callers_no_call_and_little_time(
 
 
 def cancel_calls(port: int, count: int) -> None:
-    """Opens calls that would never end and cancels them, some before they have reached the server."""
+    """Opens endless calls and cancels them, some of them before they reach the server."""
 
     def cancel(numbers: range) -> None:
         with open_channel(f"127.0.0.1:{port}") as channel:

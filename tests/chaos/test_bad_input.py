@@ -1,4 +1,4 @@
-"""What nobody should send, at every place that takes something; calls go on meanwhile."""
+"""Wrong input at every interface, while calls go on."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.support.load import FEW_CALLS_A_SECOND, two_clients
 from tests.support.scenarios import target, tried_answers, wait_for_replicas
 
 RANDOM = 2000 if FULL else 100
-# At a replica those that do not come to what DEADLY is; the same seeds are the same bytes.
+# A replica gets only seeds that are not like DEADLY; the same seeds are the same bytes.
 RANDOM_AT_A_REPLICA = 100
 ANSWER_SECONDS = 0.15
 GOOD = {"APP_NAME": "hello_server", "APP_PORT": "7777", "CONSUL_PORT": "8500", "TAGS": "grpc_server", "HOSTNAME": "box"}
-# Made to end a string, a line, a directive, a block, a pattern or a command.
+# Each ends a string, a line, a directive, a block, a pattern or a command.
 BREAKING_OUT = (
     'x"; } server { listen 9; } #',
     "'); os.exit() --",
@@ -65,7 +65,7 @@ HOSTS = (*BREAKING_OUT, "1.2.3", "256.1.1.1", "a..b", "-", "[::1]", "a:1", "http
 
 
 def refused_by_the_registrar() -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Environments in which one variable is wrong, with that variable's name."""
+    """Yields environments with one wrong variable, and its name."""
     for name in ("APP_PORT", "CONSUL_PORT"):
         yield from ((name, {name: text}) for text in (*PORTS, *BREAKING_OUT) if text.strip() != "7777")
     for name in ("APP_NAME", "APP_ADDRESS", "CONSUL_ADDRESS", "HOSTNAME"):
@@ -122,7 +122,7 @@ def test_the_registrar_exits_2_with_one_line(name: str, text: str) -> None:
 
 @contextmanager
 def unharmed(stack: LocalDriver, what: str) -> Iterator[Nginx]:
-    """Calls go on and none is lost; afterwards nginx has the same workers and configuration and no complaint."""
+    """Asserts that no call is lost in the block, and that nginx keeps workers and configuration and logs no error."""
     nginx = Nginx(stack)
     workers, configuration = nginx.workers, nginx.configuration
     with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
@@ -135,7 +135,7 @@ def unharmed(stack: LocalDriver, what: str) -> Iterator[Nginx]:
 
 
 def hostile_services(replica: str) -> Iterator[dict[str, Any]]:
-    """Registrations; those that are well-formed but for a tag or the like are of the one replica there is."""
+    """Yields registrations; the well-formed ones are of the only replica."""
     good = {"Name": "hello_server", "Address": replica, "Port": 7777}
     for text in BREAKING_OUT:
         yield {**good, "Name": text}
@@ -153,7 +153,7 @@ def hostile_services(replica: str) -> Iterator[dict[str, Any]]:
 
 
 def hostile_nodes(replica: str) -> Iterator[dict[str, Any]]:
-    """Registrations past any agent, with a node of their own."""
+    """Yields registrations of other nodes, which no agent makes."""
     for number, text in enumerate(BREAKING_OUT):
         service = {"ID": f"node-{number}", "Service": "hello_server", "Address": replica, "Port": 7777}
         service["Tags"] = ["grpc_server"]
@@ -162,7 +162,7 @@ def hostile_nodes(replica: str) -> Iterator[dict[str, Any]]:
 
 
 def accepted(put: Any) -> bool:
-    """Whether Consul has taken it."""
+    """Returns whether Consul accepts a request."""
     try:
         put()
     except requests.HTTPError:
@@ -188,7 +188,7 @@ def test_nothing_that_anybody_registers_reaches_the_balancer_unchecked(stack: Lo
             print(f"{tried} registrations, Consul took {len(services)} services and {len(nodes)} nodes")
             assert len(services) + len(nodes) > tried / 3, "Consul refuses most of them by itself"
             stack.wait_for_log(BALANCER, "refused app=")
-            # A well-formed registration behind them shows that the list was taken.
+            # A well-formed registration after them shows that the list was accepted.
             address = stack.run_server("behind-them")
             stack.register(f"{address}:7777")
             services.append(f"hello_server-{address}")
@@ -205,7 +205,7 @@ def test_nothing_that_anybody_registers_reaches_the_balancer_unchecked(stack: Lo
 
 
 def send(address: tuple[str, int], data: bytes) -> str:
-    """Sends it and says how the other side took it."""
+    """Sends bytes and returns the end of the connection."""
     with socket.socket() as connection:
         connection.settimeout(5)
         connection.connect(address)
@@ -239,7 +239,7 @@ def test_wrong_bytes_harm_nobody(stack: LocalDriver, place: str) -> None:
 
 
 def test_a_server_that_a_call_has_ended_is_started_again(stack: LocalDriver) -> None:
-    """The fault is grpcio's; the balancer keeps such a call away, and who is past the balancer gets seconds."""
+    """The fault is grpcio's; the balancer refuses such a call, and a direct one costs seconds."""
     names = wait_for_replicas(stack, 1)
     replica = next(row for row in stack.rows() if row["service"] == "hello_server")
     send((str(replica["address"]), 7777), WRONG[DEADLY])
@@ -247,7 +247,7 @@ def test_a_server_that_a_call_has_ended_is_started_again(stack: LocalDriver) -> 
     assert wait_for_replicas(stack, 1) == names
 
 
-def test_a_path_that_is_no_method_is_unimplemented(stack: LocalDriver) -> None:
+def test_a_path_without_a_method_is_unimplemented(stack: LocalDriver) -> None:
     wait_for_replicas(stack, 1)
     with open_channel(target(stack)) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/tests.Größe/Method")(b"", timeout=10)

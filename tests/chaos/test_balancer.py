@@ -77,7 +77,7 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
         load,
         f"a new connection was answered after {longest * 1000:.0f} ms at the most",
     )
-    # The short form runs on machines that do other work as well.
+    # The short form runs on machines with other work.
     assert longest < (1 if FULL else 4), f"{longest:.2f} s"
     assert load.ours.lost == 0, load
     wait_for_replicas(five_replicas, 5)
@@ -85,7 +85,7 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
 
 @contextmanager
 def unwritable(directory: Path, kind: str) -> Iterator[None]:
-    """A small file system over a directory, with the same files, that takes no more; gone afterwards."""
+    """Mounts a file system over a directory, with the same files and no space, while the block runs."""
     kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
     with small_disk(directory, 64):
         for name, content in kept.items():

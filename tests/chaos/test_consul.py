@@ -24,9 +24,9 @@ from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, leader, targe
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 
-# The short form runs on machines that do other work as well.
+# The short form runs on machines with other work.
 LIMIT_FACTOR = 1 if FULL else 4
-# Serf's number of a member that is there.
+# Serf's number of a live member.
 ALIVE = 1
 SERVERS = ("server-1", "server-2", "server-3")
 
@@ -38,16 +38,16 @@ def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
 
 
 def members(driver: LocalDriver) -> dict[str, int]:
-    """The agents as the UI's agent sees them."""
+    """Returns the agents as the UI's agent sees them."""
     return {one["Name"]: one["Status"] for one in ConsulApi(driver).get("/v1/agent/members")}
 
 
 def states(driver: LocalDriver) -> dict[str, object]:
-    """The balancer's replicas by address."""
+    """Returns the states of the balancer's replicas by address."""
     return {str(peer["address"]): peer["state"] for peer in peers(driver)}
 
 
-# First: for a minute after the catalogue has lost its data, what is absent from it stays while it answers.
+# First, because for a minute after a loss of the catalogue absent replicas that answer are held.
 def test_a_deregistration_by_hand_takes_effect_at_once_the_last_one_included(stack: LocalDriver) -> None:
     stack.up(0)
     last = f"{stack.run_server(SERVER_NAME)}:7777"
@@ -77,7 +77,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         three_replicas.start(first)
         three_replicas.local_stack("stop", *SERVERS)
         starting = three_replicas.begin("start", newcomer)
-        # Nobody can tell the balancer of this one but the replica's own health service.
+        # Only the replica's own health service can tell the balancer of its end.
         leaving = three_replicas.begin("stop", leaver)
         time.sleep(seconds)
         assert leaving.wait(60) == 0
@@ -88,7 +88,7 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
         wait_for(lambda: states(three_replicas).get(address), lambda state: state == "serving", 30, "it is served")
         served = time.monotonic() - back
         assert starting.wait(60) == 0
-    # The servers know nothing of the one that left before their start, the others know nothing else of it.
+    # The servers have not heard of a departure before their start.
     three_replicas.start(leaver)
     wait_for(lambda: members(three_replicas)[leaver], lambda state: state == ALIVE, 10, "all agents know it again")
     fault = f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped"
@@ -111,7 +111,7 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
         os.kill(three_replicas.pid(BALANCER, "consul-template"), signal.SIGKILL)
         time.sleep(10)
     before = states(three_replicas)
-    # The restart ends every connection; what survives of them is what has been counted.
+    # The restart ends every connection: the load has ended before it.
     three_replicas.local_stack("stop", BALANCER)
     starting = three_replicas.begin("start", BALANCER)
     balancer = three_replicas.home / "containers" / BALANCER

@@ -19,15 +19,15 @@ from tests.support.scenarios import wait_for_replicas
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 600)
 
-# In the whole form, what one of five replicas has in flight of both clients at the most: the balancer lets none have
-# more than 1.25 times its share, or 8 calls, in each of its workers; the connections may all be at one of them.
+# In the whole form, the most calls in flight at one of five replicas: the balancer gives none more than 1.25 times its
+# share, or 8 calls, in each of its workers, and all connections may be at one worker.
 IN_FLIGHT = math.ceil(1.25 * 2 * CALLERS / 5) + 8 if FULL else 2 * CALLERS
-# The short form runs on machines that do other work as well, where a second is soon over for other reasons.
+# The short form runs on machines with other work, which may take a second.
 LIMIT_SECONDS = 1.0 if FULL else DEADLINE_SECONDS
 
 
 def check(load: Load, deaths: int) -> None:
-    """Nothing lost with the standard retry policy; without one, what was in flight; nobody waited for a dead one."""
+    """Asserts that only calls in flight without a retry policy are lost, and that no call waits for a dead replica."""
     load.lost_at_most(deaths * IN_FLIGHT)
     assert load.slowest_seconds < LIMIT_SECONDS, load
 
@@ -58,7 +58,7 @@ def test_a_replica_killed_outright_costs_what_was_in_flight(five_replicas: Local
 
 def test_a_stopped_replica_keeps_what_was_in_flight_and_gets_no_more(five_replicas: LocalDriver) -> None:
     seconds, name = rounds(30, 8), five_replicas.replicas()[2]
-    # The deadline ends before the replica goes on, or a call in flight would be answered late.
+    # The deadline passes before the replica continues, which would answer its calls in flight late.
     with two_clients(five_replicas, retry=True, deadline=5) as load:
         five_replicas.local_stack("pause", name)
         time.sleep(seconds)

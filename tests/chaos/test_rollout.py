@@ -13,7 +13,7 @@ from tests.support.scenarios import wait_for_replicas
 
 
 def versions(stack: LocalDriver) -> dict[str, str]:
-    """Of each replica that serves."""
+    """Returns the versions of the replicas that serve."""
     replicas = json.loads(stack.local_stack("status", "--json"))["replicas"]
     return {one["node"]: one["version"] for one in replicas if one["balancer"] == "serving"}
 

@@ -25,7 +25,7 @@ from tests.support.server import SERVICE
 SILENCE_SECONDS = 30.0 if FULL else 4.0
 CHANGES = 20 if FULL else 4
 EACH_KIND = 4
-# Of a call: one message, and one more after each silence.
+# Of each call, with a silence between two of them.
 MESSAGES = 4
 DRAIN_SECONDS = 2.0
 # For calls whose own replica leaves.
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def requests(silence: float) -> Iterator[bytes]:
-    """Messages with silences between them."""
+    """Yields messages with silences between them."""
     for number in range(MESSAGES):
         if number:
             time.sleep(silence)
@@ -61,7 +61,7 @@ KINDS: tuple[Callable[[Any, float], int], ...] = (server_stream, client_stream, 
 
 
 class Streams:
-    """Calls of every kind that are open, each on a connection of its own."""
+    """Open calls of every kind, each on a connection of its own."""
 
     def __init__(self, resources: ExitStack, port: int, silence: float) -> None:
         pool = resources.enter_context(ThreadPoolExecutor(len(KINDS) * EACH_KIND))
@@ -80,7 +80,6 @@ class Streams:
 
     @property
     def open(self) -> int:
-        """How many have not ended."""
         return sum(not call.done() for _, call in self._calls)
 
     def outcomes(self) -> Counter[tuple[str, str]]:
@@ -98,7 +97,7 @@ def note_streams(fault: str, outcomes: Counter[tuple[str, str]]) -> None:
 
 
 def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float) -> int:
-    """Changes the membership, of the calls' own application and in the whole form of the rest; how often."""
+    """Changes the calls' application, and in the whole form hello_server too; returns the number of changes."""
     began = time.monotonic()
     replicas = 1
     for number in range(CHANGES):
@@ -109,7 +108,7 @@ def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float
             other.register()
         else:
             other.deregister()
-        # Spread over the time that the calls take, but for its end: the last change takes its time too.
+        # The changes are spread over the time of the calls, except its end, because the last change takes time too.
         time.sleep(max(0.0, began + 0.8 * seconds * (number + 1) / CHANGES - time.monotonic()))
     other.deregister(wait=False)
     return CHANGES
@@ -133,7 +132,7 @@ def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) 
 
 
 def leave(server: RegisteredServer) -> None:
-    """As a replica with a registrar leaves: deregister, drain, then the server is told to stop."""
+    """Ends a server as its registrar would: deregisters it, drains it and stops it."""
     server.deregister()
     time.sleep(DRAIN_SECONDS)
     server.process.send_signal(signal.SIGTERM)
@@ -141,7 +140,7 @@ def leave(server: RegisteredServer) -> None:
 
 def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalDriver) -> None:
     with running_server(stack, 13, grace_seconds=GRACE_SECONDS) as server, ExitStack() as resources:
-        # So long that they end after the drain, in the grace.
+        # They end after the drain, in the grace.
         streams = Streams(resources, stack.port, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
         time.sleep(0.5)
         leave(server)

@@ -1,4 +1,4 @@
-"""Servers and clients that gRPC's own libraries make, each with its default options, and what they say to each other.
+"""Servers and clients of gRPC's own libraries, each with its default options, and their protocol.
 
 All servers have the service ``foreign.Echo``; all clients carry out the same cases. A message is JSON in UTF-8, so that
 no language needs generated code. Values of metadata whose names end in ``-bin`` are base64 in it.

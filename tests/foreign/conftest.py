@@ -1,4 +1,4 @@
-"""A server of each library, by itself and behind the balancer."""
+"""A server of each library, direct and behind the balancer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.missing import missing
 
 CASE_SECONDS = 60
 _DEADLINE_EXCEEDED = 4
-# By value or by meaning other at each client, and no metadata of the caller's.
+# Headers that differ between clients, and are not the caller's metadata.
 _CONNECTIONS_OWN = (
     "user-agent",
     "content-type",
@@ -61,11 +61,10 @@ class Served:
 
     @property
     def through(self) -> str:
-        """The balancer's address."""
         return self.balancer.target
 
     def attach(self) -> str:
-        """What the balancer printed last, for the report of a failed test."""
+        """Returns the balancer's last lines, for the report of a failed test."""
         return self.balancer.tail()
 
 
@@ -78,14 +77,13 @@ class Client:
 
     @classmethod
     def of(cls, library: Library) -> Client:
-        """The library's, built."""
         assert library.client
         return cls(library, built(library.client))
 
     def run(
         self, target: str, cases: list[dict[str, Any]], options: Mapping[str, int] | None = None
     ) -> list[dict[str, Any]]:
-        """What each call ended with."""
+        """Returns the results of all calls."""
         done = subprocess.run(
             [*map(str, self.command), target],
             input=json.dumps(cases),
@@ -101,10 +99,10 @@ class Client:
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs between two connections: their own metadata, and the order of different names."""
+    """Returns a result without the differences of two connections: their metadata, the order of names."""
     code, message = result["status"]
     return {
-        # Client and server both end a call whose deadline has passed, each in its own words.
+        # A deadline ends a call at the client or at the server, with different messages.
         "status": [code, "" if code == _DEADLINE_EXCEEDED else message],
         "initial": sorted(_callers(result["initial"])),
         "trailing": sorted(_callers(result["trailing"])),
@@ -113,7 +111,7 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _callers(pairs: list[list[str]] | None) -> list[list[str]]:
-    # Some servers say when they answer.
+    # Some servers send the date.
     return [
         pair
         for pair in pairs or []
@@ -123,12 +121,12 @@ def _callers(pairs: list[list[str]] | None) -> list[list[str]]:
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the processes of this directory's tests."""
+    """The directory of the processes of foreign tests."""
     return tmp_path_factory.mktemp("foreign")
 
 
 def built(make: Callable[[], Command]) -> Command:
-    """A program of this directory; skips where its toolchain is missing, which in CI is a failure."""
+    """Builds a program; skips the test where its toolchain is missing, and fails it in CI."""
     try:
         return make()
     except MissingError as error:
@@ -139,7 +137,7 @@ def built(make: Callable[[], Command]) -> Command:
 def serving(
     library: Library, address: str, started: Processes, options: Mapping[str, int] | None = None
 ) -> Iterator[None]:
-    """The library's server at an address, while the block runs."""
+    """Runs the library's server at an address."""
     assert library.server
     command = built(library.server)
     env = {"FOREIGN_OPTIONS": json.dumps(options or {})}
@@ -156,7 +154,7 @@ def serving(
 
 @pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.server], ids=lambda one: one.name)
 def served(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Served]:  # noqa: ARG001
-    """Each server, one after the other."""
+    """Each server, and a balancer before it."""
     library = request.param
     number = LIBRARIES.index(library)
     direct = f"127.{100 + SLOT}.250.{number + 1}:7777"
@@ -169,5 +167,4 @@ before_grpc_go = pytest.mark.parametrize("served", libraries("grpc-go"), ids=["g
 
 @pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.client], ids=lambda one: one.name)
 def client(request: pytest.FixtureRequest) -> Client:
-    """Each client."""
     return Client.of(request.param)

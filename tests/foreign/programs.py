@@ -1,4 +1,4 @@
-"""How each library's server and client are built, where that is needed, and started.
+"""Builds and starts the server and the client of each library.
 
 ``python -m tests.foreign.programs`` builds them all.
 """
@@ -89,7 +89,6 @@ def libraries(*names: str) -> list[Library]:
 
 
 def main() -> None:
-    """Builds all of them."""
     for library in LIBRARIES:
         for make in (library.server, library.client):
             if make:

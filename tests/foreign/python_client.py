@@ -15,7 +15,7 @@ _LONG = 1000
 
 
 def main() -> None:
-    """Carries out the cases, one after the other, on one connection."""
+    """Makes the calls of the cases, one after the other, on one connection."""
     with grpc.insecure_channel(sys.argv[1], options=options()) as channel, ThreadPoolExecutor(200) as pool:
         for case in json.load(sys.stdin):
             for found in pool.map(carry_out, *zip(*[(channel, case)] * case.get("at_once", 1), strict=True)):
@@ -23,7 +23,6 @@ def main() -> None:
 
 
 def carry_out(plain: grpc.Channel, case: dict[str, Any]) -> dict[str, Any]:
-    """One case."""
     channel: Any = plain
     requests = [json.dumps(request).encode() for request in case["requests"]]
     given = {
@@ -56,7 +55,7 @@ def carry_out(plain: grpc.Channel, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(answer: dict[str, Any]) -> dict[str, Any]:
-    """With a long payload's length in its place."""
+    """Returns an answer with the length in place of a long payload."""
     if len(answer["payload"]) > _LONG:
         answer["payload"] = len(answer["payload"])
     return answer

@@ -19,24 +19,24 @@ Pairs = list[tuple[str, Any]]
 
 
 def options() -> list[tuple[str, Any]]:
-    """What differs from grpcio's defaults."""
+    """Returns the options of ``FOREIGN_OPTIONS``."""
     return [(f"grpc.{name}", value) for name, value in json.loads(os.environ.get("FOREIGN_OPTIONS", "{}")).items()]
 
 
 def decoded(pairs: list[list[str]]) -> Pairs:
-    """Metadata as grpcio takes it."""
+    """Returns metadata as grpcio takes it."""
     return [(name, base64.b64decode(value) if name.endswith("-bin") else value) for name, value in pairs]
 
 
 def encoded(pairs: Any) -> list[list[str]]:
-    """Metadata as JSON takes it."""
+    """Returns metadata as JSON takes it."""
     return [
         [name, base64.b64encode(value).decode() if isinstance(value, bytes) else value] for name, value in pairs or ()
     ]
 
 
 def answer(request: dict[str, Any], context: Any, index: int = 0) -> bytes:
-    """An answer to one request."""
+    """Returns the answer to a request."""
     payload = request.get("payload", "x" * request.get("size", 0))
     return json.dumps({"payload": payload, "metadata": encoded(context.invocation_metadata()), "index": index}).encode()
 
@@ -54,7 +54,6 @@ class Threads:
             context.abort(next(one for one in grpc.StatusCode if one.value[0] == code), message)
 
     def unary(self, message: bytes, context: Any) -> bytes:
-        """Unary."""
         request = json.loads(message)
         self._begin(request, context)
         time.sleep(request.get("pause_ms", 0) / 1000)
@@ -93,7 +92,7 @@ class Threads:
 
 
 class Aio:
-    """With grpcio's event loop."""
+    """The same with grpcio's event loop."""
 
     async def _begin(self, request: dict[str, Any], context: Any) -> None:
         context.set_trailing_metadata(tuple(decoded(request.get("trailing", []))))
@@ -109,7 +108,6 @@ class Aio:
             )
 
     async def unary(self, message: bytes, context: Any) -> bytes:
-        """Unary."""
         request = json.loads(message)
         await self._begin(request, context)
         await asyncio.sleep(request.get("pause_ms", 0) / 1000)
@@ -117,7 +115,6 @@ class Aio:
         return answer(request, context)
 
     async def server_stream(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
-        """One request, many answers."""
         request = json.loads(message)
         await self._begin(request, context)
         for index in range(request.get("count", 1)):
@@ -126,7 +123,6 @@ class Aio:
         await self._end(request, context)
 
     async def client_stream(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
-        """Many requests, one answer: with all payloads joined and their number."""
         requests = [json.loads(message) async for message in messages]
         first = requests[0] if requests else {}
         await self._begin(first, context)
@@ -134,7 +130,6 @@ class Aio:
         return answer({"payload": "".join(one.get("payload", "") for one in requests)}, context, len(requests))
 
     async def bidi(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """An answer to each request."""
         first: dict[str, Any] = {}
         index = 0
         async for message in messages:
@@ -150,7 +145,7 @@ class Aio:
 
 
 def handlers(servicer: Any) -> list[Any]:
-    """The methods as both kinds of server take them."""
+    """Returns the methods for both kinds of servers."""
     return [
         grpc.method_handlers_generic_handler(
             NAME,
@@ -165,7 +160,6 @@ def handlers(servicer: Any) -> list[Any]:
 
 
 def threads(target: str) -> None:
-    """Serves until it is ended."""
     server = grpc.server(ThreadPoolExecutor(64), handlers=handlers(Threads()), options=options())
     server.add_insecure_port(target)
     server.start()
@@ -174,7 +168,6 @@ def threads(target: str) -> None:
 
 
 async def aio(target: str) -> None:
-    """Serves until it is ended."""
     server = grpc.aio.server(options=options())
     server.add_generic_rpc_handlers(tuple(handlers(Aio())))
     server.add_insecure_port(target)

@@ -49,7 +49,7 @@ METADATA = [
     ["date", "yesterday"],
     ["via", "1.1 somebody"],
 ]
-# Of a response, for which nginx has a meaning.
+# Headers of a response that have a meaning for nginx.
 ANSWERED = [
     *ANY,
     ["x-accel-redirect", "/elsewhere"],
@@ -110,7 +110,7 @@ Ends = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def ends(served: Served, client: Client) -> Ends:
-    """How each case ends, direct and through the balancer: a client carries out all of them on one connection."""
+    """The result of each case, direct and through the balancer; a client makes all calls on one connection."""
     cases = list(CASES.values())
     both = zip(client.run(served.direct, cases), client.run(served.through, cases), strict=True)
     return dict(zip(CASES, both, strict=True))
@@ -139,7 +139,7 @@ def test_a_deadline_that_passes_in_a_stream_is_exceeded(served: Served, library:
 
 @before_grpc_go
 def test_a_call_without_te_is_answered(served: Served, tmp_path: Path) -> None:
-    """Proxies in front of the balancer may leave it out; what goes to replicas has it."""
+    """Proxies in front of the balancer may omit it; the balancer's requests have it."""
     message = tmp_path / "message"
     message.write_bytes(frames.message(b'{"payload": "hello"}'))
     options = ["-v", "-H", "content-type: application/grpc", "-d", str(message)]

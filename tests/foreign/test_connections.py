@@ -52,7 +52,7 @@ def balancer(
 
 
 def lost(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The calls that did not end well."""
+    """Returns the calls whose status is not OK."""
     return [call for call in calls if call["status"] != [0, ""]]
 
 
@@ -78,6 +78,6 @@ def test_a_client_may_ping_each_second(served: Served, library: Library) -> None
 def test_hundreds_of_calls_at_once_on_one_connection_don_t_wait_for_each_other(
     served: Served, library: Library
 ) -> None:
-    """By itself nginx takes 128, beyond which a client waits without a word."""
+    """By default nginx takes 128, and a client waits beyond that."""
     calls = [{"method": "Unary", "requests": [{"pause_ms": 2500}], "at_once": 190, "timeout_ms": 4500}]
     assert not lost(Client.of(library).run(served.through, calls))

@@ -1,4 +1,4 @@
-"""How a call ends whose replica ends it: UNAVAILABLE, which clients try again, only where no handler has it."""
+"""The status of a call that its replica ends: UNAVAILABLE, which clients try again, only before a handler has it."""
 
 from __future__ import annotations
 
@@ -28,22 +28,9 @@ TABLE = dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10, 13), INTERNAL) | {
     11: RESOURCE_EXHAUSTED,
     12: PERMISSION_DENIED,
 }
-RETRY = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.01s",
-                    "maxBackoff": "0.1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
+BACKOFF = {"initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2}
+POLICY = {"maxAttempts": 5, **BACKOFF, "retryableStatusCodes": ["UNAVAILABLE"]}
+RETRY = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": POLICY}]})
 BEGUN = [(":status", "200"), ("content-type", "application/grpc")]
 
 
@@ -75,7 +62,7 @@ def replica() -> Iterator[Scripted]:
 
 
 def ended(balancer: Any, **options: str) -> tuple[int, str | None]:
-    """The status of a call, and its message."""
+    """Returns the status of a call, and its message."""
     given = [(f"grpc.{name}", value) for name, value in options.items()]
     arguments = [("grpc.use_local_subchannel_pool", 1), *given]
     with grpc.insecure_channel(balancer.target, options=arguments) as plain:

@@ -1,4 +1,4 @@
-"""One abusive client: ``python -m tests.support.attacker KIND HOST PORT SECONDS``; as fast as one process can.
+"""An abusive client of one process: ``python -m tests.support.attacker KIND HOST PORT SECONDS``.
 
 Prints as JSON how many frames or bytes it sent and how often the other side closed the connection.
 """
@@ -24,7 +24,7 @@ STREAMS = 100
 
 @dataclass
 class Count:
-    """What an attack came to."""
+    """The result of an attack."""
 
     kind: str
     frames: int = 0
@@ -84,7 +84,7 @@ FLOODS: dict[str, Callable[[], Iterator[tuple[bytes, int]]]] = {
 
 
 def flood(kind: str, address: tuple[str, int], end: float) -> Count:
-    """Sends as much as the other side takes, and reads its answers; connects again when it is cut off."""
+    """Sends as much as the other side takes, reads its answers, and connects again after each end."""
     count = Count(kind)
     while time.monotonic() < end:
         try:
@@ -115,7 +115,7 @@ def _pour(connection: socket.socket, source: Iterator[tuple[bytes, int]], count:
 
 
 def never_reads(address: tuple[str, int], end: float, *, window: int) -> Count:
-    """Many endless answers that nobody reads: with the largest windows TCP is what stops, with none HTTP/2 does."""
+    """Opens many endless answers and reads none: TCP stops them with the largest windows, HTTP/2 with none."""
     count = Count("never-reads")
     request = frames.message(json.dumps({"count": 1_000_000, "size": 10_000}).encode())
     start = frames.MAGIC + frames.settings({frames.INITIAL_WINDOW_SIZE: window})
@@ -139,7 +139,6 @@ def never_reads(address: tuple[str, int], end: float, *, window: int) -> Count:
 
 
 def attack(kind: str, address: tuple[str, int], seconds: float) -> Count:
-    """Runs one kind of attack."""
     end = time.monotonic() + seconds
     if kind == "never-reads":
         return never_reads(address, end, window=frames.LARGEST_WINDOW)

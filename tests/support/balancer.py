@@ -1,4 +1,4 @@
-"""The balancer's nginx, looked at from outside."""
+"""The balancer's nginx, from outside."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
 
-# What nginx says when something of it is wrong, and what Lua says through it.
+# Errors of nginx itself, and of Lua.
 _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
 
 
 def peers(stack: LocalDriver) -> list[dict[str, object]]:
-    """The balancer's own view of its replicas."""
+    """Returns the balancer's view of its replicas."""
     return list(stack.state()["replicas"])
 
 
@@ -26,7 +26,7 @@ def wait_for_peers(stack: LocalDriver, count: int) -> None:
 
 
 def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
-    """The balancer's gRPC services: whose they are, of how many replicas, and who registers them as well."""
+    """Returns the balancer's gRPC services with their application, replicas and other applications."""
     return {service.pop("service"): service for service in stack.state()["services"]}
 
 
@@ -40,27 +40,26 @@ class Nginx:
 
     @property
     def workers(self) -> list[int]:
-        """The workers' process IDs; the master has another child, which names its lines in the log."""
+        """The workers' process IDs; the master's other child names its lines in the log."""
         master = int((self._home / "run/nginx/nginx.pid").read_text())
         return sorted(pid for pid in children(master) if _title(pid).startswith(b"nginx: worker"))
 
     @property
     def configuration(self) -> str:
-        """The configuration that it runs with."""
+        """Its configuration."""
         return (self._home / "etc/nginx/conf.d/load-balancer.conf").read_text()
 
     @property
     def descriptors(self) -> int:
-        """Open file descriptors of all workers."""
         return sum(descriptors(pid) for pid in self.workers)
 
     @property
     def memory_mib(self) -> float:
-        """Memory of all workers; what is shared counts once (PSS)."""
+        """Memory of all workers; shared pages count once (PSS)."""
         return sum(pss_bytes(pid) for pid in self.workers) / 2**20
 
     def trouble(self) -> list[str]:
-        """The lines of the log since this object was made that tell of a fault of its own."""
+        """Returns the errors in the log since this object was made."""
         return [line for line in self._stack.logs(BALANCER)[self._lines :] if _TROUBLE.search(line)]
 
 
@@ -69,5 +68,4 @@ def _title(pid: int) -> bytes:
 
 
 def descriptors(pid: int) -> int:
-    """Open file descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count, no paths

@@ -1,4 +1,4 @@
-"""The tests of faults: how long they run, the faults of programs, and the table of all of them."""
+"""The length of the tests of faults, the death of a program, and the table of all faults."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROWS: list[Row] = []
 
 
 def record(fault: str, load: Load, remark: str = "") -> None:
-    """Notes what a load has shown; the table is printed at the end, and written in ``make chaos``."""
+    """Notes the result of a load; pytest prints the table at the end, and ``make chaos`` writes it."""
     lost: int | str = load.lost
     if load.other and load.lost:
         lost = f"{load.ours.lost} of grpc_client, {load.other.lost} of ghz"
@@ -55,36 +55,33 @@ def record(fault: str, load: Load, remark: str = "") -> None:
 
 
 def note(fault: str, calls: int, lost: int | str, slowest: str = "", remark: str = "") -> None:
-    """The same for calls that were counted in another way."""
+    """Notes calls that were counted in another way."""
     ROWS.append(Row(fault=fault, calls=calls, lost=str(lost), slowest=slowest, remark=remark))
 
 
 def table() -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     lines = ["| fault | calls | lost | slowest answer | |", "|---|---:|---:|---:|---|"]
     lines += [f"| {row.fault} | {row.calls:,} | {row.lost} | {row.slowest} | {row.remark} |" for row in ROWS]
     return "\n".join(lines)
 
 
 def write(failed: Sequence[str], path: Path) -> None:
-    """Writes the report; ``failed`` names the tests whose target was not met."""
-    verdict = (
-        "Every test passed."
-        if not failed
-        else "Failed or not run: " + ", ".join(f"`{name}`" for name in failed) + "; see [targets.md](targets.md)."
-    )
+    """Writes the report; ``failed`` has the names of failed tests."""
+    names = ", ".join(f"`{name}`" for name in failed)
+    verdict = f"Failed or not run: {names}; see [targets.md](targets.md)." if failed else "Every test passed."
     cores = len(os.sched_getaffinity(0))
     path.write_text(
         f"""# Reliability
 
-What `make chaos` did to the stack without Docker while calls went on, and what became of the calls.
+The faults that `make chaos` caused in the stack without Docker while calls went on, and the results of the calls.
 Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.release().split("-")[0]}, {cores} cores,
 Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
 
 The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
 {CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
-Neither has a retry policy unless the row says so; ghz never has one. "Lost" is any status but OK. "Slowest answer" is
-of both clients together. Streams are the tests' own.
+ghz has no retry policy, and grpc_client has one only where the row says so. A call is lost when its status is not OK.
+The slowest answer is of both clients. The calls of streams are the tests' own.
 
 {verdict}
 

@@ -1,4 +1,4 @@
-"""File systems of the tests' own; only root can mount one."""
+"""File systems for tests; only root can mount one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(directory: Path, kibibytes: int) -> Iterator[None]:
-    """An empty file system of that size over a directory; gone afterwards."""
+    """Mounts an empty file system over a directory while the block runs."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", directory], check=True)
     try:
         yield
     finally:
-        # Lazily: a program of the stack may have a file of it open at this moment.
+        # Lazily, because a program of the stack may have a file of it open.
         subprocess.run(["umount", "--lazy", directory], check=True)

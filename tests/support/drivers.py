@@ -1,4 +1,4 @@
-"""Two ways to run the stack behind one set of verbs, so that every scenario is written once."""
+"""Two ways to run the stack with one set of verbs, so that every scenario is written once."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Driver(Protocol):
         """Stops and removes everything."""
 
     def leftovers(self) -> list[str]:
-        """What is left of it after :meth:`down`."""
+        """Returns the processes and files that are left after :meth:`down`."""
 
     def replicas(self) -> list[str]:
-        """The containers of hello_server."""
+        """Returns the containers of hello_server."""
 
     def stop(self, container: str) -> None:
         """Stops a container gracefully."""
@@ -50,28 +50,28 @@ class Driver(Protocol):
         """Starts a stopped container."""
 
     def execute(self, container: str, *command: str) -> str:
-        """Runs a command in a container and returns what it prints."""
+        """Runs a command in a container and returns its output."""
 
     def logs(self, container: str) -> list[str]:
-        """The lines that a container has printed so far."""
+        """Returns the lines that a container has printed."""
 
     def server_at(self, address: str) -> str:
-        """The container of the Consul server with an address; empty when none has it."""
+        """Returns the container of the Consul server with an address; empty when none has it."""
 
     def run_server(self, name: str) -> str:
         """Starts a grpc_server called ``name`` without agent and registrar; returns its address."""
 
     def registrar_environment(self, name: str) -> Mapping[str, str]:
-        """The variables that differ between the two ways for a registrar of the server ``name``."""
+        """Returns the variables of the registrar of ``name`` that differ between the two ways."""
 
     def run_registrar(self, name: str, environment: Mapping[str, str]) -> None:
         """Starts a registrar for the server ``name``."""
 
     def stop_extras(self) -> None:
-        """Ends what run_server and run_registrar have started."""
+        """Ends the programs of run_server and run_registrar."""
 
     def attach(self) -> str:
-        """Logs and the rendered configuration, for a failed test."""
+        """Returns logs and the rendered configuration, for a failed test."""
 
 
 def run(
@@ -80,7 +80,7 @@ def run(
     timeout: float = 300,
     text: str | None = None,
 ) -> str:
-    """Runs a command that reads ``text`` and returns its output; what it printed is in the error when it fails."""
+    """Runs a command that reads ``text``, and returns its output; a failure has it too."""
     done = subprocess.run(
         command,
         env={**os.environ, **(env or {})},
@@ -229,7 +229,7 @@ class ComposeDriver:
         return self._containers("hello_server")
 
     def container(self, name: str) -> str:
-        """A container by its own name or, the first, by its service's."""
+        """Returns a container by its name, or the first one of a service."""
         return name if name in self.replicas() else self._containers(name)[0]
 
     def stop(self, container: str) -> None:
@@ -246,7 +246,7 @@ class ComposeDriver:
         return (done.stdout + done.stderr).splitlines()
 
     def server_at(self, address: str) -> str:
-        # A stopped container has no address, and for a moment it may still be named as the leader.
+        # A stopped container has no address, and Consul may still name it as the leader for a moment.
         names = ("server-1", "server-2", "server-3")
         return next((name for name in names if self._address(self.container(name)) == address), "")
 
@@ -298,7 +298,7 @@ class ConsulApi:
         self._base = f"http://127.0.0.1:{driver.consul_port}"
 
     def get(self, path: str) -> Any:
-        """GET, decoded; while an election goes on Consul answers 500, and a person would ask again."""
+        """Returns the decoded answer; asks again during an election, when Consul answers 500."""
         deadline = time.monotonic() + ELECTION_SECONDS
         while True:
             response = requests.get(self._base + path, timeout=10)
@@ -308,11 +308,10 @@ class ConsulApi:
             time.sleep(0.1)
 
     def put(self, path: str, body: Any = None) -> None:
-        """PUT."""
         requests.put(self._base + path, json=body, timeout=10).raise_for_status()
 
     def instances(self, service: str) -> dict[str, str]:
-        """The worst check status of each instance of a service, by node or, for one that has it, by ID."""
+        """Returns the worst check status of each instance of a service, by its ID."""
         found = {}
         for entry in self.get(f"/v1/health/service/{service}"):
             statuses = {check["Status"] for check in entry["Checks"]}
@@ -322,7 +321,7 @@ class ConsulApi:
 
 
 def compose_commands() -> dict[str, list[str]]:
-    """The Compose commands on this machine by major version: ``1`` and ``2``."""
+    """Returns the Compose commands on this machine by major version: ``1`` and ``2``."""
     found = {}
     if shutil.which("docker-compose"):
         found["1"] = ["docker-compose"]

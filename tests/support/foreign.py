@@ -1,4 +1,4 @@
-"""Another gRPC service than the stack's, at an address of its choice: ``python -m tests.support.foreign HOST:PORT``.
+"""A server of another gRPC service than the stack's: ``python -m tests.support.foreign HOST:PORT``.
 
 Prints each method that it is called for and answers UNIMPLEMENTED; its health service knows only ``other.Service``.
 """
@@ -19,7 +19,6 @@ class _Log(grpc.ServerInterceptor):
 
 
 def main() -> None:
-    """Serves until it is ended."""
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[_Log()])
     servicer = health.HealthServicer()
     for name in ("", "other.Service"):

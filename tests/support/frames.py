@@ -1,4 +1,4 @@
-"""HTTP/2 frames (RFC 9113), right ones and wrong ones."""
+"""Right and wrong HTTP/2 frames (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -25,38 +25,34 @@ class Frame(NamedTuple):
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None) -> bytes:
-    """A frame; ``length`` is what it says its length is, by default the truth."""
+    """Returns a frame; ``length`` replaces its true length."""
     size = len(payload) if length is None else length
     return struct.pack(">I", size)[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
 def settings(values: Mapping[int, int] | None = None) -> bytes:
-    """A SETTINGS frame."""
     return frame(SETTINGS, payload=b"".join(struct.pack(">HI", key, value) for key, value in (values or {}).items()))
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame."""
     return frame(WINDOW_UPDATE, stream=stream, payload=struct.pack(">I", increment))
 
 
 def reset(stream: int, code: int = CANCEL) -> bytes:
-    """A RST_STREAM frame."""
     return frame(RST_STREAM, stream=stream, payload=struct.pack(">I", code))
 
 
 def goaway(last_stream: int = 0, *, stream: int = 0) -> bytes:
-    """A GOAWAY frame with the code NO_ERROR; ``stream`` is 0 in a right one."""
+    """Returns a GOAWAY frame with the code NO_ERROR; a right one has ``stream`` 0."""
     return frame(GOAWAY, stream=stream, payload=struct.pack(">II", last_stream, 0))
 
 
 def headers(payload: bytes, flags: int = END_HEADERS, stream: int = 1) -> bytes:
-    """A HEADERS frame."""
     return frame(HEADERS, flags, stream, payload)
 
 
 def _length(size: int) -> bytes:
-    """A string's length in HPACK (RFC 7541, section 5.1), a prefix of 7 bits."""
+    """Returns a string's length in HPACK (RFC 7541, section 5.1), with a prefix of 7 bits."""
     if size < 127:
         return bytes((size,))
     found, size = [127], size - 127
@@ -67,7 +63,7 @@ def _length(size: int) -> bytes:
 
 
 def block(headers: Iterable[tuple[str, str]]) -> bytes:
-    """A header block: each field a literal without indexing and without Huffman's code."""
+    """Returns a header block of literals, without indexing and Huffman's code."""
     found = b""
     for name, value in headers:
         found += b"\0" + _length(len(name)) + name.encode("latin-1") + _length(len(value)) + value.encode("latin-1")
@@ -84,13 +80,12 @@ def whole(received: bytes) -> tuple[list[Frame], bytes]:
 
 
 def call_headers(path: str, *more: tuple[str, str]) -> bytes:
-    """The header block of a gRPC call."""
     pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test")]
     return block([*pseudo, ("te", "trailers"), ("content-type", "application/grpc"), *more])
 
 
 def message(payload: bytes) -> bytes:
-    """A gRPC message, not compressed."""
+    """Returns a gRPC message without compression."""
     return b"\0" + struct.pack(">I", len(payload)) + payload
 
 
@@ -102,8 +97,8 @@ _PADDED_CALL = END_HEADERS | PADDED
 _INDEXED = b"\xff\xff\xff\xff\x7f"
 
 # Ends a server of grpcio's asyncio API.
-DEADLY = "a path that is no UTF-8"
-# What a client may not send, or not in this place, by its name.
+DEADLY = "a path that is not UTF-8"
+# Bytes that a client must not send, or not in this place.
 WRONG: dict[str, bytes] = {
     "nothing after the magic": MAGIC,
     "half of the magic": MAGIC[:10],
@@ -158,8 +153,8 @@ WRONG: dict[str, bytes] = {
     "an empty path": PREFACE + headers(call_headers("")),
     "a path without a slash": PREFACE + headers(call_headers("protos.Ping")),
     "a path of control characters": PREFACE + headers(call_headers("/a\r\nb\0c/d")),
-    "a path that is no UTF-8": PREFACE + headers(call_headers("/a\xff/b"), ENDED),
-    "metadata that is no UTF-8": PREFACE + headers(call_headers(PATH, ("x", "\xff\xfe")), ENDED),
+    "a path that is not UTF-8": PREFACE + headers(call_headers("/a\xff/b"), ENDED),
+    "metadata that is not UTF-8": PREFACE + headers(call_headers(PATH, ("x", "\xff\xfe")), ENDED),
     "a path upwards": PREFACE + headers(call_headers("/../../etc/passwd"), ENDED),
     "a path that Lua could read": PREFACE + headers(call_headers("/%s%d%%[^/]+$(x)/.."), ENDED),
     "a name in capitals": PREFACE + headers(call_headers(PATH, ("Upper", "1"))),
@@ -168,8 +163,8 @@ WRONG: dict[str, bytes] = {
     "an empty name": PREFACE + headers(call_headers(PATH, ("", "1"))),
     "headers of HTTP/1.1": PREFACE
     + headers(call_headers(PATH, ("connection", "close"), ("transfer-encoding", "chunked"))),
-    "a length that is none": PREFACE + headers(call_headers(PATH, ("content-length", "-1"))),
-    "a length that is not kept": PREFACE
+    "a negative length": PREFACE + headers(call_headers(PATH, ("content-length", "-1"))),
+    "a length that the data exceeds": PREFACE
     + headers(call_headers(PATH, ("content-length", "5")))
     + frame(DATA, END_STREAM, 1, b"x" * 500),
     "a metadata field of 15 KiB": PREFACE + headers(call_headers(PATH, ("x", "v" * 15_000))),
@@ -192,7 +187,7 @@ WRONG: dict[str, bytes] = {
     "a message longer than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\0\0\0\1" + b"x" * 50),
     "a message shorter than it says": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\0\xff\xff\xff\xffx"),
     "a message with an unknown compression": PREFACE + CALL + frame(DATA, END_STREAM, 1, b"\x07\0\0\0\1x"),
-    "a message that is no PingMessage": PREFACE + CALL + frame(DATA, END_STREAM, 1, message(b"\xff" * 20)),
+    "a message that is not a PingMessage": PREFACE + CALL + frame(DATA, END_STREAM, 1, message(b"\xff" * 20)),
     "more data than the window": PREFACE + CALL + frame(DATA, 0, 1, b"x" * 16_384) * 40,
     "a reset on stream 0": PREFACE + reset(0),
     "a reset of a stream that is not open": PREFACE + reset(7),
@@ -229,7 +224,7 @@ WRONG: dict[str, bytes] = {
 
 
 def at_random(seed: int) -> bytes:
-    """Bytes without sense, or frames with fields at random; the same for the same seed."""
+    """Returns random bytes, or frames with random fields; the same for the same seed."""
     source = random.Random(seed)  # noqa: S311 - has to repeat
     if seed % 4 == 0:
         return source.randbytes(source.randint(1, 4000))

@@ -1,4 +1,4 @@
-"""Calls all the while that something is done to the stack, from two clients: ours, and one that is not."""
+"""A load during a fault, from two clients: grpc_client and ghz."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from testbed.stats import percentile
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8
-# Of each client; the two cores also run what the test starts. Without a rate the clients take all they get.
+# Of each client; the two cores also run the stack. Without a rate the clients take all of them.
 CALLS_A_SECOND = 400
-# Where the balancer's own part of a call's time is looked at, so that the clients leave most of two cores to others.
+# For tests of the balancer's part of a call's time: the clients leave most of two cores to others.
 FEW_CALLS_A_SECOND = 100
 DEADLINE_SECONDS = 10
 _LIMIT_SECONDS = 3600
-# What a client does before its first call.
+# The time before a client's first call.
 _START_SECONDS = 1.5
 
 
 @dataclass
 class Outcome:
-    """What became of the calls of one client."""
+    """The calls of one client."""
 
     calls: int = 0
     lost: int = 0
@@ -46,19 +46,18 @@ class Outcome:
 
 @dataclass
 class Load:
-    """Filled in when the load has ended; ``other`` stays None where Go is missing."""
+    """The calls of both clients, when the load has ended; ``other`` is None where Go is missing."""
 
     ours: Outcome = field(default_factory=Outcome)
     other: Outcome | None = None
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of the clients that ran."""
+        """Of all clients."""
         return [self.ours] if self.other is None else [self.ours, self.other]
 
     @property
     def calls(self) -> int:
-        """Of both clients."""
         return sum(outcome.calls for outcome in self.outcomes)
 
     @property
@@ -77,11 +76,10 @@ class Load:
         return max(outcome.p99_seconds for outcome in self.outcomes)
 
     def lost_nothing(self) -> None:
-        """Asserts that every call was answered."""
         assert self.lost == 0, self
 
     def lost_at_most(self, count: int) -> None:
-        """Asserts that ours, which tries again, has lost nothing, and the other at most so many calls."""
+        """Asserts that grpc_client, which tries again, has lost nothing, and ghz at most so many calls."""
         assert self.ours.lost == 0, self
         assert self.other is None or self.other.lost <= count, self
 
@@ -100,7 +98,7 @@ class Load:
 def two_clients(
     driver: Driver, *, retry: bool = False, rate: int | None = CALLS_A_SECOND, deadline: float = DEADLINE_SECONDS
 ) -> Iterator[Load]:
-    """Each client has 32 callers on 8 connections until the block ends; ``retry`` is ours', ghz never has a policy."""
+    """Runs both clients, with 32 callers on 8 connections, until the block ends; only grpc_client can ``retry``."""
     load = Load()
     with tempfile.TemporaryDirectory() as directory:
         ours = _start(_ours(driver.port, retry, rate, deadline), Path(directory, "ours"))
@@ -123,14 +121,14 @@ def two_clients(
 
 
 def measure(driver: Driver, seconds: float) -> Load:
-    """A load of few calls for a time."""
+    """Runs a load of few calls for a time."""
     with two_clients(driver, rate=FEW_CALLS_A_SECOND) as load:
         time.sleep(seconds)
     return load
 
 
 def ghz() -> Path | None:
-    """Where Go is, ghz; in CI it must be there."""
+    """Returns ghz where Go is installed; CI must have it."""
     try:
         return programs.ghz()
     except MissingError:
@@ -171,7 +169,7 @@ def _ghz(program: Path, port: int, rate: int | None, deadline: float) -> list[st
 
 
 def _ghz_outcome(report: dict[str, Any]) -> Outcome:
-    # ghz reports no answers when it had none; its details have every call (of the last million).
+    # Without an answer ghz omits the list; its details have the last million calls.
     details = report.get("details") or []
     answered = [detail["latency"] for detail in details if detail["status"] == "OK"]
     statuses = Counter(report.get("statusCodeDistribution") or {})

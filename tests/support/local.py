@@ -1,4 +1,4 @@
-"""Where the stacks without Docker of a test run live, so that two runs on one machine don't meet."""
+"""Addresses and directories of a test run, so that two runs on one machine don't meet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.drivers import LocalDriver
 from tests.support.scenarios import wait_for_replicas
 
-# By process; for addresses and ports.
+# Part of addresses and ports, by process.
 SLOT = os.getpid() % 100
 
 
@@ -23,7 +23,7 @@ def with_replicas(stack: LocalDriver, count: int, **env: str) -> Iterator[LocalD
 
 
 def short_home(name: str) -> Path:
-    """A directory for a stack: a Unix socket's path has few characters, and pytest's own directories many."""
+    """Returns a directory for a stack; pytest's are too long for the paths of Unix sockets."""
     parent = Path(os.environ.get("TMPDIR", "/tmp")) / f"glb-{os.getpid()}"  # noqa: S108
     parent.mkdir(exist_ok=True)
     return parent / name

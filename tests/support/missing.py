@@ -1,4 +1,4 @@
-"""What a test needs and this machine does not have."""
+"""Programs that this machine lacks."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 
 def missing(what: str) -> NoReturn:
-    """Skips the test; in CI, where everything is to be there, it fails."""
+    """Skips the test; fails it in CI, which has everything."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)

@@ -1,4 +1,4 @@
-"""The control plane's health prober beside servers of a test, in a thread or as a program of its own.
+"""The control plane's health prober, in a thread or as a program.
 
 As a program it reads a list of registrations (JSON), and prints a line for each change of a replica's health.
 """
@@ -26,7 +26,7 @@ _START_SECONDS = 10
 
 @dataclass(frozen=True)
 class Report:
-    """What the prober said of a replica, and when."""
+    """A report of the prober."""
 
     time: float
     key: str
@@ -34,7 +34,7 @@ class Report:
 
 
 class Probing:
-    """A prober at work; whatever goes wrong in its event loop fails the test.
+    """Runs a prober; an error in its event loop fails the test.
 
     Args:
         registrations: the replicas, which were known as ``known`` before.
@@ -83,7 +83,7 @@ class Probing:
         await self._stop.wait()
         running.cancel()
         await self._prober.close()
-        # A task's exception that nobody has asked for is told when the task is forgotten.
+        # asyncio reports a task's unread exception when the task is collected.
         gc.collect()
         await asyncio.sleep(0)
 
@@ -94,7 +94,7 @@ class Probing:
         self.reports.append(Report(time.monotonic(), key, health))
 
     def update(self, *registrations: Registration) -> None:
-        """The replicas are others now."""
+        """Replaces the replicas."""
 
         async def work() -> None:
             self._take(registrations)
@@ -102,7 +102,7 @@ class Probing:
         asyncio.run_coroutine_threadsafe(work(), self._loop).result(_START_SECONDS)
 
     def of(self, registration: Registration, since: float = 0) -> list[Health]:
-        """What was said of a replica since then."""
+        """Returns the reports of a replica since then."""
         return [one.health for one in list(self.reports) if one.key == registration.key and one.time >= since]
 
     def wait_for_answers(self, registration: Registration, count: int, since: float = 0) -> set[Health]:
@@ -113,7 +113,7 @@ class Probing:
     def wait(
         self, registration: Registration, health: Health, seconds: float, after: Callable[[], object] = lambda: None
     ) -> float:
-        """Does what ``after`` does and waits until that is said of a replica; how long it took."""
+        """Calls ``after``, waits for a report of a replica, and returns the seconds that it took."""
         began = time.monotonic()
         after()
 
@@ -140,7 +140,7 @@ async def _main() -> None:
 
 
 def as_json(registrations: list[Registration]) -> str:
-    """A line for the program."""
+    """Returns a line for the program."""
     return json.dumps([asdict(one) for one in registrations]) + "\n"
 
 

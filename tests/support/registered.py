@@ -1,4 +1,4 @@
-"""Test servers beside a stack, registered by hand with Consul's HTTP API."""
+"""Test servers beside a stack, which tests register with Consul's HTTP API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PORT = 7777
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A server in the catalogue, put there by hand.
+    """A server that a test registers.
 
     Attributes:
         service: its gRPC services, separated by commas; empty for one that registers none.
@@ -38,11 +38,11 @@ class Registration:
 
     @property
     def target(self) -> str:
-        """Where it is called without the balancer."""
+        """Its own address."""
         return f"{self.address}:{PORT}"
 
     def register(self, *, wait: bool = True) -> None:
-        """Puts it into the catalogue and waits until the balancer has it."""
+        """Registers it and waits until the balancer has it."""
         metadata = {"grpc_services": self.service, "grpc_since": self.since, **self.meta}
         given = {key: value for key, value in metadata.items() if value}
         self.stack.register(self.target, given, application=self.app, **self.more)
@@ -50,7 +50,7 @@ class Registration:
             self._wait(present=True)
 
     def deregister(self, *, wait: bool = True) -> None:
-        """Takes it out of the catalogue, if it is there, and waits until the balancer has forgotten it."""
+        """Deregisters it, if it is registered, and waits until the balancer has forgotten it."""
         if f"{self.app}-{self.address}" in ConsulApi(self.stack).get("/v1/agent/services"):
             self.stack.deregister(self.target, application=self.app)
         if wait:

@@ -1,4 +1,4 @@
-"""What the stack must do, in either way to run it: each function takes a driver whose stack is up and ready."""
+"""The behaviour of the stack in both ways to run it: each function takes the driver of a stack that is ready."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SERVER_NAME = "by-hand"
 
 
 def target(driver: Driver) -> str:
-    """Where a client calls."""
+    """Returns the balancer's address."""
     return f"127.0.0.1:{driver.port}"
 
 
 def tried_answers(driver: Driver, count: int) -> Counter[str]:
-    """As :func:`answers`, empty while calls fail."""
+    """Returns as :func:`answers` does; nothing while calls fail."""
     try:
         return answers(target(driver), count)
     except grpc.RpcError:
@@ -46,7 +46,7 @@ def wait_for_replicas(driver: Driver, count: int) -> set[str]:
 
 @contextmanager
 def calls_going_on(driver: Driver, some: Callable[[], int] | None = None) -> Iterator[Counter[str]]:
-    """One caller all the while; afterwards the counter has the answers and, as statuses, the failures.
+    """Calls while the block runs; the counter then has the answers and, as statuses, the failures.
 
     ``some`` makes calls and says how many were answered; by default they are some of Ping at once.
     """
@@ -129,7 +129,7 @@ def registered_by_hand(driver: Driver) -> None:
         pass
 
 
-# By the name of a server: the type and the endpoint of its health check, and what Consul says of it.
+# By the name of a server: type and endpoint of its health check, and its status in Consul.
 CHECKS = {
     "http-passes": ("http", "CONSUL_URL/v1/status/leader", "passing"),
     "grpc-passes": ("grpc", "/protos.Ping", "passing"),
