@@ -21,7 +21,6 @@ import requests
 from balancer.errors import BalancerError
 from balancer.registration import Registration
 from common.environment import host_port
-from common.http import make_session
 from common.names import BALANCED_TAG
 
 LOG = logging.getLogger("balancer")
@@ -145,7 +144,9 @@ class Catalogue:
     def _get(self, path: str) -> requests.Response:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = make_session()
+            session = self._local.session = requests.Session()
+            # A proxy of the environment is not for the agent next door.
+            session.trust_env = False
         try:
             response = session.get(self._url + path, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         except requests.RequestException as error:

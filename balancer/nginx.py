@@ -7,7 +7,6 @@ from typing import Any
 import requests
 
 from balancer.errors import BalancerError, RefusedError
-from common.http import make_session
 
 # A worker that hangs keeps its connections; another one takes the next.
 _TIMEOUT_SECONDS = 2.0
@@ -22,7 +21,9 @@ class Nginx:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session = make_session()
+        self._session = requests.Session()
+        # A proxy of the environment is not for the program next door.
+        self._session.trust_env = False
 
     def publish(self, text: bytes) -> None:
         """Gives it a document.

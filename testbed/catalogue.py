@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from common.http import make_session
+from common import http
 from testbed import programs
 from testbed.errors import BenchmarkError
 from testbed.ports import free_ports
@@ -39,7 +39,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        session = make_session()
+        session = http.session()
         base = f"http://{_ADDRESS}:{http}/v1"
         try:
             wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
@@ -67,7 +67,7 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with make_session() as session:
+    with http.session() as session:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
             session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
