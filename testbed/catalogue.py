@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from common import http
+from common.http import session
 from testbed import programs
 from testbed.errors import BenchmarkError
 from testbed.ports import free_ports
@@ -39,11 +39,11 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        session = http.session()
+        client = session()
         base = f"http://{_ADDRESS}:{http}/v1"
         try:
-            wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
-            session.put(
+            wait_for(lambda: _has_leader(client, base), bool, _START_SECONDS, "the catalogue's leader")
+            client.put(
                 f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
             ).raise_for_status()
             transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
@@ -54,9 +54,9 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
         processes.stop(agent)
 
 
-def _has_leader(session: requests.Session, base: str) -> bool:
+def _has_leader(client: requests.Session, base: str) -> bool:
     try:
-        return bool(session.get(f"{base}/status/leader", timeout=5).json())
+        return bool(client.get(f"{base}/status/leader", timeout=5).json())
     except (requests.ConnectionError, requests.JSONDecodeError):
         return False
 
@@ -67,10 +67,10 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with http.session() as session:
+    with session() as client:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
-            session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
+            client.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
 
 
 def _operation(peer: str) -> dict[str, object]:
