@@ -15,7 +15,7 @@ from testbed.programs import tool
 from testbed.wait import wait_for
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
-from tests.support.replicas import NETWORK, PORT, ServerProcess
+from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 HTTP = 22000 + 10 * SLOT
 TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"

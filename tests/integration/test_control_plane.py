@@ -27,8 +27,8 @@ from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
 from tests.support.registered import probe_server
-from tests.support.replicas import HEALTH, NETWORK, PORT, ServerProcess, dripping
 from tests.support.server import SERVICE
+from tests.support.server_process import HEALTH, NETWORK, PORT, ServerProcess, dripping
 
 Start = Callable[..., Balancer]
 Servers = list[ServerProcess]
