@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parses, wires and runs. Exit code: 0 measured (bars met or not), 1 failed, 2 usage."""
+    """Parses, wires and runs. Exit code: 0 measured (targets met or not), 1 failed, 2 usage."""
     arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

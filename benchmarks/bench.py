@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.plan import Plan
 from local_stack.supervisor import port_in_use
 from testbed import programs, render
+from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
 from testbed.processes import Processes
@@ -63,24 +67,29 @@ class Bench:
             (directory / "nginx.conf").write_text(render.fill("backend.conf", {"PORT": str(port)}))
             # Module files name modules below the prefix.
             (directory / "modules").symlink_to(programs.nginx_modules())
-            command: list[str | Path] = [
-                programs.tool("nginx"),
-                "-e",
-                "stderr",
-                "-p",
-                directory,
-                "-c",
-                directory / "nginx.conf",
-                "-g",
-                "daemon off;",
-            ]
-            self.processes.start("backend", command, cwd=directory)
-            try:
+            where: list[str | Path] = ["-p", directory, "-c", directory / "nginx.conf", "-e", "stderr"]
+            self.processes.start("backend", [programs.tool("nginx"), *where, "-g", "daemon off;"], cwd=directory)
+            with self.processes.explained("the backend", "backend"):
                 wait_for_answers(peers[0], 1, 10)
-            except BenchmarkError as error:
-                raise BenchmarkError(f"the backend: {error}\n{self.processes.tail('backend')}") from error
             self._backend = True
         return peers
+
+    @contextmanager
+    def replica(self, name: str, address: str, workers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs a ``grpc_server`` at ``address:7777``, which answers when the block begins."""
+        env = {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777", "GRPC_WORKERS": str(workers)}
+        server = self.processes.start(name, [sys.executable, "-m", "grpc_server"], cwd=programs.ROOT, env=env)
+        try:
+            with self.processes.explained(name, name):
+                wait_for_answers(f"{address}:7777", 1, 15)
+            yield server
+        finally:
+            self.processes.stop(server)
+
+    def candidates(self) -> list[Balancer]:
+        """Returns the other balancers, each at a port of its own."""
+        kinds: list[type[Balancer]] = [OriginalNginx, HAProxy, Envoy]
+        return [kind(self.processes, port) for port, kind in enumerate(kinds, self.port + 1)]
 
     def say(self, text: str) -> None:
         """Progress for the person at the terminal."""

@@ -1,4 +1,4 @@
-"""The report: bars with what was measured, tables, and how they become Markdown."""
+"""The report: targets with the measured values, tables, and their Markdown."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ MET = "met"
 NOT_MET = "**not met**"
 NEAR = "met within the noise"
 NOT_MEASURED = "not measured"
-NO_BAR = "no bar"
+NO_TARGET = "no target"
 _PREFACE = (
-    "Written by the program that measured it, in one run; no figure is typed in. Each is the median of its rounds, and "
-    "the rounds of all candidates are interleaved, so that noise hits all alike. A ratio is taken round by round. "
-    "Ratios carry over to other machines better than figures do."
+    "The program that measures writes this file; all figures are from one run. A figure is the median of its rounds. "
+    "The rounds of all candidates alternate, so that noise affects all of them alike. A ratio is computed in each "
+    "round. On another machine ratios change less than figures do."
 )
-_NOT_MET_NOTE = "What was tried where a target is not met, and what the profile shows, is in [targets.md](targets.md)."
+_NOT_MET_NOTE = "[targets.md](targets.md) has the profile and the attempts for each target that is not met."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A bar and how it was met."""
+class Target:
+    """A target and the result against it."""
 
     what: str
-    bar: str
+    target: str
     measured: str
     spread: str
     verdict: str
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Bars of one kind, side by side: labels and values."""
+    """Labels and values of one kind, drawn as bars."""
 
     title: str
     unit: str
@@ -55,22 +55,22 @@ class Section:
     Attributes:
         title: its heading.
         method: how it was measured.
-        bars: for the table at the top.
-        tables: what was measured.
-        notes: what a reader should know of the figures.
+        targets: for the table at the top.
+        tables: the measured values.
+        notes: remarks about the figures.
         charts: for the plot.
     """
 
     title: str
     method: str
-    bars: list[Bar] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
 
 
 def number(value: float, unit: str = "") -> str:
-    """A figure with three significant digits, thousands with a comma."""
+    """Returns a figure with three significant digits, thousands with a comma."""
     if abs(value) >= 100:
         text = f"{value:,.0f}"
     elif abs(value) >= 10:
@@ -83,46 +83,43 @@ def number(value: float, unit: str = "") -> str:
 
 
 def spread(values: Spread, unit: str = "") -> str:
-    """From the least to the greatest."""
+    """Returns the least and the greatest value."""
     return f"{number(values.low)} to {number(values.high, unit)}"
 
 
-def judge(what: str, values: Spread, unit: str, bar: str, holds: Callable[[float], bool], *, noise: float = 0.0) -> Bar:
-    """A bar, held against the median of what was measured.
+def judge(
+    what: str, values: Spread, unit: str, target: str, holds: Callable[[float], bool], *, noise: float = 0.0
+) -> Target:
+    """Compares the median of the rounds with a target.
 
     Args:
-        what: what was measured.
-        values: of each round.
+        what: the measured quantity.
+        values: one a round.
         unit: the values'.
-        bar: in words.
+        target: in words.
         holds: whether a value meets it.
-        noise: the part of the median by which it may miss the bar and be called near, if a round meets the bar.
+        noise: the part of the median by which it may miss the target and be called near, if a round meets the target.
     """
     near = holds(values.median * (1 - noise)) or holds(values.median * (1 + noise))
-    if bar == NO_BAR:
-        verdict = NO_BAR
+    if target == NO_TARGET:
+        verdict = NO_TARGET
     elif holds(values.median):
         verdict = MET
     else:
         verdict = NEAR if near and any(map(holds, values.values)) else NOT_MET
-    return Bar(what=what, bar=bar, measured=number(values.median, unit), spread=spread(values, unit), verdict=verdict)
+    measured = number(values.median, unit)
+    return Target(what=what, target=target, measured=measured, spread=spread(values, unit), verdict=verdict)
 
 
-def absent(what: str, bar: str, why: str) -> Bar:
-    """A bar that was not measured, and why."""
-    return Bar(what=what, bar=bar, measured=why, spread="", verdict=NOT_MEASURED)
+def absent(what: str, target: str, why: str) -> Target:
+    """Returns a target that was not measured, with the reason."""
+    return Target(what=what, target=target, measured=why, spread="", verdict=NOT_MEASURED)
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown; a bar in a cell does not end it."""
+    """Returns a table in Markdown; a vertical bar in a cell is escaped."""
     rows = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-def bars_table(sections: Sequence[Section]) -> Table:
-    """All bars of a report."""
-    rows = [[bar.what, bar.bar, bar.measured, bar.spread, bar.verdict] for part in sections for bar in part.bars]
-    return Table(columns=["", "bar", "measured (median)", "spread (min to max)", ""], rows=rows)
 
 
 def render(
@@ -133,32 +130,35 @@ def render(
     plot: str = "",
     configs: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The report as Markdown.
+    """Returns the report as Markdown.
 
     Args:
-        sections: what was measured.
-        machine: where.
-        command: how to do it again.
+        sections: the measurements.
+        machine: the machine and the versions.
+        command: the command that repeats the run.
         plot: the file name of the plot, empty without one.
         configs: title and link of each candidate's configuration.
     """
+    targets = [one for section in sections for one in section.targets]
+    columns = ["", "target", "measured (median)", "spread (min to max)", ""]
+    rows = [[one.what, one.target, one.measured, one.spread, one.verdict] for one in targets]
     parts = [
         "# Benchmarks",
         _PREFACE,
         f"```console\n$ {command}\n```",
-        markdown_table(bars_table(sections)),
+        markdown_table(Table(columns=columns, rows=rows)),
     ]
     if plot:
-        # The report is in docs then, beside the file that the note links to.
-        if any(bar.verdict == NOT_MET for section in sections for bar in section.bars):
+        # Only a report in docs has targets.md beside it.
+        if any(one.verdict == NOT_MET for one in targets):
             parts.append(_NOT_MET_NOTE)
-        parts.append(f"![The charts of what follows]({plot})")
+        parts.append(f"![Charts of the sections]({plot})")
     for section in sections:
         parts += [f"## {section.title}", section.method]
         parts += [markdown_table(table) for table in section.tables]
         parts += section.notes
     if configs:
         lines = "\n".join(f"- [{title}]({link})" for title, link in configs)
-        parts += ["## Configurations", "All with one worker or thread a core.", lines]
+        parts += ["## Configurations", "All have one worker or thread a core.", lines]
     parts += ["## Machine", markdown_table(machine)]
     return "\n\n".join(parts) + "\n"

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from testbed import programs, render
@@ -17,11 +18,8 @@ from testbed.processes import Processes, children
 from testbed.wait import wait_for
 
 _START_SECONDS = 15.0
+_ANSWERS = partial(wait_for_answers, count=1, seconds=_START_SECONDS)
 _SLOTS = 16
-
-
-def _answers(target: str) -> None:
-    wait_for_answers(target, 1, _START_SECONDS)
 
 
 class Balancer:
@@ -34,6 +32,8 @@ class Balancer:
 
     name = ""
     how = ""
+    # The program, unless it is one of the stack's.
+    program = ""
 
     def __init__(self, processes: Processes, port: int) -> None:
         self.processes = processes
@@ -48,17 +48,17 @@ class Balancer:
 
     def require(self) -> None:
         """Raises MissingError when its program is not installed."""
+        if self.program:
+            programs.program(self.program)
 
-    def start(self, peers: Sequence[str], *, ready: Callable[[str], object] = _answers) -> None:
+    def start(self, peers: Sequence[str], *, ready: Callable[[str], object] = _ANSWERS) -> None:
         """Starts it and waits until it is ready, which by default is that a call of Ping is answered at its address."""
         self.require()
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
-        try:
+        with self.processes.explained(self.name, self._log):
             self._launch(peers)
             ready(self.target)
-        except BenchmarkError as error:
-            raise BenchmarkError(f"{self.name}: {error}\n{self.tail()}") from error
 
     def stop(self) -> None:
         """Ends it."""
@@ -192,10 +192,7 @@ class HAProxy(Balancer):
 
     name = "HAProxy"
     how = "runtime API"
-
-    def require(self) -> None:
-        """Raises MissingError when it is not installed."""
-        programs.program("haproxy")
+    program = "haproxy"
 
     def change(self, peers: Sequence[str]) -> None:
         """Gives each peer that is new a free slot; one that goes is drained and its slot is free again."""
@@ -213,9 +210,13 @@ class HAProxy(Balancer):
         values = {"PORT": str(self.port), "WORKERS": str(worker_count()), "SLOTS": str(_SLOTS)}
         (self.directory / "haproxy.cfg").write_text(render.fill("haproxy.cfg", values))
         self._slots: dict[str, int] = {}
-        self._spawn([programs.program("haproxy"), "-f", "haproxy.cfg", "-db"])
-        wait_for_socket(self.directory / "haproxy.sock")
+        self._spawn([programs.program(self.program), "-f", "haproxy.cfg", "-db"])
+        wait_for(self._is_listening, bool, _START_SECONDS, "haproxy.sock", 0.01)
         self.change(peers)
+
+    def _is_listening(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as control:
+            return control.connect_ex(str(self.directory / "haproxy.sock")) == 0
 
     def _say(self, command: str) -> None:
         with socket.socket(socket.AF_UNIX) as control:
@@ -233,10 +234,7 @@ class Envoy(Balancer):
 
     name = "Envoy"
     how = "EDS file"
-
-    def require(self) -> None:
-        """Raises MissingError when it is not installed."""
-        programs.program("envoy")
+    program = "envoy"
 
     def change(self, peers: Sequence[str]) -> None:
         """Moves a new list of endpoints into place."""
@@ -248,19 +246,9 @@ class Envoy(Balancer):
         (self.directory / "envoy.yaml").write_text(render.fill("envoy.yaml", values))
         self.change(peers)
         options = ["--concurrency", str(worker_count()), "--log-level", "error", "--disable-hot-restart"]
-        self._spawn([programs.program("envoy"), "-c", "envoy.yaml", *options])
+        self._spawn([programs.program(self.program), "-c", "envoy.yaml", *options])
 
 
 def worker_count() -> int:
     """How many workers or threads every candidate has: one a core, as NGINX_WORKERS=auto."""
     return os.cpu_count() or 1
-
-
-def wait_for_socket(path: Path) -> None:
-    """Waits until a Unix socket is there and somebody listens at it."""
-
-    def there() -> bool:
-        with socket.socket(socket.AF_UNIX) as one:
-            return one.connect_ex(str(path)) == 0
-
-    wait_for(there, bool, _START_SECONDS, path.name, 0.01)

@@ -10,7 +10,6 @@ import requests
 
 from common.http import session
 from testbed import programs
-from testbed.errors import BenchmarkError
 from testbed.ports import free_ports
 from testbed.processes import Processes
 from testbed.wait import wait_for
@@ -41,14 +40,11 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     try:
         client = session()
         base = f"http://{_ADDRESS}:{http}/v1"
-        try:
+        with processes.explained("the catalogue", "catalogue"):
             wait_for(lambda: _has_leader(client, base), bool, _START_SECONDS, "the catalogue's leader")
-            client.put(
-                f"{base}/catalog/register", json={"Node": _NODE, "Address": _NODE_ADDRESS}, timeout=10
-            ).raise_for_status()
+            node = {"Node": _NODE, "Address": _NODE_ADDRESS}
+            client.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
             transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
-        except (BenchmarkError, requests.RequestException) as error:
-            raise BenchmarkError(f"the catalogue: {error}\n{processes.tail('catalogue')}") from error
         yield f"{_ADDRESS}:{http}"
     finally:
         processes.stop(agent)

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+import requests
 
 from testbed.errors import BenchmarkError
 
@@ -88,6 +90,14 @@ class Processes:
             return "    (it has printed nothing)"
         lines = self.log(name).read_text(errors="replace").splitlines()
         return "\n".join(f"    {line}" for line in lines[-_LAST_LINES:])
+
+    @contextmanager
+    def explained(self, what: str, name: str) -> Iterator[None]:
+        """Adds the last lines of the program ``name`` to an error of the block, which is about ``what``."""
+        try:
+            yield
+        except (BenchmarkError, requests.RequestException) as error:
+            raise BenchmarkError(f"{what}: {error}\n{self.tail(name)}") from error
 
     def attempt(
         self,

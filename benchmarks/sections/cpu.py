@@ -71,19 +71,19 @@ def _section(micros: dict[tuple[int, str], Spread]) -> report.Section:
     section = report.Section(
         title="Processor time a call in nginx",
         method=(
-            f"h2load, {CONNECTIONS * STREAMS} calls at a time, a fixed number of calls in {CHUNKS} turns, between "
-            "which the other balancer has its own; processor time of nginx's workers. The backend is an nginx "
-            "that answers every call itself, the peers are loopback addresses of it. The static upstream is what "
-            "consul-template renders of the same peers with NGINX_UPDATE=reload, without any Lua, so what the balancer "
-            "does besides its calls (reading its list, probing, counting) is in the ratio."
+            f"h2load makes a fixed number of calls, {CONNECTIONS * STREAMS} at a time, in {CHUNKS} turns that "
+            "alternate between the balancers; the figure is the processor time of nginx's workers. The backend is an "
+            "nginx that answers every call itself, the peers are loopback addresses of it. The static upstream is the "
+            "configuration that consul-template renders for the same peers with NGINX_UPDATE=reload, without any Lua, "
+            "so the ratio includes the balancer's work beside its calls: reading the document, probing, counting."
         ),
     )
     rows = []
     for count in PEERS:
         lua, static = micros[count, LuaNginx.name], micros[count, StaticNginx.name]
         what = f"Processor time a call, Lua balancer over static upstream, {count:,} peers"
-        bar = f"at most {MOST} times"
-        section.bars.append(report.judge(what, ratios(lua, static), "times", bar, lambda value: value <= MOST))
+        target = f"at most {MOST} times"
+        section.targets.append(report.judge(what, ratios(lua, static), "times", target, lambda value: value <= MOST))
         for name, found in ((LuaNginx.name, lua), (StaticNginx.name, static)):
             rows.append([f"{count:,}", name, report.number(found.median), report.spread(found)])
     section.tables.append(report.Table(columns=["peers", "balancer", "µs a call", "spread"], rows=rows))

@@ -205,21 +205,20 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
     section = report.Section(
         title=f"Fleets of {min(figures):,} to {max(figures):,} replicas",
         method=(
-            "So many replicas of one application, addresses of the nginx that answers every call itself, are in the "
-            "catalogue of the whole stack, each with all that agents and registrars register: a node, two checks, "
-            "addresses, metadata. Only `grpc_health` is not there: that nginx has no health service, so the control "
-            "plane only connects to them. One more replica, a server of this repository, is registered with an agent "
-            f"as passing and deregistered again, {plan.fleet_registrations} times a round. It is of the same "
-            "application, and the only one that has the gRPC service which is called meanwhile: every call is the "
-            "newcomer's from the moment when nginx knows it, and the fleet's without it. The times are taken as in "
-            f'"From registered to served", but with {_CALLERS_PAUSE_SECONDS * _MILLI:.0f} ms between two calls of a '
-            "caller. Then "
-            f"the processor time of all processes of the balancer's container in {plan.fleet_changes} changes, "
-            f"{_INTERVAL_SECONDS} s apart or more where nginx knows one later, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} "
-            "calls a second, less that of as many seconds without a change just before. At last the container's Pss."
+            "The catalogue of the whole stack has so many replicas of one application, which are addresses of the "
+            "nginx that answers every call itself. Each has all that agents and registrars register, a node, two "
+            "checks, addresses and metadata, but not `grpc_health`: that nginx has no health service, so the control "
+            f"plane only connects to it. {plan.fleet_registrations} times a round, one more replica of the "
+            "application, a `grpc_server`, is registered with an agent as passing and deregistered again. It alone "
+            "has the gRPC service of the calls: all calls go to it as soon as nginx knows it, and without it to the "
+            'fleet. The times are those of "From registered to served", with a pause of '
+            f"{_CALLERS_PAUSE_SECONDS * _MILLI:.0f} ms between two calls of a caller. Processor time is that of all "
+            f"processes of the balancer's container in {plan.fleet_changes} changes, at least {_INTERVAL_SECONDS} s "
+            f"apart, at {_CONNECTIONS / _PAUSE_SECONDS:.0f} calls a second, less that of an equal time without a "
+            "change just before. Memory is the container's Pss at the end."
         ),
     )
-    section.bars += _bars(figures)
+    section.targets += _targets(figures)
     rows = []
     for size, one in figures.items():
         times = [
@@ -238,21 +237,21 @@ def _section(bench: Bench, figures: Mapping[int, Figures]) -> report.Section:
     return section
 
 
-def _bars(figures: Mapping[int, Figures]) -> list[report.Bar]:
+def _targets(figures: Mapping[int, Figures]) -> list[report.Target]:
     served = f"Passing to served with {_JUDGED:,} replicas, p99"
     gone = f"Deregistered to its last answer with {_JUDGED:,} replicas, p99"
     cpu = f"The balancer's processor time a change with {_JUDGED:,} replicas"
-    time_bar, cpu_bar = f"under {_MOST_MILLISECONDS:.0f} ms", f"at most {_MOST_CPU_MILLISECONDS:.0f} ms"
+    time_target, cpu_target = f"under {_MOST_MILLISECONDS:.0f} ms", f"at most {_MOST_CPU_MILLISECONDS:.0f} ms"
     found = figures.get(_JUDGED)
     if found is None:
-        absent = ((served, time_bar), (gone, time_bar), (cpu, cpu_bar))
-        return [report.absent(what, bar, "a quick run has fewer") for what, bar in absent]
-    bars = []
+        absent = ((served, time_target), (gone, time_target), (cpu, cpu_target))
+        return [report.absent(what, target, "a quick run has fewer") for what, target in absent]
+    targets = []
     for what, rounds in ((served, found.joined), (gone, found.left)):
         worst = Spread.of([percentile(one.values, 99) for one in rounds])
-        bars.append(report.judge(what, worst, "ms", time_bar, lambda value: value < _MOST_MILLISECONDS))
-    bars.append(report.judge(cpu, found.total_cpu, "ms", cpu_bar, lambda value: value <= _MOST_CPU_MILLISECONDS))
-    return bars
+        targets.append(report.judge(what, worst, "ms", time_target, lambda value: value < _MOST_MILLISECONDS))
+    targets.append(report.judge(cpu, found.total_cpu, "ms", cpu_target, lambda value: value <= _MOST_CPU_MILLISECONDS))
+    return targets
 
 
 def _by_program(figures: Mapping[int, Figures]) -> report.Table:

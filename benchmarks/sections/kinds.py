@@ -18,7 +18,7 @@ from testbed.load import USUAL, Shape
 from testbed.stats import Spread, ratios
 
 _KIB = 1024
-# The bars are held against these.
+# The targets are for these loads.
 LOADS = (
     Case(name="1x1", size=16, shape=Shape(1, 1), share=1),
     Case(name="4x4", size=16, shape=Shape(4, 4), share=2),
@@ -33,18 +33,18 @@ P50_MOST, P99_MOST, RATE_LEAST, GO_RATE_LEAST = 1.0, 1.1, 1.0, 1.1
 NOISE = 0.03
 _BALANCERS: Sequence[Callable[..., Balancer]] = (LuaNginx, StaticNginx, HAProxy, Envoy)
 _METHOD = (
-    "Three servers of each kind with the default options of its library ([servers](../benchmarks/servers)), which "
-    "answer with what they are sent, and all balancers in front of the same three. Calls come from h2load, as "
-    "CONNECTIONSxSTREAMS with greetings of 16 bytes unless a size is named; percentiles are of the time of every call "
-    "in its log. In a round each balancer has its calls in several turns, and who follows whom changes. A call without "
-    "a whole answer ends the run.\n\n"
-    "The bars compare the Lua balancer with nginx's own static upstream, which has the same configuration without Lua: "
-    f"p50 at most {P50_MOST} times, p99 at most {P99_MOST} times, calls a second at least {RATE_LEAST} times "
-    f'({GO_RATE_LEAST} with {GO.name}). "{report.MET}" is a median of the rounds that reaches the bar. "{report.NEAR}" '
-    f"is a median that misses it by no more than {NOISE:.0%}, where at least one round reaches it: nginx beside a copy "
-    "of itself differs by as much. All else is not met.\n\n"
-    f"Streams: a server sends its time every 10 ms, a client reads {measure.STREAMS} streams on one connection; the "
-    "delay is from the server's reading of the clock to the client's, of the same clock."
+    "Every balancer is in front of the same three servers of a kind, which have the default options of its library "
+    "([servers](../benchmarks/servers)) and answer with the request. h2load makes the calls, CONNECTIONSxSTREAMS at a "
+    "time, with greetings of 16 bytes unless a size is named; the percentiles are of the times of all calls in its "
+    "log. In a round each balancer has several turns, in a changing order. A call without a whole answer ends the "
+    "run.\n\n"
+    "The targets compare the Lua balancer with nginx's own static upstream, which has the same configuration without "
+    f"Lua: p50 at most {P50_MOST} times, p99 at most {P99_MOST} times, calls a second at least {RATE_LEAST} times "
+    f'({GO_RATE_LEAST} with {GO.name}). "{report.MET}": the median of the rounds meets the target. "{report.NEAR}": '
+    f"the median misses it by no more than {NOISE:.0%}, the difference between nginx and a copy of itself, and at "
+    "least one round meets it.\n\n"
+    f"Streams: a server sends its time every 10 ms, and a client reads {measure.STREAMS} streams on one connection. "
+    "The delay is from the server's reading of the clock to the client's, of the same clock."
 )
 
 
@@ -110,7 +110,7 @@ def section(kinds: Sequence[str], found: Mapping[str, Results], missing: Mapping
     made = report.Section(title="Servers of other kinds", method=_METHOD)
     for kind in kinds:
         for case in LOADS:
-            made.bars += _bars(kind, case, found.get(kind), missing.get(kind, ""))
+            made.targets += _targets(kind, case, found.get(kind), missing.get(kind, ""))
     for kind, results in found.items():
         made.tables.append(_table(kind, results))
     if found:
@@ -127,10 +127,10 @@ def section(kinds: Sequence[str], found: Mapping[str, Results], missing: Mapping
     return made
 
 
-def _bars(kind: str, case: Case, results: Results | None, why: str) -> list[report.Bar]:
+def _targets(kind: str, case: Case, results: Results | None, why: str) -> list[report.Target]:
     least = GO_RATE_LEAST if kind == GO.name else RATE_LEAST
-    bars = []
-    for figure, words, bar, holds in (
+    targets = []
+    for figure, words, target, holds in (
         ("p50", "p50", f"at most {P50_MOST} times", partial(ge, P50_MOST)),
         ("p99", "p99", f"at most {P99_MOST} times", partial(ge, P99_MOST)),
         ("rate", "calls a second", f"at least {least} times", partial(le, least)),
@@ -138,10 +138,10 @@ def _bars(kind: str, case: Case, results: Results | None, why: str) -> list[repo
         what = f"{kind} {case.name}: {words}, Lua balancer over static upstream"
         if results:
             values = results.ratios(case.name, LuaNginx.name, figure)
-            bars.append(report.judge(what, values, "times", bar, holds, noise=NOISE))
+            targets.append(report.judge(what, values, "times", target, holds, noise=NOISE))
         else:
-            bars.append(report.absent(what, bar, why))
-    return bars
+            targets.append(report.absent(what, target, why))
+    return targets
 
 
 def _table(kind: str, results: Results) -> report.Table:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import grpc_load
@@ -40,8 +39,6 @@ class Figures:
 def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
     peers = bench.cheap_backend(BACKENDS)
-    kinds = (OriginalNginx, HAProxy, Envoy)
-    others: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
     figures: dict[tuple[str, str], Figures] = {}
     missing: dict[tuple[str, str], str] = {}
     client = ""
@@ -52,7 +49,7 @@ def run(bench: Bench) -> report.Section:
                 change = _stack(bench, mode, peers, leave)
                 key = ("this stack", f"NGINX_UPDATE={mode}")
                 client = _measure(bench, bench.stack.target, peers, change, figures.setdefault(key, Figures()))
-        for one in others:
+        for one in bench.candidates():
             bench.say(f"membership: round {number + 1} of {bench.plan.long_rounds}: {one.name}")
             try:
                 one.start(peers)
@@ -134,11 +131,11 @@ def _section(
     section = report.Section(
         title="Membership changes under load",
         method=(
-            f"{changes} while {CALLERS} callers on {CONNECTIONS} connections call as fast as they can ({client}, no "
-            f"retry policy). {BACKENDS} backends that never stop, addresses of the nginx that answers every call "
-            "itself: only the balancer's list changes, one goes and comes back, each in its turn. In this stack the "
-            "change is a registration in Consul; the others are told directly. The original's nginx is stopped with "
-            "SIGTERM and started at once, without the seconds that supervisorctl would add."
+            f"{changes}, while {CALLERS} callers on {CONNECTIONS} connections call as fast as they can ({client}, no "
+            f"retry policy). The {BACKENDS} backends, addresses of the nginx that answers every call itself, never "
+            "stop: only the balancer's list changes. The backends leave it and come back, one after the other. In "
+            "this stack a change is a registration in Consul; the other balancers are told directly. The original's "
+            "nginx is stopped with SIGTERM and started at once, without the seconds that supervisorctl would add."
         ),
     )
     rows = []
@@ -152,7 +149,7 @@ def _section(
             # Of all rounds: a median of 0 would hide a round with failures.
             lost = Spread.of([failed.high])
             judged = report.judge("Calls lost in membership changes, this stack, worst round", lost, "", "0", _none)
-            section.bars.append(judged)
+            section.targets.append(judged)
     rows += [[name, how, "not installed", "", "", ""] for name, how in missing]
     columns = ["balancer", "update", "calls answered", "spread", "calls failed", "spread"]
     section.tables.append(report.Table(columns=columns, rows=rows))

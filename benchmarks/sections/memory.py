@@ -24,11 +24,13 @@ def run(bench: Bench) -> report.Section:
     total = Spread.of([sum(parts.values()) / _MEGA / 1000 for parts in rounds])
     section = report.Section(
         title="Memory with five replicas",
-        method="Pss of every process of the stack without Docker (/proc/PID/smaps_rollup), after some load.",
+        method=("The Pss of every process of the stack without Docker (/proc/PID/smaps_rollup), after a load."),
     )
-    bar = f"under {_MOST_GB} GB"
-    judged = report.judge("Memory of the whole stack, five replicas", total, "GB", bar, lambda value: value < _MOST_GB)
-    section.bars.append(judged)
+    target = f"under {_MOST_GB} GB"
+    judged = report.judge(
+        "Memory of the whole stack, five replicas", total, "GB", target, lambda value: value < _MOST_GB
+    )
+    section.targets.append(judged)
     rows = []
     for container, program in sorted(rounds[0]):
         found = Spread.of([parts.get((container, program), 0) / _MEGA for parts in rounds])

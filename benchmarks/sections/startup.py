@@ -38,13 +38,13 @@ def run(bench: Bench) -> report.Section:
     section = report.Section(
         title="Start and scale",
         method=(
-            "From the start of the command, `python -m local_stack up -d` in an empty home, to the first answered call "
-            f"through the balancer; and of the command that scales from 1 to {_REPLICAS} replicas until all have "
-            "answered. The programs are there, nothing is downloaded or built."
+            "`up -d`: from the start of `python -m local_stack up -d` in an empty home to the first answered call "
+            f"through the balancer. Scale: from the start of the command for {_REPLICAS} replicas instead of 1 until "
+            "each of them has answered. All programs are installed; nothing is downloaded or built."
         ),
     )
     up, scale = Spread.of(ups), Spread.of(scales)
-    section.bars = [
+    section.targets = [
         report.judge("`up -d` without Docker to the first answer", up, "s", "under 6 s", lambda value: value < 6),
         report.judge("Scale 1 to 5 without Docker, all serve", scale, "s", "under 3 s", lambda value: value < 3),
         _compose(bench),
@@ -52,15 +52,15 @@ def run(bench: Bench) -> report.Section:
     return section
 
 
-def _compose(bench: Bench) -> report.Bar:
+def _compose(bench: Bench) -> report.Target:
     what = "`docker-compose up -d` to the first answer"
     if shutil.which("docker") is None or shutil.which("docker-compose") is None:
-        return report.absent(what, report.NO_BAR, "docker-compose is not installed")
+        return report.absent(what, report.NO_TARGET, "docker-compose is not installed")
     inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", "lb", "server"]
     try:
         bench.processes.run(inspect, cwd=ROOT, timeout_seconds=20)
     except BenchmarkError:
-        return report.absent(what, report.NO_BAR, "no engine, or no images lb and server")
+        return report.absent(what, report.NO_TARGET, "no engine, or no images lb and server")
     port = bench.port + 28
     env = {"LB_PUBLISHED_PORT": str(port), "CONSUL_PUBLISHED_PORT": str(port - 1)}
     compose = ["docker-compose", "-p", _PROJECT]
@@ -78,8 +78,12 @@ def _compose(bench: Bench) -> report.Bar:
             bench.processes.run(down, cwd=ROOT, env=env, timeout_seconds=_COMPOSE_SECONDS)
     spread = Spread.of(seconds)
     measured = report.number(spread.median, "s")
-    return report.Bar(
-        what=what, bar=report.NO_BAR, measured=measured, spread=report.spread(spread, "s"), verdict=report.NO_BAR
+    return report.Target(
+        what=what,
+        target=report.NO_TARGET,
+        measured=measured,
+        spread=report.spread(spread, "s"),
+        verdict=report.NO_TARGET,
     )
 
 

@@ -9,7 +9,7 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
+from testbed.balancers import Envoy, HAProxy, OriginalNginx
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
@@ -35,12 +35,10 @@ def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
     bench.stack.ensure(REPLICAS)
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
-    kinds = (OriginalNginx, HAProxy, Envoy)
-    candidates: list[Balancer] = [kind(bench.processes, bench.port + 1 + i) for i, kind in enumerate(kinds)]
     missing: dict[str, str] = {}
     with ExitStack() as stops:
         targets = {OURS: (bench.stack.target, bench.stack.nginx())}
-        for one in candidates:
+        for one in bench.candidates():
             try:
                 one.start(peers)
             except MissingError as error:
@@ -89,24 +87,24 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
     section = report.Section(
         title="Calls a second with three Python replicas",
         method=(
-            "Three replicas of the stack (`grpc_server`, one process each), unary calls from h2load, "
-            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, the same for all, in turns. Client, "
-            "balancer and replicas share the machine, so a call's processor time in all of them decides. Answers are "
-            "counted by their bytes; a call without an answer would end the run."
+            "h2load makes unary calls to three replicas of the stack (`grpc_server`, one process each), "
+            f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, through each candidate in turns. Client, "
+            "balancer and replicas share the machine, so the result depends on the processor time of a call in all of "
+            "them. Answers are counted by their bytes; a call without an answer ends the run."
         ),
     )
     rates = {name: Spread.of(found.rates) for name, found in figures.items()}
-    for name, bar, least in (
+    for name, target, least in (
         (OriginalNginx.name, "at least 1.6 times", 1.6),
         (HAProxy.name, "at least 0.95 times", 0.95),
-        (Envoy.name, report.NO_BAR, 0.0),
+        (Envoy.name, report.NO_TARGET, 0.0),
     ):
         what = f"Calls a second, {OURS} over {name}"
         if name not in rates:
-            section.bars.append(report.absent(what, bar, "not installed"))
+            section.targets.append(report.absent(what, target, "not installed"))
             continue
-        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", bar, partial(le, least))
-        section.bars.append(judged)
+        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", target, partial(le, least))
+        section.targets.append(judged)
     rows = []
     for name, found in figures.items():
         micros = Spread.of(found.micros)

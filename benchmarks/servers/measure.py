@@ -60,18 +60,12 @@ def running(bench: Bench, kind: ServerKind, first: int) -> Iterator[list[str]]:
     servers = [bench.processes.start(f"server-{peer}", [*command, peer], cwd=ROOT) for peer in peers]
     try:
         for peer in peers:
-            _wait(bench, kind, peer)
+            with bench.processes.explained(kind.name, f"server-{peer}"):
+                wait_for_answers(peer, 1, _START_SECONDS)
         yield peers
     finally:
         for server in servers:
             bench.processes.stop(server)
-
-
-def _wait(bench: Bench, kind: ServerKind, peer: str) -> None:
-    try:
-        wait_for_answers(peer, 1, _START_SECONDS)
-    except BenchmarkError as error:
-        raise BenchmarkError(f"{kind.name}: {error}\n{bench.processes.tail(f'server-{peer}')}") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from testbed.calls import say_hello
 from testbed.stack import BALANCER
 from testbed.wait import wait_for, wait_for_death
-from tests.support.balancer import Nginx, peers
+from tests.support.balancer import Nginx, peers, wait_for_peers
 from tests.support.chaos import FULL, kill_program, record, rounds
 from tests.support.disk import small_disk
 from tests.support.drivers import LocalDriver
@@ -117,9 +117,9 @@ def test_a_disk_that_takes_nothing_keeps_the_last_good_state(
                     "the log says why",
                 )
                 assert len(peers(five_replicas)) == before
-            wait_for(lambda: len(peers(five_replicas)), lambda count: count == before + 1, 30, "it goes on")
+            wait_for_peers(five_replicas, before + 1)
             five_replicas.deregister(late)
-            wait_for(lambda: len(peers(five_replicas)), lambda count: count == before, 30, "it goes on")
+            wait_for_peers(five_replicas, before)
     finally:
         five_replicas.stop_extras()
     record(f"a {kind} disk where consul-template writes", load)

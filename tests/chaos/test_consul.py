@@ -20,7 +20,7 @@ from tests.support.chaos import FULL, record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
-from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, target, wait_for_replicas
+from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, leader, target, wait_for_replicas
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 
@@ -35,16 +35,6 @@ SERVERS = ("server-1", "server-2", "server-3")
 def three_replicas(stack: LocalDriver) -> Iterator[LocalDriver]:
     """The shared stack with three replicas; one again afterwards."""
     yield from with_replicas(stack, 3)
-
-
-def leader(driver: LocalDriver) -> str:
-    """The container of the leader; empty while there is none."""
-    try:
-        response = requests.get(f"http://127.0.0.1:{driver.consul_port}/v1/status/leader", timeout=5)
-    except requests.RequestException:
-        return ""
-    address = str(response.json()).split(":")[0] if response.ok else ""
-    return driver.server_at(address) if address else ""
 
 
 def members(driver: LocalDriver) -> dict[str, int]:
@@ -101,11 +91,8 @@ def test_a_cluster_that_was_away_costs_no_call_and_brings_the_new_replica(three_
     # The servers know nothing of the one that left before their start, the others know nothing else of it.
     three_replicas.start(leaver)
     wait_for(lambda: members(three_replicas)[leaver], lambda state: state == ALIVE, 10, "all agents know it again")
-    record(
-        f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped",
-        load,
-        f"new replica after {served:.1f} s",
-    )
+    fault = f"Consul's leader killed; all servers stopped for {seconds} s, meanwhile a replica stopped"
+    record(fault, load, f"new replica after {served:.1f} s")
     load.lost_nothing()
     assert served < LIMIT_FACTOR * 2, f"{served:.1f} s"
 
@@ -144,12 +131,8 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     three_replicas.stop(newcomer)
     begin = time.monotonic()
     three_replicas.start(newcomer)
-    wait_for(
-        lambda: list(states(three_replicas).values()),
-        lambda found: found == ["serving"] * 3,
-        PATIENCE_SECONDS,
-        "a replica that starts is served",
-    )
+    serving = ["serving"] * 3
+    wait_for(lambda: list(states(three_replicas).values()), serving.__eq__, PATIENCE_SECONDS, "the replica is served")
     new_replica = time.monotonic() - begin
     remark = f"balancer serves from disk {from_disk:.1f} s after its start, a replica {new_replica:.1f} s after its own"
     record("Consul's servers come back without their data; consul-template killed 6 s later", load, remark)

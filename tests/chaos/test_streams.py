@@ -84,11 +84,17 @@ class Streams:
         return sum(not call.done() for _, call in self._calls)
 
     def outcomes(self) -> Counter[tuple[str, str]]:
-        """Waits for the ends; what became of how many of each kind."""
+        """Waits for the ends and returns how many of each kind had which."""
         return Counter((kind, call.result()) for kind, call in self._calls)
 
 
 ALL_FINISHED = {(kind.__name__, f"{MESSAGES} messages"): EACH_KIND for kind in KINDS}
+CALLS = len(KINDS) * EACH_KIND
+
+
+def note_streams(fault: str, outcomes: Counter[tuple[str, str]]) -> None:
+    """Notes how many streams have not finished."""
+    note(fault, CALLS, CALLS - sum(outcomes[finished] for finished in ALL_FINISHED))
 
 
 def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float) -> int:
@@ -110,20 +116,16 @@ def change_the_fleet(stack: LocalDriver, other: RegisteredServer, seconds: float
 
 
 def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) -> None:
+    seconds = SILENCE_SECONDS * (MESSAGES - 1)
     wait_for_replicas(stack, 1)
     with running_server(stack, 11), running_server(stack, 12) as other, ExitStack() as resources:
         other.deregister()
         streams = Streams(resources, stack.port, SILENCE_SECONDS)
-        changes = change_the_fleet(stack, other, SILENCE_SECONDS * (MESSAGES - 1))
-        assert streams.open == len(KINDS) * EACH_KIND, "the changes were made while the calls were open"
+        changes = change_the_fleet(stack, other, seconds)
+        assert streams.open == CALLS, "the changes were made while the calls were open"
         outcomes = streams.outcomes()
-    count = len(KINDS) * EACH_KIND
-    seconds = SILENCE_SECONDS * (MESSAGES - 1)
-    note(
-        f"{changes} changes of the fleet during streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s",
-        count,
-        count - sum(outcomes[finished] for finished in ALL_FINISHED),
-    )
+    silences = f"streams of {seconds:g} s with silences of {SILENCE_SECONDS:g} s"
+    note_streams(f"{changes} changes of the fleet during {silences}", outcomes)
     if FULL:
         stack.up(1)
         wait_for_replicas(stack, 1)
@@ -143,12 +145,10 @@ def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalD
         streams = Streams(resources, stack.port, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
         time.sleep(0.5)
         leave(server)
-        assert streams.open == len(KINDS) * EACH_KIND
+        assert streams.open == CALLS
         outcomes = streams.outcomes()
         assert server.process.wait(GRACE_SECONDS + 5) == 0
-    count = len(KINDS) * EACH_KIND
-    lost = count - sum(outcomes[finished] for finished in ALL_FINISHED)
-    note("streams whose own replica leaves, and that end within its grace", count, lost)
+    note_streams("streams whose own replica leaves, and that end within its grace", outcomes)
     assert outcomes == ALL_FINISHED
 
 
@@ -162,13 +162,7 @@ def test_streams_get_unavailable_after_the_grace(stack: LocalDriver) -> None:
         seconds = time.monotonic() - began
         outcomes = streams.outcomes()
     ends = ", ".join(sorted({outcome for _, outcome in outcomes}))
-    note(
-        "streams that outlast the grace of their own replica",
-        outcomes.total(),
-        outcomes.total(),
-        "",
-        f"end with {ends}",
-    )
+    note("streams that outlast the grace of their own replica", CALLS, outcomes.total(), "", f"end with {ends}")
     assert seconds > SHORT_GRACE_SECONDS / 2
     assert {outcome.split(":")[0] for _, outcome in outcomes} == {"UNAVAILABLE"}
 

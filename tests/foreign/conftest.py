@@ -17,12 +17,12 @@ from local_stack.supervisor import port_in_use
 from testbed.balancers import LuaNginx
 from testbed.errors import MissingError
 from testbed.processes import Processes
+from testbed.programs import ROOT
 from testbed.wait import wait_for
-from tests.foreign.programs import LIBRARIES, Command, Library
+from tests.foreign.programs import LIBRARIES, Command, Library, libraries
 from tests.support.local import SLOT
 from tests.support.missing import missing
 
-ROOT = Path(__file__).parents[2]
 CASE_SECONDS = 60
 _DEADLINE_EXCEEDED = 4
 # By value or by meaning other at each client, and no metadata of the caller's.
@@ -39,10 +39,16 @@ _CONNECTIONS_OWN = (
 _BALANCERS_OWN = ("x-request-id", "host", ":authority")
 
 
-def listens(target: str) -> None:
-    """Waits until somebody listens there."""
+def wait_until_listening(target: str) -> None:
+    """Waits until something listens at an address."""
     host, _, port = target.rpartition(":")
-    wait_for(lambda: port_in_use(host, int(port)), bool, 15, f"somebody listens at {target}")
+    wait_for(lambda: port_in_use(host, int(port)), bool, 15, f"something listens at {target}")
+
+
+def balanced(balancer: LuaNginx, target: str) -> LuaNginx:
+    """Starts a balancer of one replica, which need not be there; returns it when it listens."""
+    balancer.start([target], ready=wait_until_listening)
+    return balancer
 
 
 @dataclass
@@ -155,9 +161,10 @@ def served(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iter
     number = LIBRARIES.index(library)
     direct = f"127.{100 + SLOT}.250.{number + 1}:7777"
     with Processes(directory) as started, serving(library, direct, started):
-        balancer = LuaNginx(started, 23000 + 30 * SLOT + 3 * number)
-        balancer.start([direct], ready=listens)
-        yield Served(library, direct, balancer)
+        yield Served(library, direct, balanced(LuaNginx(started, 23000 + 30 * SLOT + 3 * number), direct))
+
+
+before_grpc_go = pytest.mark.parametrize("served", libraries("grpc-go"), ids=["grpc-go"], indirect=True)
 
 
 @pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.client], ids=lambda one: one.name)

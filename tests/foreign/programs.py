@@ -83,6 +83,11 @@ LIBRARIES = (
 )
 
 
+def libraries(*names: str) -> list[Library]:
+    """Returns some of them, by name."""
+    return [one for one in LIBRARIES if one.name in names]
+
+
 def main() -> None:
     """Builds all of them."""
     for library in LIBRARIES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 
 from testbed.programs import program
-from tests.foreign.conftest import Client, Served
-from tests.foreign.programs import LIBRARIES, Library
+from tests.foreign.conftest import Client, Served, before_grpc_go
+from tests.foreign.programs import Library, libraries
+from tests.support import frames
 
 FOUR_MIB = 4 * 1024 * 1024 - 4096
 CANCELLED, DEADLINE_EXCEEDED, INTERNAL = 1, 4, 13
@@ -129,24 +129,19 @@ def test_a_call_ends_as_direct(ends: Ends, client: Client, name: str) -> None:
 
 
 # grpc-go's server ends a call itself whose deadline has passed: with RST_STREAM, in the middle of its answer.
-@pytest.mark.parametrize("served", [one for one in LIBRARIES if one.name == "grpc-go"], ids=["grpc-go"], indirect=True)
-@pytest.mark.parametrize(
-    "library",
-    [one for one in LIBRARIES if one.name in ("grpcio-threads", "grpc-go", "grpc-js")],
-    ids=lambda one: one.name,
-)
+@before_grpc_go
+@pytest.mark.parametrize("library", libraries("grpcio-threads", "grpc-go", "grpc-js"), ids=lambda one: one.name)
 def test_a_deadline_that_passes_in_a_stream_is_exceeded(served: Served, library: Library) -> None:
     stream = {"method": "ServerStream", "requests": [{"payload": "x" * 1000, "count": 10_000, "pause_ms": 20}]}
     found = Client.of(library).run(served.through, [{**stream, "timeout_ms": 700, "at_once": 30}] * 2)
     assert {one["status"][0] for one in found} == {4}
 
 
-@pytest.mark.parametrize("served", [one for one in LIBRARIES if one.name == "grpc-go"], ids=["grpc-go"], indirect=True)
+@before_grpc_go
 def test_a_call_without_te_is_answered(served: Served, tmp_path: Path) -> None:
     """Proxies in front of the balancer may leave it out; what goes to replicas has it."""
     message = tmp_path / "message"
-    text = b'{"payload": "hello"}'
-    message.write_bytes(struct.pack(">BI", 0, len(text)) + text)
+    message.write_bytes(frames.message(b'{"payload": "hello"}'))
     options = ["-v", "-H", "content-type: application/grpc", "-d", str(message)]
     done = subprocess.run(
         [program("nghttp"), *options, f"http://{served.through}/foreign.Echo/Unary"],

@@ -10,13 +10,13 @@ import pytest
 
 from testbed.balancers import LuaNginx
 from testbed.processes import Processes
-from tests.foreign.conftest import Client, Served, listens, serving
-from tests.foreign.programs import LIBRARIES, Library
+from tests.foreign.conftest import Client, Served, balanced, before_grpc_go, serving
+from tests.foreign.programs import LIBRARIES, Library, libraries
 from tests.support.local import SLOT
 
-SERVERS = [one for one in LIBRARIES if one.name in ("grpc-go", "grpcio-threads")]
-CLIENTS = [one for one in LIBRARIES if one.name in ("grpc-go", "grpcio-threads", "grpc-js")]
-PINGING = [one for one in LIBRARIES if one.name in ("grpcio-threads", "grpc-js")]
+SERVERS = libraries("grpc-go", "grpcio-threads")
+CLIENTS = libraries("grpc-go", "grpcio-threads", "grpc-js")
+PINGING = libraries("grpcio-threads", "grpc-js")
 OPTIONS = {
     "age": {"max_connection_age_ms": 300, "max_connection_age_grace_ms": 60000},
     "idleness": {"max_connection_idle_ms": 150},
@@ -48,9 +48,7 @@ def balancer(
     """A balancer before a server with these options."""
     address = f"127.{100 + SLOT}.252.{SERVERS.index(request.param) + 1}:7777"
     with Processes(directory) as started, serving(request.param, address, started, options):
-        made = LuaNginx(started, 26400 + 3 * SLOT)
-        made.start([address], ready=listens)
-        yield made
+        yield balanced(LuaNginx(started, 26400 + 3 * SLOT), address)
 
 
 def lost(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +73,7 @@ def test_a_client_may_ping_each_second(served: Served, library: Library) -> None
     assert not lost(Client.of(library).run(served.through, streams, options))
 
 
-@pytest.mark.parametrize("served", [one for one in LIBRARIES if one.name == "grpc-go"], ids=["grpc-go"], indirect=True)
+@before_grpc_go
 @pytest.mark.parametrize("library", CLIENTS, ids=lambda one: one.name)
 def test_hundreds_of_calls_at_once_on_one_connection_don_t_wait_for_each_other(
     served: Served, library: Library

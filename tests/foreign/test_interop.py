@@ -10,7 +10,8 @@ import pytest
 
 from testbed.balancers import LuaNginx, StaticNginx
 from testbed.processes import Processes
-from tests.foreign.conftest import ROOT, built, listens
+from testbed.programs import ROOT
+from tests.foreign.conftest import balanced, built, wait_until_listening
 from tests.foreign.programs import tool
 from tests.support.local import SLOT
 
@@ -41,10 +42,8 @@ def balancer(request: pytest.FixtureRequest, tools: None, directory: Path) -> It
     command = built(lambda: [tool("server"), f"-port={port}"])
     with Processes(directory) as started:
         started.start("interop", command, cwd=ROOT)
-        listens(f"127.0.0.1:{port}")
-        made: LuaNginx = request.param(started, port + 1)
-        made.start([f"127.0.0.1:{port}"], ready=listens)
-        yield made
+        wait_until_listening(f"127.0.0.1:{port}")
+        yield balanced(request.param(started, port + 1), f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ import pytest
 
 from testbed.balancers import LuaNginx, StaticNginx
 from testbed.processes import Processes
-from tests.foreign.conftest import Client, listens
+from tests.foreign.conftest import Client, balanced
 from tests.support import frames
 from tests.support.local import SLOT
 from tests.support.scripted import Script, Scripted
@@ -65,10 +65,7 @@ def goes_away(last_stream: int) -> Script:
 @pytest.fixture(scope="module", params=[LuaNginx, StaticNginx], ids=["dynamic", "reload"])
 def balancer(request: pytest.FixtureRequest, tools: None, directory: Path) -> Iterator[Any]:  # noqa: ARG001
     with Processes(directory) as started:
-        made = request.param(started, 26000 + 3 * SLOT)
-        made.start([f"{ADDRESS}:{PORT}"], ready=listens)
-        yield made
-        made.stop()
+        yield balanced(request.param(started, 26000 + 3 * SLOT), f"{ADDRESS}:{PORT}")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from testbed.processes import children, pss_bytes
 from testbed.stack import BALANCER
+from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
 
 # What nginx says when something of it is wrong, and what Lua says through it.
@@ -17,6 +18,11 @@ _TROUBLE = re.compile(r"\[(alert|crit|emerg)\]|\[error\].*lua")
 def peers(stack: LocalDriver) -> list[dict[str, object]]:
     """The balancer's own view of its replicas."""
     return list(stack.state()["replicas"])
+
+
+def wait_for_peers(stack: LocalDriver, count: int) -> None:
+    """Waits until the balancer has so many replicas."""
+    wait_for(lambda: len(peers(stack)), lambda found: found == count, 60, f"the balancer has {count} replicas")
 
 
 def services(stack: LocalDriver) -> dict[str, dict[str, object]]:

@@ -130,7 +130,7 @@ class LocalDriver(Stack):
         wait_for(lambda: "\n".join(self.logs(container)), lambda printed: text in printed, 30, f"{container}: {text}")
 
     def server_at(self, address: str) -> str:
-        return next(str(row["name"]) for row in self.rows() if row["address"] == address)
+        return next((str(row["name"]) for row in self.rows() if row["address"] == address), "")
 
     def run_server(self, name: str) -> str:
         address = self.own_address(200, len(self._extra_addresses) + 1)

@@ -95,14 +95,11 @@ class Probing:
 
     def update(self, *registrations: Registration) -> None:
         """The replicas are others now."""
-        done = threading.Event()
 
-        def work() -> None:
+        async def work() -> None:
             self._take(registrations)
-            done.set()
 
-        self._loop.call_soon_threadsafe(work)
-        assert done.wait(_START_SECONDS)
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(_START_SECONDS)
 
     def of(self, registration: Registration, since: float = 0) -> list[Health]:
         """What was said of a replica since then."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
+import requests
 
 from testbed.calls import answers, say_hello, status
 from testbed.wait import wait_for
@@ -164,23 +165,13 @@ def check_types(driver: Driver) -> None:
 def leader_stopped(driver: Driver) -> None:
     """The Consul leader stops and comes back: calls go on, another leads, and a change still arrives."""
     api = ConsulApi(driver)
-    leader = driver.server_at(wait_for(lambda: str(api.get("/v1/status/leader")), bool, 30, "a leader").split(":")[0])
+    first = wait_for(lambda: leader(driver), bool, 30, "a leader")
     with calls_going_on(driver) as seen:
-        driver.stop(leader)
-        wait_for(
-            lambda: _leader(api, driver),
-            lambda name: name not in ("", leader),
-            PATIENCE_SECONDS,
-            "another leader",
-        )
-        driver.start(leader)
-        wait_for(
-            lambda: len(api.get("/v1/status/peers")),
-            lambda count: count == 3,
-            PATIENCE_SECONDS,
-            "three servers",
-        )
-        nodes = "/v1/health/node/" + leader
+        driver.stop(first)
+        wait_for(lambda: leader(driver), lambda name: name not in ("", first), PATIENCE_SECONDS, "another leader")
+        driver.start(first)
+        wait_for(lambda: len(api.get("/v1/status/peers")), (3).__eq__, PATIENCE_SECONDS, "three servers")
+        nodes = "/v1/health/node/" + first
         wait_for(
             lambda: {check["Status"] for check in api.get(nodes)},
             lambda found: found == {"passing"},
@@ -191,8 +182,12 @@ def leader_stopped(driver: Driver) -> None:
     registered_by_hand(driver)
 
 
-def _leader(api: ConsulApi, driver: Driver) -> str:
-    address = str(api.get("/v1/status/leader")).split(":")[0]
+def leader(driver: Driver) -> str:
+    """Returns the container of Consul's leader, empty while there is none."""
+    try:
+        address = str(ConsulApi(driver).get("/v1/status/leader")).split(":")[0]
+    except requests.RequestException:
+        return ""
     return driver.server_at(address) if address else ""
 
 

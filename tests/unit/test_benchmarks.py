@@ -33,7 +33,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert (found.low, found.median, found.high) == (1, 1, 3)
 
 
-def test_a_bar_is_met_by_the_median_alone() -> None:
+def test_a_target_is_met_by_the_median_alone() -> None:
     values = Spread.of([1, 2, 9])
     assert report.judge("a", values, "s", "under 3 s", lambda value: value < 3).verdict == report.MET
     assert report.judge("a", values, "s", "under 2 s", lambda value: value < 2).verdict == report.NOT_MET
@@ -48,7 +48,7 @@ def test_a_bar_is_met_by_the_median_alone() -> None:
         ([0.9, 1.05, 1.1], report.NOT_MET),
     ],
 )
-def test_a_median_near_a_bar_is_within_the_noise_only_if_a_round_meets_it(values: list[float], verdict: str) -> None:
+def test_a_median_near_a_target_is_within_the_noise_only_if_a_round_meets_it(values: list[float], verdict: str) -> None:
     judged = report.judge("a", Spread.of(values), "", "at most 1", lambda value: value <= 1, noise=0.03)
     assert judged.verdict == verdict
 
@@ -61,9 +61,9 @@ def test_a_figure_has_three_digits(value: float, shown: str) -> None:
     assert report.number(value) == shown
 
 
-def test_the_report_shows_every_bar_and_what_was_not_measured() -> None:
+def test_the_report_shows_every_target_and_what_was_not_measured() -> None:
     section = report.Section(title="Things", method="Looked at.", notes=["A note."])
-    section.bars = [
+    section.targets = [
         report.judge("speed", Spread.of([1.5]), "times", "at least 1", lambda value: value >= 1),
         report.absent("other", "at least 1", "not installed"),
     ]
@@ -123,7 +123,7 @@ def test_the_kinds_of_servers_are_compared_round_by_round_and_a_missing_one_says
             pair = {LuaNginx.name: ours, StaticNginx.name: theirs}
             results.add(case.name, {name: Figures(p50=one, p99=one, rate=one) for name, one in pair.items()})
     section = kinds.section(["grpc-go", "grpc-java"], {"grpc-go": results}, {"grpc-java": "mvn is not installed"})
-    verdicts = {bar.what.partition(",")[0]: (bar.measured, bar.verdict) for bar in section.bars}
+    verdicts = {one.what.partition(",")[0]: (one.measured, one.verdict) for one in section.targets}
     assert len(verdicts) == 2 * 3 * 3
     assert verdicts["grpc-go 4x4: p50"] == ("1.50 times", report.NOT_MET)
     assert verdicts["grpc-go 4x4: calls a second"] == ("1.50 times", report.MET)
