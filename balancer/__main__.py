@@ -1,6 +1,6 @@
 """``python -m balancer``: the balancer's control plane.
 
-``answers`` answers health and reflection for all applications; ``drop`` has the control plane forget a held replica.
+``answers`` serves health and reflection of all applications; ``drop`` removes a held replica.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOG = logging.getLogger("balancer")
 
 
 def main() -> int:
-    """Parses, wires and runs. Exit code: 0 done, 1 failed at run time, 2 usage or configuration."""
+    """Runs a command, and returns the exit code: 0 done, 1 failed at run time, 2 usage or configuration."""
     parser = argparse.ArgumentParser(
         prog="python -m balancer",
         description="Decides which replicas get calls. Reads the variables of docs/variables.md.",
@@ -30,7 +30,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="the control plane, until SIGTERM (default)")
     commands.add_parser("answers", help="gRPC's health and reflection for all applications, until SIGTERM")
-    dropping = commands.add_parser("drop", help="forget a replica that is held; run it in the balancer's container")
+    dropping = commands.add_parser("drop", help="remove a replica that is held; run it in the balancer's container")
     dropping.add_argument("target", metavar="ADDRESS:PORT", help="as status shows it")
     arguments = parser.parse_args()
     log.configure()
@@ -46,8 +46,8 @@ def main() -> int:
 
 
 async def answer(config: BalancerConfig) -> None:
-    """Answers for all applications until SIGTERM or SIGINT."""
-    stop = _stopped()
+    """Serves health and reflection of all applications until SIGTERM or SIGINT."""
+    stop = _stop_on_signal()
     if config.publishes:
         await answers.serve(config.current, config.answers, stop)
     else:
@@ -57,13 +57,13 @@ async def answer(config: BalancerConfig) -> None:
 
 async def run(config: BalancerConfig) -> None:
     """Runs the control plane until SIGTERM or SIGINT."""
-    stop = _stopped()
+    stop = _stop_on_signal()
     controller = Controller(config)
-    with api.serving(config.socket, controller):
+    with api.serve(config.socket, controller):
         await controller.run(stop)
 
 
-def _stopped() -> asyncio.Event:
+def _stop_on_signal() -> asyncio.Event:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -71,7 +71,7 @@ def _stopped() -> asyncio.Event:
 
 
 def drop(config: BalancerConfig, target: str) -> int:
-    """Drops a held replica."""
+    """Drops a held replica, and returns the exit code."""
     try:
         dropped = api.drop(config.socket, target)
     except BalancerError as error:

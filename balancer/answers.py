@@ -1,6 +1,6 @@
-"""gRPC's health and reflection services for all applications behind the balancer at once.
+"""Serves gRPC's health and reflection for all applications behind the balancer together.
 
-nginx sends their calls here where there are several applications and the caller names none.
+nginx sends their calls here if there are several applications and the call names none.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from balancer.reflection import SERVICES, Session
 
 LOG = logging.getLogger("balancer.directory")
 
-# So many calls at once, of which watches are the many; those beyond get RESOURCE_EXHAUSTED.
+# Most calls in flight are watches. Further calls get RESOURCE_EXHAUSTED.
 MAX_CALLS = 4096
 _OPTIONS = [("grpc.max_receive_message_length", 64 * 1024), ("grpc.so_reuseport", 0)]
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it ships no types
-    """grpc.health.v1.Health: a service's health is that of the replicas that get its calls.
+    """grpc.health.v1.Health: a service serves while a replica that gets its calls does.
 
-    grpcio's own servicer writes to its watchers in turn, so that one of them that reads nothing keeps the others, and
-    whoever sets a status, waiting.
+    grpcio's own servicer writes to one watcher after the other, so that a watcher that reads nothing blocks the others
+    and each change of a status.
 
     Args:
-        directory: what is known.
+        directory: the latest document.
     """
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
 
-    def _status(self, service: str) -> Any:
+    def _find_status(self, service: str) -> Any:
         serving = self._directory.serving.get(service)
         if serving is None:
             return _Status.SERVICE_UNKNOWN
@@ -47,25 +47,25 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it ships n
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - named as in the .proto
         """Answers once; NOT_FOUND for a service that no application has."""
-        status = self._status(request.service)
+        status = self._find_status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no application has this service")
         return _Status(status=status)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802, ARG002
         """Answers now and at each change; SERVICE_UNKNOWN for a service that no application has."""
-        told = None
+        sent = None
         while True:
-            status = self._status(request.service)
-            if status != told:
-                told = status
+            status = self._find_status(request.service)
+            if status != sent:
+                sent = status
                 yield _Status(status=status)
             else:
-                await self._directory.changed()
+                await self._directory.wait_for_change()
 
 
 def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:
-    """The server, at a Unix socket; not started."""
+    """Returns the server at a Unix socket, which is not started yet."""
 
     async def reflect(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         session = Session(directory, context.invocation_metadata() or ())
@@ -86,14 +86,14 @@ def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:
     server.add_generic_rpc_handlers(
         tuple(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}) for name in SERVICES)
     )
-    # A killed program leaves its socket.
+    # A program that was killed leaves its socket.
     socket.unlink(missing_ok=True)
     server.add_insecure_port(f"unix:{socket}")
     return server
 
 
 async def serve(document: Path, socket: Path, stop: asyncio.Event) -> None:
-    """Answers until ``stop`` is set, by the document in that file."""
+    """Serves the document in a file until ``stop`` is set."""
     directory = Directory()
     server = make_server(directory, socket)
     await server.start()

@@ -1,4 +1,4 @@
-"""The control plane's own HTTP, on a Unix socket: ``GET /replicas`` (which nginx passes on) and ``POST /drop``."""
+"""The control plane's HTTP API on a Unix socket: ``GET /replicas``, which nginx passes on, and ``POST /drop``."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _DROP = "/drop/"
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
-    # A client that hangs must not keep the program from ending.
+    # The program ends while a client hangs.
     block_on_close = False
 
 
 @contextlib.contextmanager
-def serving(path: Path, controller: Controller) -> Iterator[None]:
-    """Answers at a Unix socket while the block runs; within it runs the event loop of the controller."""
+def serve(path: Path, controller: Controller) -> Iterator[None]:
+    """Serves at a Unix socket while the block runs, which has the event loop of the controller."""
     loop = asyncio.get_running_loop()
 
     def ask(work: Callable[[], Any]) -> Any:
-        """Runs something of the controller where it belongs."""
+        """Runs a method of the controller in its event loop."""
 
         async def call() -> Any:
             return work()
@@ -47,7 +47,7 @@ def serving(path: Path, controller: Controller) -> Iterator[None]:
 
         def do_GET(self) -> None:
             if self.path == "/replicas":
-                self._answer(200, ask(controller.view))
+                self._answer(200, ask(controller.describe))
             else:
                 self._answer(404, {"error": "there is /replicas"})
 
@@ -67,9 +67,9 @@ def serving(path: Path, controller: Controller) -> Iterator[None]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing: a Unix socket's clients have no address to log."""
+            """Logs nothing, because a Unix socket's clients have no address."""
 
-    # A killed program leaves its socket.
+    # A program that was killed leaves its socket.
     path.unlink(missing_ok=True)
     server = _Server(str(path), Handler)
     path.chmod(0o600)
@@ -78,7 +78,7 @@ def serving(path: Path, controller: Controller) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not before the loop has gone on: a request may wait for it.
+        # Waits in a thread, because a request may wait for the event loop.
         threading.Thread(target=server.shutdown, daemon=True).start()
         path.unlink(missing_ok=True)
 
@@ -95,10 +95,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def call(path: Path, method: str, url: str) -> dict[str, Any]:
-    """Asks the control plane at a Unix socket.
+    """Calls the control plane at a Unix socket, and returns its answer.
 
     Raises:
-        BalancerError: it is out of reach, or refuses.
+        BalancerError: the control plane is out of reach, or refuses the call.
     """
     with contextlib.closing(_Connection(path)) as connection:
         try:
@@ -113,9 +113,9 @@ def call(path: Path, method: str, url: str) -> dict[str, Any]:
 
 
 def drop(path: Path, target: str) -> list[str]:
-    """Has the control plane at a Unix socket drop the held replicas at ``address:port``; their keys.
+    """Drops the held replicas at ``address:port``, and returns their keys.
 
     Raises:
-        BalancerError: it is out of reach.
+        BalancerError: the control plane is out of reach.
     """
     return list(call(path, "POST", _DROP + quote(target))["dropped"])

@@ -1,9 +1,9 @@
-"""Whether Consul's catalogue can vouch for the absence of a replica.
+"""Finds out whether Consul's catalogue is complete, so that a replica that it does not list is deregistered.
 
-Servers that come back without their data answer 200 with no service for 2 to 34 s. The sign of it is another cluster
-ID (the trust domain of the cluster's certificate authority, made once when a cluster is bootstrapped), or an
-X-Consul-Index below one that had been read before the question was sent. An answer that is filtered by Consul's ACL
-system says so in X-Consul-Results-Filtered-By-ACLs, and is not the whole catalogue either.
+Servers that come back without their data answer 200 with no service for 2 to 34 s. They show it by another cluster ID
+(the trust domain of the cluster's certificate authority, made once when a cluster is bootstrapped), or by an
+X-Consul-Index below one that had been read before the question was sent. An answer that Consul's ACL system has
+filtered has the header X-Consul-Results-Filtered-By-ACLs, and is not complete either.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import requests
 
 from balancer.errors import BalancerError
 from balancer.registration import Registration
+from common import http
 from common.environment import host_port
 from common.names import BALANCED_TAG
 
 LOG = logging.getLogger("balancer")
 
 _TIMEOUT_SECONDS = 1.0
-# How long a catalogue that has lost its data may be incomplete: agents register again within 34 s, and
+# A catalogue that has lost its data may be incomplete for this time: agents register again within 34 s, and
 # consul-template sees it up to block_query_wait later.
 HOLD_SECONDS = 60.0
 _FILTERED = "X-Consul-Results-Filtered-By-ACLs"
@@ -35,11 +36,11 @@ _SERVICES = "/v1/catalog/services"
 
 
 class Catalogue:
-    """The catalogue, asked through the local agent. Its methods may be called by several threads.
+    """The catalogue, asked through the local agent. Several threads may call its methods.
 
     Args:
         url: of the agent's HTTP API.
-        known: what :meth:`knowledge` gave in an earlier run.
+        known: the result of :meth:`to_dict` in an earlier run.
         clock: seconds of a monotonic clock.
         token: of Consul's ACL system; empty for the agent's own.
     """
@@ -59,7 +60,7 @@ class Catalogue:
         self._local = threading.local()
         self._cluster = str(known.get("cluster", ""))
         self._index = int(known.get("index", 0))
-        # An earlier run's clock may have been another machine's: the time begins anew.
+        # The time starts again, because an earlier run's clock may have been another machine's.
         self._lost_until = clock() + HOLD_SECONDS if known.get("lost") else float("-inf")
 
     @property
@@ -67,54 +68,49 @@ class Catalogue:
         """Whether the catalogue has lost its data within the last ``HOLD_SECONDS``."""
         return self._clock() < self._lost_until
 
-    def knowledge(self) -> dict[str, Any]:
-        """What a later run has to know: ``cluster``, ``index`` and ``lost``."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the state for a later run: ``cluster``, ``index`` and ``lost``."""
         return {"cluster": self._cluster, "index": self._index, "lost": self.lost}
 
-    def vouches(self) -> bool:
-        """Asks who the catalogue is; whether what it does not list is gone.
+    def is_complete(self) -> bool:
+        """Asks Consul, and returns whether a replica that the catalogue does not list is deregistered.
 
         Raises:
-            BalancerError: it can't be asked, so nothing is known.
+            BalancerError: the catalogue can't be asked.
         """
-        # Read before the question is sent: answers may overtake each other.
+        # Read before the question is sent, because answers may overtake each other.
         before = self._index
         services = self._get(_SERVICES)
-        cluster = self._cluster_id()
+        cluster = self._read_cluster()
         try:
             index = int(services.headers[_INDEX])
-            # Consul does not tell callers without a token of their own that an answer is filtered. One that lists
-            # nothing at all, not even Consul itself, is.
+            # Consul does not set the header for callers without a token. An answer that lists not even Consul itself is
+            # filtered too.
             filtered = services.headers.get(_FILTERED, "").lower() == "true" or not services.json()
         except (KeyError, ValueError) as error:
-            raise BalancerError(f"{self._url}{_SERVICES}: not of the expected form: {error!r}") from error
-        self._note(before, index, cluster)
+            raise self._make_error(_SERVICES, error) from error
+        self._record(before, index, cluster)
         return not filtered and not self.lost
 
-    def _note(self, before: int, index: int, cluster: str) -> None:
+    def _record(self, before: int, index: int, cluster: str) -> None:
         with self._lock:
             other = bool(cluster and self._cluster and cluster != self._cluster)
             if other or index < before:
-                LOG.warning(
-                    "the catalogue has lost its data cluster=%s index=%d before=%s %d",
-                    cluster,
-                    index,
-                    self._cluster,
-                    before,
-                )
+                text = "the catalogue has lost its data cluster=%s index=%d before=%s %d"
+                LOG.warning(text, cluster, index, self._cluster, before)
                 self._lost_until = self._clock() + HOLD_SECONDS
                 self._index = index
             else:
                 self._index = max(self._index, index)
             self._cluster = cluster or self._cluster
 
-    def explained(self, absent: Iterable[Registration]) -> set[str]:
-        """The keys of those that the catalogue lists, but not to be served: in maintenance, ill, or without weight.
+    def find_unserved(self, absent: Iterable[Registration]) -> set[str]:
+        """Returns the keys of replicas that are in the catalogue, but critical, in maintenance or of weight 0.
 
-        One that it lists as passing has come back, and consul-template has not seen it yet.
+        A replica whose checks pass has come back, and consul-template has not seen it yet.
 
         Raises:
-            BalancerError: it can't be asked.
+            BalancerError: the catalogue can't be asked.
         """
         wanted: dict[str, set[str]] = {}
         for one in absent:
@@ -123,14 +119,17 @@ class Catalogue:
         for application, targets in wanted.items():
             path = f"/v1/health/service/{application}"
             try:
-                listed = {_target(instance) for instance in self._get(path).json() if not _serves(instance)}
+                listed = {_read_target(instance) for instance in self._get(path).json() if not _is_served(instance)}
             except (ValueError, KeyError, TypeError) as error:
-                raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
+                raise self._make_error(path, error) from error
             found |= {f"{application} {target}" for target in targets & listed}
         return found
 
-    def _cluster_id(self) -> str:
-        """Empty where Consul Connect is off, which Consul says with 500; as servers do too that are not ready yet."""
+    def _read_cluster(self) -> str:
+        """Returns the cluster ID; empty if Consul Connect is off, which Consul answers with 500.
+
+        Servers that are not ready yet answer 500 too.
+        """
         path = "/v1/connect/ca/roots"
         try:
             return str(self._get(path).json().get("TrustDomain") or "")
@@ -139,14 +138,15 @@ class Catalogue:
                 raise
             return ""
         except (ValueError, AttributeError) as error:
-            raise BalancerError(f"{self._url}{path}: not of the expected form: {error!r}") from error
+            raise self._make_error(path, error) from error
+
+    def _make_error(self, path: str, error: Exception) -> BalancerError:
+        return BalancerError(f"{self._url}{path}: not of the expected form: {error!r}")
 
     def _get(self, path: str) -> requests.Response:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
-            # A proxy of the environment is not for the agent next door.
-            session.trust_env = False
+            session = self._local.session = http.session()
         try:
             response = session.get(self._url + path, headers=self._headers, timeout=_TIMEOUT_SECONDS)
         except requests.RequestException as error:
@@ -156,16 +156,16 @@ class Catalogue:
         return response
 
 
-def _serves(instance: Mapping[str, Any]) -> bool:
-    """Whether peers.tpl has an instance."""
+def _is_served(instance: Mapping[str, Any]) -> bool:
+    """Returns whether peers.tpl lists an instance."""
     service = instance["Service"]
     statuses = {check["Status"] for check in instance["Checks"]}
     weight = service["Weights"]["Warning" if "warning" in statuses else "Passing"]
     return statuses <= {"passing", "warning"} and weight > 0 and BALANCED_TAG in (service["Tags"] or ())
 
 
-def _target(instance: Mapping[str, Any]) -> str:
-    """The ``address:port`` of an instance as registrations have it."""
+def _read_target(instance: Mapping[str, Any]) -> str:
+    """Returns the ``address:port`` of an instance as :attr:`Registration.target` has it."""
     address = str(instance["Service"]["Address"] or instance["Node"]["Address"])
     with contextlib.suppress(ValueError):
         address = str(ip_address(address))

@@ -1,4 +1,4 @@
-"""What the control plane reads from its environment."""
+"""The settings of the control plane, from its environment."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class BalancerConfig:
     """The settings; docs/variables.md lists them. Paths are below the working directory.
 
     Attributes:
-        mode: ``dynamic``: nginx has its replicas from the control plane. ``reload`` and ``restart``: nginx has them
-            from consul-template, and the control plane only answers ``status``.
-        networks: a replica is in one of them, or has its own Consul node's address.
+        mode: with ``dynamic`` nginx has its replicas from the control plane; with ``reload`` and ``restart`` it has
+            them from consul-template, and the control plane only answers ``status``.
+        networks: a replica must be in one of them, or have its own Consul node's address.
         consul_url: the HTTP API of the local agent.
         consul_token: of Consul's ACL system; empty for the agent's own.
         nginx_url: nginx's status port.
-        rendered: what consul-template renders.
+        rendered: the list of registrations from consul-template.
         snapshot: the document on disk, from which nginx and the control plane start.
-        current: the same, for the other programs of the container: its disk is never full.
-        socket: where the control plane answers HTTP, a Unix socket.
-        answers: where health and reflection are answered for all applications, a Unix socket.
+        current: the same for the other programs of the container, on a disk that is never full.
+        socket: the Unix socket of the control plane's HTTP API.
+        answers: the Unix socket of health and reflection for all applications.
     """
 
     mode: str
@@ -49,7 +49,7 @@ class BalancerConfig:
 
     @property
     def publishes(self) -> bool:
-        """Whether nginx has its replicas from here."""
+        """Whether nginx has its replicas from the control plane."""
         return self.mode == "dynamic"
 
     @classmethod
@@ -69,7 +69,7 @@ class BalancerConfig:
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
             consul_token=reader.text("CONSUL_HTTP_TOKEN", ""),
         )
-        # What nginx's own configuration is made of.
+        # nginx's configuration is rendered from these.
         for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
             _check_listen(reader, address)
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
@@ -83,7 +83,7 @@ class BalancerConfig:
 
 
 def _check_listen(reader: EnvironmentReader, text: str) -> None:
-    """As nginx's listen: a port, or an address and a port; brackets around one of IPv6."""
+    """Checks a value of nginx's listen: a port, or an address and a port, with brackets around an IPv6 address."""
     try:
         if not (text.isdecimal() and 1 <= int(text) <= 65535):
             parse_host_port(text, "")
@@ -95,7 +95,7 @@ def _networks(reader: EnvironmentReader) -> tuple[Network, ...]:
     found = []
     for part in reader.text("PEER_CIDR", _PRIVATE).replace(",", " ").split():
         try:
-            # A host's bits behind the prefix are a common slip and harmless.
+            # Bits behind the prefix are a common and harmless mistake.
             found.append(ip_network(part, strict=False))
         except ValueError:
             reader.add_problem("PEER_CIDR", f"must be networks such as 10.0.0.0/8 or fd00::/8 (got {part!r})")

@@ -1,4 +1,4 @@
-"""The control plane at work: from what is rendered and what replicas say to what nginx has."""
+"""Decides which replicas get calls: from the registrations, the catalogue and the health of the replicas."""
 
 from __future__ import annotations
 
@@ -6,38 +6,34 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.config import BalancerConfig
-from balancer.errors import BalancerError, RefusedError
-from balancer.files import contents
+from balancer.errors import BalancerError
+from balancer.files import follow_text
 from balancer.fleet import Fleet, Health, Replica
-from balancer.health import Prober
-from balancer.nginx import Nginx
+from balancer.prober import Prober
+from balancer.publisher import Publisher
 from balancer.registration import Parser, Refusal
-from balancer.routes import Route, RouteMemory, routes
+from balancer.routes import Route, RouteMemory, compute_routes
 
 LOG = logging.getLogger("balancer")
 
-# How often the catalogue is asked who it is, besides each time that a replica leaves, and about one that it can't be
-# asked about now.
-_CATALOGUE_SECONDS, _ASK_AGAIN_SECONDS = 1.0, 0.2
-# How often nginx is asked what it has, and given again what it did not take. An nginx that was started anew has its
-# snapshot meanwhile.
-_NGINX_SECONDS, _PUBLISH_AGAIN_SECONDS, _PAUSE_SECONDS = 1.0, 0.2, 0.005
-# A held replica that is loaded may miss a health probe, and many, for some 20 s, while it has all the calls it takes.
-_MISSES, _HANGS = 3, 30
-_NAMES = 20
+# The interval of questions to the catalogue, and the pause after a failed one about absent replicas.
+_CATALOGUE_SECONDS, _AGAIN_SECONDS = 1.0, 0.2
+# A held replica is dropped after so many failed probes in a row; of timeouts it takes more, because a replica under
+# load may miss many probes for some 20 s.
+_FAILURES, _TIMEOUTS = 3, 30
+_LOGGED_REPLICAS = 20
 
 
 class Controller:
-    """The decisions and what they follow from.
+    """The decisions and their inputs.
 
     Args:
         config: the settings.
@@ -47,44 +43,41 @@ class Controller:
         self._config = config
         self._fleet = Fleet()
         self._parser = Parser(config.networks)
-        self.refused: list[Refusal] = []
-        self._misses: dict[str, int] = {}
+        self._refused: list[Refusal] = []
+        self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()
-        self._nginx = Nginx(config.nginx_url)
-        self._prober = Prober(report=self._heard)
-        self._dirty, self._left = asyncio.Event(), asyncio.Event()
-        self._run, self._number = secrets.token_hex(4), 0
+        self._publisher = Publisher(config, self._encode)
+        self._prober = Prober(report=self._apply_health)
+        self._left = asyncio.Event()
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
-        self._saved: dict[str, Any] = {}
+        self._published_catalogue: dict[str, Any] = {}
         self._catalogue = Catalogue(config.consul_url, token=config.consul_token)
         self._memory = RouteMemory({}, time.monotonic())
-        self._load()
+        self._restore()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until ``stop`` is set."""
+        tasks = [self._follow_rendered(), stop.wait()]
         if self._config.publishes:
-            self._probe_all()
-            tasks = [self._publish(), self._judge(), self._ask_catalogue(), self._watch_nginx(), self._prober.run()]
+            self._prober.update(self._fleet)
+            tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
+            tasks += [self._follow_absent(), self._watch_catalogue()]
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
-            tasks = []
-        running = [asyncio.create_task(task) for task in [*tasks, self._read_rendered()]]
-        waiting = asyncio.create_task(stop.wait())
+        running = [asyncio.ensure_future(task) for task in tasks]
         try:
-            done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {waiting}:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
                 task.result()
         finally:
-            for task in [waiting, *running]:
+            for task in running:
                 task.cancel()
-            await asyncio.gather(waiting, *running, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             await self._prober.close()
 
-    # What is asked for from outside.
-
-    def view(self) -> dict[str, Any]:
-        """What is decided, as JSON has it: the answer to ``/replicas``."""
+    def describe(self) -> dict[str, Any]:
+        """Returns the decisions as the answer to ``/replicas``."""
         return {
             "replicas": [
                 {
@@ -97,189 +90,148 @@ class Controller:
                 }
                 for one in self._fleet
             ],
-            "refused": [asdict(one) for one in self.refused],
-            "catalogue": self._catalogue.knowledge(),
+            "refused": [asdict(one) for one in self._refused],
+            "catalogue": self._catalogue.to_dict(),
             "publishes": self._config.publishes,
         }
 
     def drop(self, target: str) -> list[str]:
-        """Forgets the held replicas at ``address:port``; their keys."""
-        found = [one.registration.key for one in self._fleet if one.held and one.registration.target == target]
-        self._forget(found, "dropped by an operator")
-        return found
+        """Removes the held replicas at ``address:port``, and returns their keys."""
+        keys = [one.registration.key for one in self._fleet.held if one.registration.target == target]
+        self._remove(keys, "dropped by an operator")
+        return keys
 
-    # What is rendered.
+    # Registrations.
 
-    async def _read_rendered(self) -> None:
-        async for text in contents(self._config.rendered):
-            self._apply(text)
+    async def _follow_rendered(self) -> None:
+        async for text in follow_text(self._config.rendered):
+            self._apply_rendered(text)
 
-    def _apply(self, text: str) -> None:
+    def _apply_rendered(self, text: str) -> None:
         parsed = self._parser.parse(text, (one.registration.key for one in self._fleet))
         if parsed is None:
             return
-        rendered, refused = parsed
-        before = set(self.refused)
+        registrations, refused = parsed
+        before, self._refused = set(self._refused), refused
         for one in refused:
             if one not in before:
                 LOG.warning(
                     "refused app=%r address=%r port=%d reason=%s", one.application, one.address, one.port, one.reason
                 )
-        self.refused = refused
-        if self._fleet.apply(rendered, time.monotonic()):
+        if self._fleet.apply(registrations, time.monotonic()):
             self._note_change("rendered")
         if not self._config.publishes:
-            self._forget([one.registration.key for one in self._fleet.absent], "no longer rendered")
+            self._remove((one.registration.key for one in self._fleet.absent), "no longer rendered")
         elif self._fleet.absent:
             self._left.set()
 
     # Replicas that are no longer registered.
 
-    async def _judge(self) -> None:
-        """Decides about those that have left the rendered list, as soon as the catalogue can be asked."""
+    async def _follow_absent(self) -> None:
+        """Decides about absent replicas as soon as the catalogue can be asked."""
         reachable = True
         while True:
             await self._left.wait()
             self._left.clear()
-            # Only those that were absent before the question: the answer does not know of later ones.
+            # The answer does not cover a replica that leaves after the question.
             absent = [one for one in self._fleet.absent if not one.held]
             if not absent:
                 continue
             try:
-                await self._judge_absent(absent)
+                await self._hold_or_remove(absent)
                 reachable = True
             except BalancerError as error:
                 if reachable:
                     LOG.warning("the catalogue can't be asked about absent replicas, keeping them reason=%s", error)
                 reachable = False
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
                 self._left.set()
 
-    async def _judge_absent(self, absent: Iterable[Replica]) -> None:
+    async def _hold_or_remove(self, absent: Iterable[Replica]) -> None:
         registrations = [one.registration for one in absent]
-        vouched = await asyncio.to_thread(self._catalogue.vouches)
-        explained = set() if vouched else await asyncio.to_thread(self._catalogue.explained, registrations)
-        still = {one.registration.key for one in self._fleet.absent}
-        keys = [one.key for one in registrations if one.key in still]
-        gone = [key for key in keys if vouched or key in explained]
-        self._forget(gone, "deregistered" if vouched else "in the catalogue, and not to be served")
-        held = self._fleet.hold(key for key in keys if key not in gone)
+        complete = await asyncio.to_thread(self._catalogue.is_complete)
+        unserved = set() if complete else await asyncio.to_thread(self._catalogue.find_unserved, registrations)
+        keys = {one.key for one in registrations} & {one.registration.key for one in self._fleet.absent}
+        gone = keys if complete else keys & unserved
+        self._remove(gone, "deregistered" if complete else "in the catalogue, and not to be served")
+        held = self._fleet.hold(sorted(keys - gone))
         for one in held:
             LOG.warning("the catalogue is not whole, holding replica=%s", one.registration.key)
         if held:
             self._note_change("held")
 
-    async def _ask_catalogue(self) -> None:
-        """Who it is, so that a change is seen; and whether it explains the absence of those that are held."""
+    async def _watch_catalogue(self) -> None:
+        """Finds a loss of the catalogue's data, and held replicas that the catalogue has again."""
         while True:
             await asyncio.sleep(_CATALOGUE_SECONDS)
-            held = [one.registration for one in self._fleet if one.held]
+            held = [one.registration for one in self._fleet.held]
             with contextlib.suppress(BalancerError):
-                await asyncio.to_thread(self._catalogue.vouches)
-                if held:
-                    explained = await asyncio.to_thread(self._catalogue.explained, held)
-                    still = {one.registration.key for one in self._fleet if one.held}
-                    self._forget(explained & still, "in the catalogue, and not to be served")
-            # What is known of the catalogue is no use in memory only: data may be lost while this program is restarted.
-            new = self._catalogue.knowledge() != self._saved
-            if self._memory.update(self._present(), time.monotonic()) != self._routes or new:
-                self._dirty.set()
+                await asyncio.to_thread(self._catalogue.is_complete)
+                unserved = await asyncio.to_thread(self._catalogue.find_unserved, held)
+                still = {one.registration.key for one in self._fleet.held}
+                self._remove(unserved & still, "in the catalogue, and not to be served")
+            # The document keeps the state of the catalogue, whose data may be lost while this program restarts.
+            noted = self._catalogue.to_dict() == self._published_catalogue
+            if not noted or self._update_routes() != self._routes:
+                self._publisher.request()
 
-    def _forget(self, keys: Iterable[str], why: str) -> None:
-        if self._fleet.remove(list(keys)):
+    def _remove(self, keys: Iterable[str], why: str) -> None:
+        if self._fleet.remove(keys):
             self._note_change(why)
 
-    # What replicas say.
+    # The health of replicas.
 
-    def _probe_all(self) -> None:
-        if self._config.publishes:
-            self._prober.update((one.registration, one.held, one.health) for one in self._fleet)
-
-    def _heard(self, key: str, health: Health) -> None:
+    def _apply_health(self, key: str, health: Health) -> None:
         replica = self._fleet.get(key)
         if replica is None:
             return
-        self._misses[key] = 0 if health is Health.SERVING else self._misses.get(key, 0) + 1
-        if replica.held and self._misses[key] >= (_HANGS if health is Health.TIMEOUT else _MISSES):
-            self._forget([key], f"a held replica is {health.value}")
+        self._failures[key] = 0 if health is Health.SERVING else self._failures.get(key, 0) + 1
+        if replica.held and self._failures[key] >= (_TIMEOUTS if health is Health.TIMEOUT else _FAILURES):
+            self._remove([key], f"a held replica is {health.value}")
         elif self._fleet.set_health(key, health, time.monotonic()):
             level = logging.INFO if replica.serves else logging.WARNING
             LOG.log(level, "%s replica=%s", replica.state, key)
-            self._dirty.set()
+            self._publisher.request()
 
-    # What nginx has.
+    # The document.
 
     def _note_change(self, why: str) -> None:
-        """The set of replicas has changed."""
+        """Logs and publishes a change of the set of replicas."""
         self._changed, self._updated = time.monotonic(), time.time()
-        self._misses = {key: count for key, count in self._misses.items() if self._fleet.get(key)}
-        first = itertools.islice(self._fleet, _NAMES)
+        self._failures = {key: count for key, count in self._failures.items() if self._fleet.get(key)}
+        first = itertools.islice(self._fleet, _LOGGED_REPLICAS)
         names = [one.registration.key + (" (held)" if one.held else "") for one in first]
         LOG.info("%s, replicas=%d %s", why, len(self._fleet), ", ".join(names))
-        self._dirty.set()
-        self._probe_all()
+        self._publisher.request()
+        if self._config.publishes:
+            self._prober.update(self._fleet)
 
-    def _present(self) -> dict[str, Route]:
-        return routes(one.registration for one in self._fleet)
+    def _update_routes(self) -> dict[str, Route]:
+        return self._memory.update(compute_routes(one.registration for one in self._fleet), time.monotonic())
 
-    def _build(self) -> bytes:
-        before, self._routes = self._routes, self._memory.update(self._present(), time.monotonic())
+    def _encode(self, version: str) -> bytes:
+        before, self._routes = self._routes, self._update_routes()
         for service, route in self._routes.items():
-            _tell(service, before.get(service), route)
-        self._number += 1
-        self._saved = self._catalogue.knowledge()
-        return self._encoder.encode(
-            list(self._fleet),
-            self._routes,
-            version=f"{self._run}-{self._number}",
+            _log_route(service, before.get(service), route)
+        self._published_catalogue = self._catalogue.to_dict()
+        content = document.Content(
+            replicas=list(self._fleet),
+            routes=self._routes,
+            version=version,
             changed=self._changed,
             updated=self._updated,
-            catalogue=self._saved,
+            catalogue=self._published_catalogue,
         )
+        return self._encoder.encode(content)
 
-    async def _publish(self) -> None:
-        """Gives nginx each document, and the latest one again until it has it."""
-        failed = saved = shown = ""
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            began = time.monotonic()
-            text = self._build()
-            refused, problem = await asyncio.to_thread(_problem, self._nginx.publish, text)
-            failed = _tell_once(failed, problem, "nginx has not taken the document")
-            if not refused:
-                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.current, text)
-                shown = _tell_once(shown, problem, "health and reflection for all applications stay as they are")
-                # An nginx that starts would not take that either.
-                _, problem = await asyncio.to_thread(_problem, snapshot.save, self._config.snapshot, text)
-                saved = _tell_once(saved, problem, "a restart would not know the replicas")
-            if failed:
-                await asyncio.sleep(_PUBLISH_AGAIN_SECONDS)
-                self._dirty.set()
-            else:
-                # What changes meanwhile is one document: longer where one costs this program and nginx's workers more.
-                await asyncio.sleep(min(max(_PAUSE_SECONDS, 2 * (time.monotonic() - began)), 1.0))
-
-    async def _watch_nginx(self) -> None:
-        """An nginx that was started anew has the snapshot, or nothing."""
-        self._dirty.set()
-        while True:
-            await asyncio.sleep(_NGINX_SECONDS)
-            with contextlib.suppress(BalancerError):
-                number = self._number
-                version = await asyncio.to_thread(self._nginx.version)
-                if version != f"{self._run}-{number}" and number == self._number:
-                    LOG.info("nginx has another document version=%s", version or "none")
-                    self._dirty.set()
-
-    def _load(self) -> None:
-        """Takes the document of an earlier run: all of it, or nothing."""
+    def _restore(self) -> None:
+        """Takes the whole snapshot of an earlier run, or nothing."""
         try:
             known = snapshot.load(self._config.snapshot)
             if known:
-                replicas = document.replicas_of(known)
+                replicas = document.read_replicas(known)
                 for one in replicas:
-                    # A machine that was started anew has a clock that began anew.
+                    # The monotonic clock of a restarted machine begins at 0.
                     one.since = min(one.since, time.monotonic())
                 earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
                 self._catalogue = Catalogue(
@@ -293,23 +245,7 @@ class Controller:
             LOG.warning("%s is not a document: %r", self._config.snapshot, error)
 
 
-def _problem(work: Callable[..., None], *arguments: Any) -> tuple[bool, str]:
-    """Whether nginx refuses, and what went wrong."""
-    try:
-        work(*arguments)
-    except BalancerError as error:
-        return isinstance(error, RefusedError), str(error)
-    return False, ""
-
-
-def _tell_once(before: str, problem: str, what: str) -> str:
-    if problem and problem != before:
-        LOG.warning("%s reason=%s", what, problem)
-    return problem
-
-
-def _tell(service: str, before: Route | None, now: Route) -> None:
-    """Says in the log what an operator should know of a route."""
+def _log_route(service: str, before: Route | None, now: Route) -> None:
     if before and before.application != now.application:
         LOG.info("service=%s goes to app=%s, before to app=%s", service, now.application, before.application)
     if now.also and (before is None or before.also != now.also):

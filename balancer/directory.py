@@ -1,7 +1,6 @@
-"""What all applications together have: their gRPC services, who serves them, and what is known of their health.
+"""The gRPC services of all applications, their replicas and their health, as the control plane's document has them.
 
-It follows the document that the control plane writes, in a program of its own: whoever asks much keeps no health probe
-waiting.
+It is used in a program of its own, so that many calls do not delay the health probes.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from balancer import document
-from balancer.files import contents
+from balancer.files import follow_text
 
 LOG = logging.getLogger("balancer.directory")
 
-# The name of health checks for all services together (grpc.health.v1, "health.proto").
+# This name stands for all services together (grpc.health.v1, "health.proto").
 OVERALL = ""
 
 
 class Directory:
-    """The latest document, as questions need it.
+    """The latest document, indexed.
 
     Attributes:
         serving: by gRPC service, and by each name of a replica's own health service, whether a replica serves it.
@@ -38,20 +37,20 @@ class Directory:
         self._changed = asyncio.Event()
 
     async def follow(self, path: Path) -> None:
-        """Takes each new document for ever; one that can't be read is left out."""
-        async for text in contents(path):
+        """Takes each new document for ever, and skips one that can't be read."""
+        async for text in follow_text(path):
             try:
-                self.take(json.loads(text))
+                self.update(json.loads(text))
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 LOG.warning("%s is not a document: %r", path, error)
 
-    def take(self, found: Mapping[str, Any]) -> None:
+    def update(self, found: Mapping[str, Any]) -> None:
         """Takes a document (see document.py).
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError, AttributeError: it is none.
+            KeyError, TypeError, ValueError, IndexError, AttributeError: the value is not a document.
         """
-        replicas = document.replicas_of(found)
+        replicas = document.read_replicas(found)
         pools = [[replicas[number - 1] for number in pool["replicas"]] for pool in found["pools"]]
         serving = {OVERALL: any(one.serves for one in replicas)}
         targets: dict[str, list[str]] = {}
@@ -64,13 +63,13 @@ class Directory:
         owners = {}
         for service, route in found["routes"].items():
             owners[service] = str(route["application"])
-            # 0 is the pool of nobody.
+            # Pool 0 has no replica.
             members = pools[route["pool"] - 1] if route["pool"] else []
             serving[service] = any(one.serves for one in members)
         self.serving, self.owners, self.targets = serving, owners, targets
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed(self) -> None:
+    async def wait_for_change(self) -> None:
         """Waits for the next document."""
         await self._changed.wait()

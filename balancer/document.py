@@ -1,45 +1,49 @@
 """The document that nginx balances by: JSON, posted to nginx and kept on disk as the snapshot.
 
-``version``       names it; another document has another one.
-``changed``       when the set of replicas changed last, by the monotonic clock; ``updated`` by the wall clock.
+``version``       differs from document to document.
+``changed``       the time of the last change of the set of replicas, by the monotonic clock; ``updated`` by the wall
+                  clock.
 ``replicas``      a list of objects: ``application``, ``address``, ``port``, ``weight``, ``state``, ``serves``,
                   ``may_serve``, ``since`` (monotonic clock), and for the control plane's own start ``held``,
                   ``health``, ``services`` (a number in ``service_sets``) and ``registered_since``.
 ``service_sets``  lists of gRPC services: the sets that replicas refer to, from 0.
 ``pools``         a list of objects: ``name``, ``application`` and ``replicas``, numbers from 1 in the list above.
 ``applications``  by name, the number (from 1) of the pool of all replicas of an application.
-``routes``        by gRPC service: ``pool`` (0 where no replica can get its calls now), ``application``, and ``also``,
-                  the other applications that register it, separated by commas.
-``default``       the number of the pool of all other calls; missing where they have none.
-``catalogue``     what the control plane knows of Consul (see catalogue.py).
+``routes``        by gRPC service: ``pool`` (0 if its application has no replica), ``application``, and ``also``, the
+                  other applications that register it, separated by commas.
+``default``       the number of the pool of all other calls; missing if they have none.
+``catalogue``     the state of Consul's catalogue (see catalogue.py).
 
-nginx's side of it is lua/configuration.lua and lua/fleet.lua.
+nginx reads it in lua/configuration.lua and lua/fleet.lua.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from balancer.fleet import Health, Replica
 from balancer.registration import Registration
 from balancer.routes import Route
+from common.names import EJECTED
 
-# So many sets of services an application's versions may have at once; with more, all its replicas get all its calls.
-# Each set may double the number of pools.
+_Sets = Mapping[tuple[str, ...], list[int]]
+# If an application's versions have more sets of services, all its replicas get all its calls, because each set may
+# double the number of pools.
 _MAX_SETS = 6
 
 
 class _Pools:
-    """Collects pools of numbers of replicas, each under one name once."""
+    """Numbers pools; pools of the same replicas are one."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self._numbers: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def number(self, name: str, application: str, replicas: Sequence[int]) -> int:
-        """The number of the pool of these replicas of an application, from 1."""
+        """Returns the number, from 1, of the pool of these replicas of an application."""
         key = (application, tuple(replicas))
         if key not in self._numbers:
             self.entries.append({"name": name, "application": application, "replicas": list(replicas)})
@@ -47,115 +51,92 @@ class _Pools:
         return self._numbers[key]
 
 
-def build(
-    replicas: Sequence[Replica],
-    routes: Mapping[str, Route],
-    *,
-    version: str,
-    changed: float,
-    updated: float,
-    catalogue: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The document of some replicas."""
-    sets = _service_sets(replicas)
-    return {
-        **_frame(replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue),
-        "replicas": [_replica(one, sets[one.registration.services]) for one in replicas],
-    }
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The content of a document, as the docstring of the module describes it."""
+
+    replicas: Sequence[Replica]
+    routes: Mapping[str, Route]
+    version: str
+    changed: float = 0.0
+    updated: float = 0.0
+    catalogue: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build(content: Content) -> dict[str, Any]:
+    """Builds a document."""
+    sets = _number_sets(content.replicas)
+    replicas = [_describe(one, sets[one.registration.services]) for one in content.replicas]
+    return {**_build_frame(content, sets), "replicas": replicas}
 
 
 class Encoder:
-    """Writes documents as JSON; a replica that is as it was in the last one costs next to nothing."""
+    """Writes documents as JSON, and keeps the text of each replica for the next document."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known] = {}
+        self._entries: dict[str, _Entry] = {}
 
-    def encode(
-        self,
-        replicas: Sequence[Replica],
-        routes: Mapping[str, Route],
-        *,
-        version: str,
-        changed: float,
-        updated: float,
-        catalogue: Mapping[str, Any],
-    ) -> bytes:
-        """The same as :func:`build`, as JSON."""
-        sets = _service_sets(replicas)
-        frame = _frame(replicas, routes, sets, version=version, changed=changed, updated=updated, catalogue=catalogue)
-        before, self._known = self._known, {}
-        for one in replicas:
-            number, key = sets[one.registration.services], one.registration.key
-            known = before.get(key)
-            if known is None or not known.holds_for(one, number):
-                known = _Known(one, number)
-            self._known[key] = known
-        entries = ",".join(known.text for known in self._known.values())
+    def encode(self, content: Content) -> bytes:
+        """Returns the JSON of the document that :func:`build` builds."""
+        sets = _number_sets(content.replicas)
+        before, self._entries = self._entries, {}
+        for one in content.replicas:
+            registration, number = one.registration, sets[one.registration.services]
+            state = (one.since, one.health, one.held, number)
+            entry = before.get(registration.key)
+            # Registrations are compared by identity, because a comparison by value costs more than an equal text.
+            if entry is None or entry.registration is not registration or entry.state != state:
+                entry = _Entry(registration, state, _to_json(_describe(one, number)))
+            self._entries[registration.key] = entry
+        entries = ",".join(entry.text for entry in self._entries.values())
         # A frame is never empty.
-        return f'{_json(frame)[:-1]},"replicas":[{entries}]}}'.encode()
+        return f'{_to_json(_build_frame(content, sets))[:-1]},"replicas":[{entries}]}}'.encode()
 
 
-class _Known:
-    """A replica's text, and what it was made of."""
+class _Entry(NamedTuple):
+    """The text of a replica, and its origin."""
 
-    def __init__(self, replica: Replica, number: int) -> None:
-        self.text = _json(_replica(replica, number))
-        self._of = (replica.since, replica.health, replica.held, number)
-        self._registration = replica.registration
-
-    def holds_for(self, replica: Replica, number: int) -> bool:
-        # Identity: an equal one is rare, and comparing costs more than writing the text of it now and then.
-        return self._registration is replica.registration and self._of == (
-            replica.since,
-            replica.health,
-            replica.held,
-            number,
-        )
+    registration: Registration
+    state: tuple[float, Health, bool, int]
+    text: str
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def _to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _frame(
-    replicas: Sequence[Replica],
-    routes: Mapping[str, Route],
-    sets: Mapping[tuple[str, ...], int],
-    *,
-    version: str,
-    changed: float,
-    updated: float,
-    catalogue: Mapping[str, Any],
-) -> dict[str, Any]:
-    """All but the replicas themselves."""
-    members = _members(replicas)
+def _build_frame(content: Content, sets: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+    """Builds a document without its replicas."""
+    members = _group(content.replicas)
     pools = _Pools()
-    applications = {name: pools.number(name, name, _all(sets)) for name, sets in members.items()}
-    document: dict[str, Any] = {
-        "version": version,
-        "changed": changed,
-        "updated": updated,
+    applications = {name: pools.number(name, name, _merge(sets)) for name, sets in members.items()}
+    routes = {}
+    for service, route in content.routes.items():
+        name = route.application
+        pool = _find_pool(service, name, members.get(name, {}), pools) or applications.get(name, 0)
+        routes[service] = {"pool": pool, "application": name, "also": ",".join(route.also)}
+    default = _find_default(members, applications, pools)
+    return {
+        "version": content.version,
+        "changed": content.changed,
+        "updated": content.updated,
         "service_sets": list(sets),
         "applications": applications,
-        "routes": {service: _route(service, route, members, applications, pools) for service, route in routes.items()},
-        "catalogue": dict(catalogue),
+        "routes": routes,
+        "catalogue": dict(content.catalogue),
+        **({"default": default} if default else {}),
+        "pools": pools.entries,
     }
-    default = _default(members, applications, pools)
-    if default:
-        document["default"] = default
-    document["pools"] = pools.entries
-    return document
 
 
-def _service_sets(replicas: Iterable[Replica]) -> dict[tuple[str, ...], int]:
-    """The sets of services that replicas have, and the number of each."""
+def _number_sets(replicas: Iterable[Replica]) -> dict[tuple[str, ...], int]:
     sets: dict[tuple[str, ...], int] = {}
     for one in replicas:
         sets.setdefault(one.registration.services, len(sets))
     return sets
 
 
-def _replica(replica: Replica, services: int) -> dict[str, Any]:
+def _describe(replica: Replica, services: int) -> dict[str, Any]:
     registration = replica.registration
     return {
         "application": registration.application,
@@ -173,57 +154,50 @@ def _replica(replica: Replica, services: int) -> dict[str, Any]:
     }
 
 
-def _members(replicas: Sequence[Replica]) -> dict[str, dict[tuple[str, ...], list[int]]]:
-    """By application and set of services, the numbers of the replicas."""
+def _group(replicas: Iterable[Replica]) -> dict[str, dict[tuple[str, ...], list[int]]]:
+    """Returns the numbers of the replicas by application and set of services."""
     found: dict[str, dict[tuple[str, ...], list[int]]] = {}
     for number, one in enumerate(replicas, 1):
         found.setdefault(one.registration.application, {}).setdefault(one.registration.services, []).append(number)
     return found
 
 
-def _all(sets: Mapping[tuple[str, ...], list[int]]) -> list[int]:
+def _merge(sets: _Sets) -> list[int]:
     return sorted(number for numbers in sets.values() for number in numbers)
 
 
-def _route(
-    service: str,
-    route: Route,
-    members: Mapping[str, Mapping[tuple[str, ...], list[int]]],
-    applications: Mapping[str, int],
-    pools: _Pools,
-) -> dict[str, Any]:
-    """The replicas of an application that have a service: all but while a version with other services is rolled out.
+def _find_pool(service: str, application: str, sets: _Sets, pools: _Pools) -> int | None:
+    """Returns the pool of the replicas that have a service, or None if that is the whole application.
 
-    One that says nothing of its services, such as a replica registered by hand, is taken to have its application's; and
-    a service that no replica has any more is asked of all, which answer UNIMPLEMENTED.
+    The replicas of an application differ in their services while a new version is rolled out.
+
+    A replica that registers no services, such as one registered by hand, counts as one that has them all. If no replica
+    has the service any more, all get its calls and answer UNIMPLEMENTED.
     """
-    sets = members.get(route.application, {})
-    pool = applications.get(route.application, 0)
-    if 1 < len(sets) <= _MAX_SETS:
-        having = {services: numbers for services, numbers in sets.items() if not services or service in services}
-        if any(having) and len(having) < len(sets):
-            pool = pools.number(f"{route.application}/{service}", route.application, _all(having))
-    return {"pool": pool, "application": route.application, "also": ",".join(route.also)}
+    if not 1 < len(sets) <= _MAX_SETS:
+        return None
+    having = {services: numbers for services, numbers in sets.items() if not services or service in services}
+    if not any(having) or len(having) == len(sets):
+        return None
+    return pools.number(f"{application}/{service}", application, _merge(having))
 
 
-def _default(
-    members: Mapping[str, Mapping[tuple[str, ...], list[int]]], applications: Mapping[str, int], pools: _Pools
-) -> int:
-    """A single application gets all other calls; of several, those that do not say which services they have.
+def _find_default(members: Mapping[str, _Sets], applications: Mapping[str, int], pools: _Pools) -> int:
+    """Returns the pool of all other calls: the only application, or those of several that register no services.
 
-    Without any, a pool of nobody: UNAVAILABLE, not UNIMPLEMENTED.
+    Without any application it is an empty pool, so that calls are UNAVAILABLE instead of UNIMPLEMENTED.
     """
     if len(members) == 1:
         return next(iter(applications.values()))
-    rest = sorted(number for sets in members.values() if not any(sets) for number in _all(sets))
+    rest = sorted(number for sets in members.values() if not any(sets) for number in _merge(sets))
     return pools.number("", "", rest) if rest or not members else 0
 
 
-def replicas_of(document: Mapping[str, Any]) -> list[Replica]:
-    """The replicas of a document.
+def read_replicas(document: Mapping[str, Any]) -> list[Replica]:
+    """Reads the replicas of a document.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no document.
+        KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     sets = [tuple(map(str, services)) for services in document["service_sets"]]
     return [
@@ -238,12 +212,12 @@ def replicas_of(document: Mapping[str, Any]) -> list[Replica]:
                 since=str(entry["registered_since"]),
             ),
             since=float(entry["since"]),
-            health=_health(str(entry["state"])),
+            health=_read_health(str(entry["state"])),
             held=bool(entry["held"]),
         )
         for entry in document["replicas"]
     ]
 
 
-def _health(state: str) -> Health:
-    return Health(state.removeprefix("ejected: ")) if state.startswith("ejected: ") else Health.SERVING
+def _read_health(state: str) -> Health:
+    return Health(state.removeprefix(EJECTED)) if state.startswith(EJECTED) else Health.SERVING

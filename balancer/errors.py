@@ -1,9 +1,9 @@
-"""What can go wrong outside of the control plane."""
+"""The errors that other programs cause."""
 
 
 class BalancerError(Exception):
-    """Another program did not do what was asked, or is out of reach; the message says so."""
+    """Another program is out of reach, or did not do its part."""
 
 
 class RefusedError(BalancerError):
-    """nginx is there, and does not take what it was given."""
+    """nginx does not take a document."""

@@ -1,4 +1,4 @@
-"""Files that another program replaces: read when they have changed."""
+"""Reads a file each time that another program replaces it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import inotify_simple
 
 LOG = logging.getLogger("balancer")
 
-# For a change that inotify has not told, which it does not owe on every file system.
+# The file is also read at this interval, because inotify does not report changes on every file system.
 _LOOK_SECONDS = 1.0
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str:
     return path.read_text("utf-8")
 
 
-async def contents(path: Path) -> AsyncIterator[str]:
-    """The text of a file, now and whenever it has changed; it need not be there."""
+async def follow_text(path: Path) -> AsyncIterator[str]:
+    """Yields the text of a file, now and after each change; the file need not exist."""
     changed = asyncio.Event()
     loop = asyncio.get_running_loop()
     before = None
     with contextlib.ExitStack() as leave:
         try:
             watcher = leave.enter_context(inotify_simple.INotify(nonblocking=True))
-            # Whoever writes it writes another file and renames that.
+            # The other program writes another file and renames it.
             watcher.add_watch(path.parent, inotify_simple.flags.MOVED_TO | inotify_simple.flags.CLOSE_WRITE)
         except OSError as error:
             LOG.warning("no notice of changes, looking every %g s reason=%s", _LOOK_SECONDS, error)
@@ -42,7 +42,7 @@ async def contents(path: Path) -> AsyncIterator[str]:
             leave.callback(loop.remove_reader, watcher.fileno())
         while True:
             with contextlib.suppress(OSError, UnicodeDecodeError):
-                text = _text(path)
+                text = _read(path)
                 if text != before:
                     before = text
                     yield text

@@ -1,4 +1,4 @@
-"""The replicas that the balancer has, and what is decided about each."""
+"""The replicas that the balancer has, and the state of each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from balancer.registration import Registration
+from common import names
 
 
 class Health(enum.Enum):
-    """What a replica's last health probe has found; the value completes the state ``ejected: ...``."""
+    """The result of a replica's last health probe; the value completes the state ``ejected: ...``."""
 
-    SERVING = "serving"
-    # Nobody answers at its address.
-    REFUSED = "refused"
-    # No answer in time: a stopped process (its kernel still accepts connections), or a host that is out of reach.
-    TIMEOUT = "timeout"
-    # Another program has its address: its health service does not know the name.
-    WRONG_SERVICE = "wrong service"
-    # It says so itself.
-    NOT_SERVING = "not serving"
+    SERVING = names.SERVING
+    REFUSED = names.REFUSED
+    # Its process is stopped (the kernel still accepts connections), or its host is out of reach.
+    TIMEOUT = names.TIMEOUT
+    # The program at its address does not know the name of its health service.
+    WRONG_SERVICE = names.WRONG_SERVICE
+    NOT_SERVING = names.NOT_SERVING
 
 
 @dataclass(kw_only=True)
@@ -28,8 +27,8 @@ class Replica:
     """One replica.
 
     Attributes:
-        since: when it began to serve, in seconds of a monotonic clock.
-        held: it has left a catalogue that has lost its data.
+        since: the time at which it began to serve, in seconds of a monotonic clock.
+        held: whether it gets calls although the catalogue has lost it.
     """
 
     registration: Registration
@@ -46,23 +45,23 @@ class Replica:
     def may_serve(self) -> bool:
         """Whether it is tried when no other replica serves.
 
-        One that names its health service gets no call until that has said again that it serves: another program may
-        have its address by now. One that names none can't be told from another.
+        A replica that names its health service gets no call before that has answered again, because another program may
+        have its address. A replica that names none can't be told from another program.
         """
         return not self.registration.health or self.health not in (Health.REFUSED, Health.WRONG_SERVICE)
 
     @property
     def state(self) -> str:
-        """In a word: ``serving``, ``held`` (and serving), or ``ejected: `` and why."""
+        """The state, as docs/glossary.md lists it."""
         if not self.serves:
-            return f"ejected: {self.health.value}"
-        return "held" if self.held else Health.SERVING.value
+            return names.EJECTED + self.health.value
+        return names.HELD if self.held else names.SERVING
 
 
 class Fleet:
     """All replicas, in the order of their keys.
 
-    A replica that is no longer registered stays until :meth:`remove` or :meth:`hold` says what becomes of it.
+    A replica that is no longer registered stays until it is removed.
     """
 
     def __init__(self) -> None:
@@ -70,32 +69,36 @@ class Fleet:
         self._registered: set[str] = set()
 
     def __iter__(self) -> Iterator[Replica]:
-        """The replicas."""
         return iter(self._replicas.values())
 
     def __len__(self) -> int:
         return len(self._replicas)
 
     def get(self, key: str) -> Replica | None:
-        """The replica with a key."""
+        """Returns the replica with a key."""
         return self._replicas.get(key)
 
     def is_registered(self, key: str) -> bool:
-        """Whether a replica was among the registrations that were taken last."""
+        """Returns whether a replica is in the last registrations."""
         return key in self._registered
 
     @property
     def absent(self) -> list[Replica]:
-        """Those that are not registered."""
+        """The replicas that are not registered."""
         return [one for key, one in self._replicas.items() if key not in self._registered]
 
+    @property
+    def held(self) -> list[Replica]:
+        """The replicas that are held."""
+        return [one for one in self if one.held]
+
     def restore(self, replicas: Iterable[Replica]) -> None:
-        """Takes those of an earlier run; all are registered until something else is known."""
+        """Takes the replicas of an earlier run; all count as registered until the next :meth:`apply`."""
         self._replicas = {one.registration.key: one for one in replicas}
         self._registered = set(self._replicas)
 
     def apply(self, registrations: Iterable[Registration], now: float) -> bool:
-        """Takes what is registered now; whether anything has changed for those that are."""
+        """Takes the present registrations, and returns whether a registered replica is new or has changed."""
         wanted = {one.key: one for one in registrations}
         changed = False
         for key, registration in wanted.items():
@@ -104,8 +107,7 @@ class Fleet:
                 self._replicas[key] = Replica(registration=registration, since=now)
                 changed = True
             elif replica.registration != registration or replica.held:
-                replica.registration = registration
-                replica.held = False
+                replica.registration, replica.held = registration, False
                 changed = True
         self._registered = set(wanted)
         if changed:
@@ -113,18 +115,18 @@ class Fleet:
         return changed
 
     def hold(self, keys: Iterable[str]) -> list[Replica]:
-        """Keeps absent replicas; those that were not held before."""
+        """Marks replicas as held, and returns those that were not held before."""
         found = [one for key in keys if (one := self._replicas.get(key)) and not one.held]
         for one in found:
             one.held = True
         return found
 
     def remove(self, keys: Iterable[str]) -> list[Replica]:
-        """Forgets replicas; those that were there."""
+        """Removes replicas, and returns those that were there."""
         return [one for key in keys if (one := self._replicas.pop(key, None))]
 
     def set_health(self, key: str, health: Health, now: float) -> bool:
-        """Notes what a health probe has found; whether that is new."""
+        """Takes the result of a health probe, and returns whether it differs from the last one."""
         replica = self._replicas.get(key)
         if replica is None or replica.health is health:
             return False

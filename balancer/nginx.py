@@ -1,4 +1,4 @@
-"""nginx, as far as the control plane speaks with it: its status port."""
+"""The client of nginx's status port."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import requests
 
 from balancer.errors import BalancerError, RefusedError
+from common import http
 
 # A worker that hangs keeps its connections; another one takes the next.
 _TIMEOUT_SECONDS = 2.0
@@ -21,24 +22,22 @@ class Nginx:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session = requests.Session()
-        # A proxy of the environment is not for the program next door.
-        self._session.trust_env = False
+        self._session = http.session()
 
     def publish(self, text: bytes) -> None:
-        """Gives it a document.
+        """Posts a document.
 
         Raises:
-            RefusedError: it does not take this one.
-            BalancerError: it is out of reach.
+            RefusedError: nginx does not take this document.
+            BalancerError: nginx is out of reach.
         """
         self._call("POST", "/configuration", text)
 
-    def version(self) -> str:
-        """The version of the document that it has; empty where it has none.
+    def read_version(self) -> str:
+        """Returns the version of its document; empty if it has none.
 
         Raises:
-            BalancerError: it is out of reach.
+            BalancerError: nginx is out of reach.
         """
         return str(self._call("GET", "/configuration").get("version", ""))
 

@@ -1,7 +1,7 @@
-"""gRPC server reflection over all applications: each question goes to the application that has the answer.
+"""gRPC server reflection over all applications: each request goes to the application that has the answer.
 
-Nothing is kept of the answers, so they are always those of the version that serves now. The list of services is the
-balancer's own; so are the descriptors of the two services that it answers for all.
+Answers are not cached, so they are always those of the version that serves now. The balancer itself answers the list of
+services, and the descriptors of health and reflection.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from balancer.directory import Directory
 
 _NAME = "grpc.reflection.{version}.ServerReflection"
-# Those that the balancer answers.
+# The balancer serves these.
 SERVICES = tuple(_NAME.format(version=version) for version in ("v1", "v1alpha"))
-# In this order: what a server lacks grpcio counts among its failed calls, and few have v1 alone.
+# v1alpha comes first, because grpcio counts calls of a missing service as failed, and few servers have v1 alone.
 _METHODS = tuple(f"/{name}/ServerReflectionInfo" for name in reversed(SERVICES))
 _TIMEOUT_SECONDS = 5.0
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
-    # Descriptors of a large service, which grpcio's 4 MiB may not hold.
+    # The descriptors of a large service may exceed grpcio's default of 4 MiB.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
 ]
-# Metadata that belongs to one connection, or that gRPC sets itself.
+# This metadata belongs to one connection, or gRPC sets it.
 _NOT_FORWARDED = ("user-agent", "content-type", "te", "host", "connection")
-# Of a replica that does not have what was asked for, or no reflection.
+# The replica does not have the symbol, or no reflection.
 _HAS_NOTHING = (grpc.StatusCode.NOT_FOUND.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0])
 _own = reflection.ReflectionServicer((health.SERVICE_NAME, *SERVICES))
 
 
 class Session:
-    """The questions of one caller, who may ask on: an answer names files that are asked for next.
+    """The requests of one stream; an answer names files that the caller requests next.
 
     Args:
-        directory: who has which service.
-        metadata: the caller's, for the replicas that are asked.
+        directory: the applications and their replicas.
+        metadata: the caller's metadata, for the replicas.
     """
 
     def __init__(self, directory: Directory, metadata: Iterable[tuple[str, str | bytes]]) -> None:
@@ -52,11 +52,11 @@ class Session:
             if name not in _NOT_FORWARDED and not name.startswith((":", "grpc-"))
         )
         self._peers: dict[str, _Peer] = {}
-        # Who has answered last: a file's name says nothing of its application.
+        # The application of the last answer, because a file's name does not show its application.
         self._last = ""
 
     async def answer(self, request: Any) -> Any:
-        """The answer to a request, as a response; what nobody has is NOT_FOUND."""
+        """Returns the response to a request; NOT_FOUND if no application has the symbol."""
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
             return self._list(request)
@@ -64,7 +64,7 @@ class Session:
         if not own.HasField("error_response"):
             return own
         problem = own
-        for application in self._candidates(request, kind):
+        for application in self._find_candidates(request, kind):
             found = await self._ask(application, request)
             if not found.HasField("error_response"):
                 self._last = application
@@ -88,10 +88,10 @@ class Session:
             list_services_response=reflection_pb2.ListServiceResponse(service=services),
         )
 
-    def _candidates(self, request: Any, kind: str | None) -> list[str]:
-        """The applications that may have the answer, the likeliest first."""
+    def _find_candidates(self, request: Any, kind: str | None) -> list[str]:
+        """Returns the applications that may have the answer, the likeliest first."""
         if kind == "file_containing_symbol":
-            # A service, or one of its methods.
+            # The symbol is a service, or one of its methods.
             symbol = request.file_containing_symbol
             for name in (symbol, symbol.rpartition(".")[0]):
                 if name in self._directory.owners:
@@ -106,16 +106,16 @@ class Session:
             if peer is not None:
                 peer.close()
             if not targets:
-                return _error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
+                return _make_error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
             peer = self._peers[application] = _Peer(random.choice(targets), self._metadata)  # noqa: S311 - no secret
         try:
             return await peer.ask(request)
         except grpc.aio.AioRpcError as error:
-            return _error(request, error.code(), f"{application}: {error.details()}")
+            return _make_error(request, error.code(), f"{application}: {error.details()}")
 
 
 class _Peer:
-    """A replica whose reflection is asked."""
+    """The connection to a replica's reflection."""
 
     def __init__(self, target: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         self.target = target
@@ -125,10 +125,10 @@ class _Peer:
         self._methods = list(_METHODS)
 
     async def ask(self, request: Any) -> Any:
-        """Asks once.
+        """Sends a request, and returns the response.
 
         Raises:
-            grpc.aio.AioRpcError: there is no answer; UNIMPLEMENTED where the replica has no reflection.
+            grpc.aio.AioRpcError: there is no answer; UNIMPLEMENTED if the replica has no reflection.
         """
         while True:
             try:
@@ -146,7 +146,7 @@ class _Peer:
         )(iter([request]), metadata=self._metadata, timeout=_TIMEOUT_SECONDS)
         answer = await call.read()
         if answer is grpc.aio.EOF or answer is None:
-            return _error(request, grpc.StatusCode.INTERNAL, f"{self.target} gave no answer")
+            return _make_error(request, grpc.StatusCode.INTERNAL, f"{self.target} gave no answer")
         return answer
 
     def close(self) -> None:
@@ -156,11 +156,11 @@ class _Peer:
         task.add_done_callback(_closing.discard)
 
 
-# asyncio keeps no task that nobody has.
+# asyncio has only weak references to tasks.
 _closing: set[asyncio.Future[None]] = set()
 
 
-def _error(request: Any, code: grpc.StatusCode, message: str) -> Any:
+def _make_error(request: Any, code: grpc.StatusCode, message: str) -> Any:
     return reflection_pb2.ServerReflectionResponse(
         valid_host=request.host,
         original_request=request,

@@ -1,6 +1,6 @@
-"""What is registered, as consul-template has rendered it: checked field by field.
+"""Reads the registrations that consul-template renders.
 
-Anybody who reaches Consul can put something into it, so nothing is taken that is not of the expected form.
+Each field is checked, because any program that reaches Consul can register anything.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from common.names import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"
-# Consul's own ports are no replica's, whatever is registered: its API would be within reach of every caller.
+# A replica must not have one of Consul's own ports, because every caller could reach its API.
 _CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
 # By Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
 _LARGEST = 10**9
 MAX_REPLICAS = 10_000
-# Characters in all the different lists of services: the document must fit into nginx's shared memory.
+# Characters in all the different lists of services, because the document must fit into nginx's shared memory.
 _MAX_LISTS = 4_000_000
 _SHOWN = 80
 
@@ -35,10 +35,10 @@ class Registration:
 
     Attributes:
         weight: its share of the calls, 1 to 65535.
-        services: the gRPC services that it has, sorted; empty where it does not say.
-        health: the name that its health service knows; empty where it does not say.
-        since: since when its application has had its services, in ISO 8601; empty where it does not say.
-        own_node: whether its address is that of the Consul node which registered it.
+        services: its gRPC services, sorted; empty if it registers none.
+        health: the name in its health service; empty if it registers none.
+        since: the time from which its application has had its services, in ISO 8601; empty if it registers none.
+        own_node: whether its address is that of its own Consul node.
     """
 
     application: str
@@ -50,10 +50,10 @@ class Registration:
     since: str = ""
     own_node: bool = field(default=True, compare=False)
 
-    # Both are asked for many times at each change of the fleet.
+    # Both are read many times at each change of the fleet.
     @cached_property
     def key(self) -> str:
-        """What tells it from all others."""
+        """Identifies the replica."""
         return f"{self.application} {self.target}"
 
     @cached_property
@@ -64,7 +64,7 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A registration that is not taken, as far as it can be shown, and why."""
+    """A registration that is not taken, with values of limited size, and the reason."""
 
     application: str
     address: str
@@ -73,14 +73,14 @@ class Refusal:
 
 
 class _RefusedError(Exception):
-    """Why a registration is not taken."""
+    """The reason for which a registration is not taken."""
 
 
 class Parser:
-    """Reads the rendered file; a line that it has read before costs next to nothing.
+    """Reads the rendered file, and parses only the lines that the last file did not have.
 
     Args:
-        networks: a replica's address is in one of them, or its own Consul node's.
+        networks: a replica's address must be in one of them, or be its own Consul node's.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
@@ -88,45 +88,32 @@ class Parser:
         self._known: dict[str, Registration | Refusal | None] = {}
 
     def parse(self, text: str, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]] | None:
-        """The registrations of a file in the order of their keys, and those that are refused.
+        """Returns the registrations of a file in the order of their keys, and the refusals; None for half a file.
 
-        One of weight 0 is neither. Beyond ``MAX_REPLICAS`` those are taken first whose keys are in ``present``: nobody
-        puts a replica out by registering others.
-
-        None while the file is not whole.
+        A registration of weight 0 is in neither list. Replicas with keys in ``present`` are taken before others, so
+        that new registrations beyond a limit do not displace them.
         """
         lines = text.split("\n")
         if len(lines) < 2 or lines[-1] or lines[-2] != _END:
             return None
-        # Only the lines of this file: what was registered once must not stay in memory for ever.
-        self._known = {line: self._known[line] if line in self._known else self._line(line) for line in lines[:-2]}
+        # Keeps only the lines of this file, because old lines would fill the memory.
+        self._known = {
+            line: self._known[line] if line in self._known else self._parse_line(line) for line in lines[:-2]
+        }
         found: dict[str, Registration] = {}
         refused = []
         for one in self._known.values():
             if isinstance(one, Refusal):
                 refused.append(one)
             elif one is not None:
-                # Of two with the same key, one decides for every balancer: the greater.
+                # Every balancer must take the same one of two with the same key.
                 other = found.get(one.key)
-                found[one.key] = one if other is None else max(one, other, key=_precedence)
-        if len(found) > MAX_REPLICAS:
-            known = set(present)
-            order = sorted(found, key=lambda key: (key not in known, key))
-            reason = f"there are more than {MAX_REPLICAS} replicas"
-            refused += [_refusal(found.pop(key), reason) for key in order[MAX_REPLICAS:]]
-        if sum(map(_length, {one.services for one in found.values()})) > _MAX_LISTS:
-            known, room, lists = set(present), _MAX_LISTS, set[tuple[str, ...]]()
-            for key in sorted(found, key=lambda key: (key not in known, key)):
-                services = found[key].services
-                if services not in lists:
-                    room -= _length(services)
-                    if room < 0:
-                        refused.append(_refusal(found.pop(key), "there are too many lists of services"))
-                        continue
-                    lists.add(services)
+                found[one.key] = one if other is None else max(one, other, key=_rank)
+        if len(found) > MAX_REPLICAS or sum(map(_measure, {one.services for one in found.values()})) > _MAX_LISTS:
+            refused += _remove_excess(found, set(present))
         return [found[key] for key in sorted(found)], refused
 
-    def _line(self, line: str) -> Registration | Refusal | None:
+    def _parse_line(self, line: str) -> Registration | Refusal | None:
         if not line.strip():
             return None
         try:
@@ -136,65 +123,77 @@ class Parser:
         if not isinstance(fields, list) or len(fields) != 6:
             return Refusal(application="", address="", port=0, reason=f"not of the expected form: {line[:_SHOWN]!r}")
         try:
-            return self._registration(fields)
+            return self._parse_fields(fields)
         except _RefusedError as error:
             name, address, port = fields[0], fields[1] or fields[4], fields[2]
             return Refusal(
                 application=name[:_SHOWN] if isinstance(name, str) else "",
                 address=address[:_SHOWN] if isinstance(address, str) else "",
-                # Consul takes any number; status looks for it.
+                # Consul takes any number, and status compares it.
                 port=port if _is_integer(port, -_LARGEST, _LARGEST) else 0,
                 reason=str(error),
             )
 
-    def _registration(self, fields: Sequence[Any]) -> Registration | None:
+    def _parse_fields(self, fields: Sequence[Any]) -> Registration | None:
         name, address, port, weight, node_address, meta = fields
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise _RefusedError("the name is not of 1 to 63 letters, digits, - and _")
         if not _is_integer(port, 1, 65535) or port in _CONSUL_PORTS:
             raise _RefusedError(
-                f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_shown(port)})"
+                f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_show(port)})"
             )
         if not _is_integer(weight, 0, _MAX_WEIGHT):
-            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_shown(weight)})")
-        ip = self._address(address or node_address, node_address)
+            raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_show(weight)})")
+        ip = self._parse_address(address or node_address, node_address)
         meta = meta if isinstance(meta, dict) else {}
         registration = Registration(
             application=name,
             address=str(ip),
             port=port,
             weight=weight,
-            services=_services(meta),
-            health=_name(meta, "grpc_health"),
-            since=_since(meta),
-            own_node=ip == _ip(node_address),
+            services=_read_services(meta),
+            health=_read_name(meta, "grpc_health"),
+            since=_read_since(meta),
+            own_node=ip == _parse_ip(node_address),
         )
         return registration if weight else None
 
-    def _address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
-        ip = _ip(text)
+    def _parse_address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
+        ip = _parse_ip(text)
         if ip is None:
-            raise _RefusedError(f"the address must be an IP address (got {_shown(text)})")
+            raise _RefusedError(f"the address must be an IP address (got {_show(text)})")
         if ip.is_unspecified or ip.is_multicast:
             raise _RefusedError(f"{ip} is not the address of one host")
-        if ip != _ip(node_address) and not any(ip in network for network in self._networks):
+        if ip != _parse_ip(node_address) and not any(ip in network for network in self._networks):
             raise _RefusedError(f"{ip} is neither its node's address nor in PEER_CIDR")
         return ip
 
 
-def _precedence(registration: Registration) -> tuple[bool, str]:
-    """A replica's own node speaks for it, whatever another node says of its address."""
+def _rank(registration: Registration) -> tuple[bool, str]:
+    """Ranks the registration by a replica's own node above those by other nodes."""
     return registration.own_node, repr(registration)
 
 
-def _length(services: Sequence[str]) -> int:
+def _measure(services: Sequence[str]) -> int:
     return sum(map(len, services))
 
 
-def _refusal(registration: Registration, reason: str) -> Refusal:
-    return Refusal(
-        application=registration.application, address=registration.address, port=registration.port, reason=reason
-    )
+def _remove_excess(found: dict[str, Registration], present: set[str]) -> list[Refusal]:
+    """Removes the registrations beyond the limits, and returns them as refusals."""
+    refused = []
+    room, lists = _MAX_LISTS, set[tuple[str, ...]]()
+    for number, key in enumerate(sorted(found, key=lambda key: (key not in present, key))):
+        services = found[key].services
+        if number >= MAX_REPLICAS:
+            reason = f"there are more than {MAX_REPLICAS} replicas"
+        elif services in lists or (room := room - _measure(services)) >= 0:
+            lists.add(services)
+            continue
+        else:
+            reason = "there are too many lists of services"
+        one = found.pop(key)
+        refused.append(Refusal(application=one.application, address=one.address, port=one.port, reason=reason))
+    return refused
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:
@@ -202,14 +201,14 @@ def _is_integer(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _shown(value: object) -> str:
-    """What is shown of a value; of a list or an object, which may be deep, only that it is one."""
+def _show(value: object) -> str:
+    """Returns the start of a value as text; of a list or an object, which may be deep, only the type."""
     if isinstance(value, str):
         return repr(value[:_SHOWN])
     return repr(value)[:_SHOWN] if isinstance(value, int | float | None) else f"a {type(value).__name__}"
 
 
-def _ip(text: object) -> IPv4Address | IPv6Address | None:
+def _parse_ip(text: object) -> IPv4Address | IPv6Address | None:
     try:
         # A scope such as %eth0 is one host's own.
         return ip_address(text) if isinstance(text, str) and "%" not in text else None
@@ -217,16 +216,16 @@ def _ip(text: object) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _name(meta: Mapping[str, object], key: str) -> str:
+def _read_name(meta: Mapping[str, object], key: str) -> str:
     value = meta.get(key)
     if not value:
         return ""
     if not isinstance(value, str) or not GRPC_SERVICE.fullmatch(value):
-        raise _RefusedError(f"{key} must be a gRPC service's name (got {_shown(value)})")
+        raise _RefusedError(f"{key} must be a gRPC service's name (got {_show(value)})")
     return value
 
 
-def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
+def _read_services(meta: Mapping[str, object]) -> tuple[str, ...]:
     found: set[str] = set()
     for key in SERVICES_KEYS:
         value = meta.get(key)
@@ -234,12 +233,12 @@ def _services(meta: Mapping[str, object]) -> tuple[str, ...]:
             names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
             wrong = [name for name in names if name and not GRPC_SERVICE.fullmatch(name)]
             if wrong or not names:
-                raise _RefusedError(f"{key} must be gRPC services' names (got {_shown(wrong[0] if wrong else value)})")
+                raise _RefusedError(f"{key} must be gRPC services' names (got {_show(wrong[0] if wrong else value)})")
             found.update(filter(None, names))
     return tuple(sorted(found))
 
 
-def _since(meta: Mapping[str, object]) -> str:
-    """Of another form than the registrar's, which is text that sorts by time, it is as if there were none."""
+def _read_since(meta: Mapping[str, object]) -> str:
+    """Returns the time as the registrar writes it, so that it sorts as text; empty for any other form."""
     value = meta.get("grpc_since")
     return value if isinstance(value, str) and SINCE.fullmatch(value) else ""

@@ -1,10 +1,10 @@
-"""Which application gets the calls of which gRPC service: a rule that every balancer computes alike.
+"""Finds the application that gets the calls of a gRPC service, by a rule that has the same result on every balancer.
 
-Of the applications that have a service, the one gets its calls that has had it for longest: by the earliest metadata
-``grpc_since`` of its replicas with that service, which the registrar carries from one replica to the next. Those that
-do not say come last, and among equals the first by name. So no application takes the calls of a service away by having
-it too, and what a balancer saw first does not matter. (Metadata can be forged, by whoever can register a replica under
-any name.)
+The application that has had the service for the longest time gets its calls: the one whose replicas with that service
+have the earliest metadata ``grpc_since``, which the registrar copies from one replica to the next. Applications without
+it come last, and among equals the first by name. So an application can't take the calls of a service away by having it
+too, and the order of the registrations does not matter. (Metadata can be forged by a program that can register a
+replica under any name.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Route:
     """The calls of a service.
 
     Attributes:
-        application: gets them.
+        application: the application that gets them.
         also: the other applications that have the service, ten at the most.
     """
 
@@ -33,12 +33,12 @@ class Route:
     also: tuple[str, ...] = ()
 
 
-def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
-    """The route of each service that a replica has, by the service's name.
+def compute_routes(registrations: Iterable[Registration]) -> dict[str, Route]:
+    """Returns the route of each service that a replica has, by the service's name.
 
-    Of very many services those that have an application for longest: nobody takes calls away by registering others.
+    Beyond ``MAX_SERVICES`` the oldest services are kept, so that new ones do not displace them.
     """
-    # By service and application, since when: an application is not senior for a service that it has only just got.
+    # The time is that of the application's replicas with the service, because others may be older.
     claims: dict[str, dict[str, str]] = {}
     for application, services, since in {(one.application, one.services, one.since) for one in registrations}:
         for service in services:
@@ -56,9 +56,9 @@ def routes(registrations: Iterable[Registration]) -> dict[str, Route]:
 
 
 class RouteMemory:
-    """Services that no replica has any more, for ten minutes: their calls are UNAVAILABLE, which clients try again.
+    """Remembers services without replicas for ten minutes.
 
-    Without it they would be UNIMPLEMENTED as soon as the last replica has gone.
+    Their calls are UNAVAILABLE, which clients retry; otherwise they would be UNIMPLEMENTED.
 
     Args:
         known: application by service, of an earlier run.
@@ -71,11 +71,11 @@ class RouteMemory:
         self._seen = {service: (application, now) for service, application in known.items()}
 
     def update(self, present: Mapping[str, Route], now: float) -> dict[str, Route]:
-        """All routes, the present ones and those that are remembered."""
+        """Takes the present routes, and returns them with the remembered ones."""
         self._seen = {service: seen for service, seen in self._seen.items() if now < seen[1] + self.SECONDS}
         self._seen |= {service: (route.application, now) for service, route in present.items()}
         remembered = {service: Route(application=application) for service, (application, _) in self._seen.items()}
-        # Nobody fills the memory with names: what is there comes first.
+        # The present services come first, so that names that come and go do not fill the memory.
         room = MAX_SERVICES - len(present)
         extra = [(service, route) for service, route in remembered.items() if service not in present]
         kept = dict(extra[-room:] if room > 0 else [])

@@ -1,4 +1,4 @@
-"""The document on disk: nginx and the control plane start with what was known before anything else answers."""
+"""The document on disk, from which nginx and the control plane start before other programs answer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from balancer.errors import BalancerError
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The document that was saved; an empty one where there is none.
+    """Reads a document; it is empty if there is no file.
 
     Raises:
-        BalancerError: it can't be read.
+        BalancerError: the file can't be read, or has no document.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -27,10 +27,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(path: Path, text: bytes) -> None:
-    """Replaces it by rename: a reader never sees half of it, and a full disk leaves the old one.
+    """Writes a document by rename, so that readers see the whole of it, and a full disk leaves the old one.
 
     Raises:
-        BalancerError: it can't be written.
+        BalancerError: the file can't be written.
     """
     new = path.with_suffix(".new")
     try:

@@ -43,7 +43,7 @@ def snapshot(peers: Sequence[str]) -> str:
         address, _, port = peer.rpartition(":")
         registration = Registration(application="bench", address=address, port=int(port), weight=1)
         replicas.append(Replica(registration=registration, since=0))
-    return json.dumps(document.build(replicas, {}, version="bench", changed=0, updated=0, catalogue={}))
+    return json.dumps(document.build(document.Content(replicas=replicas, routes={}, version="bench")))
 
 
 def endpoints(peers: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
-from balancer import health as module
+from balancer import probe as module
 from balancer.fleet import Health
 from balancer.registration import Registration
 from testbed.calls import open_channel

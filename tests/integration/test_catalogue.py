@@ -167,7 +167,7 @@ def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
     wait_for_states(one, {server.address: "serving"})
 
 
-def test_a_catalogue_that_has_lost_its_data_vouches_for_no_absence_and_an_operator_does(
+def test_replicas_of_a_catalogue_that_has_lost_its_data_are_held_until_an_operator_drops_them(
     consul: Consul, one: ControlPlane, server: ServerProcess
 ) -> None:
     serve(consul, one, server)

@@ -56,7 +56,7 @@ def start(processes: Processes, tools: None) -> Iterator[Start]:  # noqa: ARG001
 
 @pytest.fixture
 def consul(stack: LocalDriver) -> dict[str, str]:
-    """The variables for a catalogue that vouches: the shared stack's."""
+    """The variables for the complete catalogue of the shared stack."""
     return {"CONSUL_ADDRESS": "127.0.0.1", "CONSUL_PORT": str(stack.consul_port)}
 
 

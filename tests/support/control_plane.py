@@ -1,4 +1,4 @@
-"""A control plane of its own, ``python -m balancer``, on what a test renders in the place of consul-template."""
+"""Runs ``python -m balancer`` with registrations that a test renders in place of consul-template."""
 
 from __future__ import annotations
 
@@ -22,54 +22,44 @@ from testbed.wait import wait_for
 from tests.support.drivers import ROOT
 
 SOCKET = Path("run/balancer.sock")
+_COMMAND = [sys.executable, "-m", "balancer"]
 
 
 def line(address: str, port: int, *, app: str = "test", weight: int = 1, **meta: str) -> list[Any]:
-    """A registration as peers.tpl renders it."""
+    """Returns a registration as peers.tpl renders it."""
     return [app, address, port, weight, address, meta]
 
 
 class ControlPlane:
-    """One in a directory; leaving the ``with`` block ends it.
+    """A control plane in a directory; leaving the ``with`` block ends it.
 
     Args:
         home: the directory, of an nginx or of its own.
-        environment: added to its own.
+        environment: added to its own. Without it there is no Consul and no nginx.
 
     Attributes:
         kept: the file of the snapshot.
     """
+
+    process: subprocess.Popen[bytes]
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self.home = home
         self.kept = home / "var/lib/load-balancer/snapshot.json"
         for needed in (home / "run", self.kept.parent):
             needed.mkdir(parents=True, exist_ok=True)
-        # Nobody is there, unless the test says so.
-        self._environment = {
-            "CONSUL_PORT": "1",
-            "LB_STATUS_PORT": "1",
-            "PEER_CIDR": "127.0.0.0/8,::1/128",
-            **environment,
-            "PYTHONPATH": str(ROOT),
-        }
-        self.process = self.start()
+        defaults = {"CONSUL_PORT": "1", "LB_STATUS_PORT": "1", "PEER_CIDR": "127.0.0.0/8,::1/128"}
+        self._environment = {**os.environ, **defaults, **environment, "PYTHONPATH": str(ROOT)}
+        self.start()
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Starts it, again too."""
+    def start(self) -> None:
+        """Starts it, also after :meth:`kill`."""
         with (self.home / "control-plane.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "balancer"],
-                cwd=self.home,
-                env={**os.environ, **self._environment},
-                stdout=log,
-                stderr=log,
-            )
+            self.process = subprocess.Popen(_COMMAND, cwd=self.home, env=self._environment, stdout=log, stderr=log)
         wait_for(self._answers, bool, 20, "the control plane answers")
-        return self.process
 
     def kill(self) -> None:
-        """Kills it outright."""
+        """Kills it."""
         self.process.kill()
         self.process.wait()
 
@@ -81,17 +71,17 @@ class ControlPlane:
         self.process.wait(20)
 
     def render(self, lines: Iterable[Sequence[Any]]) -> None:
-        """Replaces the list, as consul-template does it."""
+        """Replaces the list of registrations, as consul-template does."""
         text = "".join(json.dumps(one) + "\n" for one in lines) + "# end\n"
         (self.home / "run/peers.new").write_text(text)
         (self.home / "run/peers.new").rename(self.home / "run/peers")
 
     def view(self) -> dict[str, Any]:
-        """What it has decided."""
+        """Returns its decisions."""
         return api.call(self.home / SOCKET, "GET", "/replicas")
 
     def states(self) -> dict[str, str]:
-        """The states of its replicas, by address."""
+        """Returns the states of its replicas by address."""
         return {str(one["address"]): str(one["state"]) for one in self.view()["replicas"]}
 
     def snapshot(self) -> Any:
@@ -99,19 +89,14 @@ class ControlPlane:
         return json.loads((self.kept.exists() and self.kept.read_text()) or "{}")
 
     def drop(self, target: str) -> subprocess.CompletedProcess[str]:
-        """``python -m balancer drop``."""
+        """Runs ``python -m balancer drop``."""
+        command = [*_COMMAND, "drop", target]
         return subprocess.run(
-            [sys.executable, "-m", "balancer", "drop", target],
-            cwd=self.home,
-            env={**os.environ, **self._environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+            command, cwd=self.home, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
 
     def log(self) -> str:
-        """What it has printed."""
+        """Returns its output."""
         return (self.home / "control-plane.log").read_text(errors="replace")
 
     def _answers(self) -> bool:
@@ -132,7 +117,7 @@ class _Nginx(LuaNginx):
 
     def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:  # noqa: ARG002 - it has none
         self._started_with = env
-        # nginx clears its environment, but for what is named.
+        # nginx keeps only the variables that its configuration names.
         main = self.directory / "etc/nginx/nginx.conf"
         main.write_text("".join(f"env {name};\n" for name in self.variables) + main.read_text())
         self._render(env)
@@ -160,8 +145,8 @@ class Balancer:
 
     Attributes:
         nginx: the data plane.
-        control_plane: what decides; a test renders for it.
-        target: where calls go.
+        control_plane: the control plane, for which a test renders registrations.
+        target: the address of calls.
     """
 
     def __init__(
@@ -184,17 +169,19 @@ class Balancer:
         self.nginx.stop()
 
     def state(self) -> dict[str, Any]:
-        """What nginx balances over."""
-        return dict(requests.get(f"http://{host_port(self._host, self.port + 1)}/state", timeout=5).json())
+        """Returns the answer of nginx to ``/state``."""
+        return dict(self._get("/state").json())
 
     def states(self) -> dict[str, str]:
-        """The states of nginx's replicas, by address."""
+        """Returns the states of nginx's replicas by address."""
         return {str(one["address"]): str(one["state"]) for one in self.state()["replicas"]}
 
     def date(self) -> float:
-        """The time that nginx has, in seconds since 1970."""
-        response = requests.get(f"http://{host_port(self._host, self.port + 1)}/health", timeout=5)
-        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+        """Returns the time at nginx, in seconds since 1970."""
+        return parsedate_to_datetime(self._get("/health").headers["Date"]).timestamp()
+
+    def _get(self, path: str) -> requests.Response:
+        return requests.get(f"http://{host_port(self._host, self.port + 1)}{path}", timeout=5)
 
     def _configured(self) -> bool:
         try:

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from balancer.fleet import Health
-from balancer.health import Prober
+from balancer.fleet import Health, Replica
+from balancer.prober import Prober
 from balancer.registration import Registration
 from testbed.wait import wait_for
 
@@ -88,7 +88,7 @@ class Probing:
         await asyncio.sleep(0)
 
     def _take(self, registrations: tuple[Registration, ...]) -> None:
-        self._prober.update((one, False, self._known) for one in registrations)
+        self._prober.update(Replica(registration=one, since=0, health=self._known) for one in registrations)
 
     def _heard(self, key: str, health: Health) -> None:
         self.reports.append(Report(time.monotonic(), key, health))
@@ -135,7 +135,7 @@ async def _main() -> None:
             print(json.dumps([time.monotonic(), key, health.value]), flush=True)
 
     prober = Prober(report=heard)
-    prober.update((one, False, Health.SERVING) for one in registrations)
+    prober.update(Replica(registration=one, since=0) for one in registrations)
     await prober.run()
 
 

@@ -1,4 +1,4 @@
-"""Whether Consul's catalogue can vouch for the absence of a replica."""
+"""The completeness of Consul's catalogue."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import requests
 
 from balancer.catalogue import HOLD_SECONDS, Catalogue
 from balancer.errors import BalancerError
-from balancer.registration import Registration
+from tests.support.fleet import registration
 
 URL = "http://127.0.0.1:8500"
 SERVICES, ROOTS, HEALTH = "/v1/catalog/services", "/v1/connect/ca/roots", "/v1/health/service/"
+ASKED = {"cluster": "one.consul", "index": 100, "lost": False}
+SHOP = registration("shop", 2)
 
 
 def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> requests.Response:
@@ -27,7 +29,7 @@ def answer(content: object, status: int = 200, headers: Mapping[str, str] | None
 
 
 class Consul:
-    """What the agent answers."""
+    """The answers of the agent."""
 
     def __init__(self) -> None:
         self.index: object = 100
@@ -38,7 +40,7 @@ class Consul:
         self.problem = ""
         self.roots_problem = ""
         self.now = 1000.0
-        # Called when a question has been sent and its answer is on its way.
+        # Called between a question and its answer.
         self.on_the_way: Callable[[], None] = lambda: None
 
     def get(self, path: str) -> requests.Response:
@@ -57,7 +59,7 @@ class Consul:
         self.on_the_way()
         return found
 
-    def catalogue(self, known: dict[str, object] | None = None) -> Catalogue:
+    def catalogue(self, known: Mapping[str, object] | None = None) -> Catalogue:
         made = Catalogue(URL, known, clock=lambda: self.now)
         made._get = self.get  # type: ignore[method-assign]
         return made
@@ -68,197 +70,168 @@ def consul() -> Consul:
     return Consul()
 
 
-def test_an_answer_without_any_service_does_not_vouch(consul: Consul) -> None:
-    """Consul does not tell who has no token that it has filtered an answer; it lists itself else."""
+@pytest.fixture
+def catalogue(consul: Consul) -> Catalogue:
+    """A catalogue that has been asked once."""
+    made = consul.catalogue()
+    assert made.is_complete()
+    return made
+
+
+def test_an_answer_without_any_service_is_not_complete(consul: Consul) -> None:
+    """Consul lists itself, and does not tell a caller without a token that it has filtered an answer."""
     catalogue = consul.catalogue()
     consul.services = {}
-    assert not catalogue.vouches()
+    assert not catalogue.is_complete()
     assert not catalogue.lost
     consul.services = {"consul": []}
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
 
 
 @pytest.mark.parametrize("later", [100, 101, 10**9])
-def test_a_catalogue_whose_index_does_not_go_back_vouches(consul: Consul, later: int) -> None:
-    catalogue = consul.catalogue()
-    assert catalogue.vouches()
+def test_a_catalogue_whose_index_does_not_go_back_is_complete(consul: Consul, catalogue: Catalogue, later: int) -> None:
     consul.index = later
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
     assert not catalogue.lost
 
 
-def test_a_catalogue_whose_index_goes_back_has_lost_its_data(consul: Consul, caplog: pytest.LogCaptureFixture) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
-    consul.index = 99
-    assert not catalogue.vouches()
-    assert catalogue.lost
-    assert "the catalogue has lost its data cluster=one.consul index=99 before=one.consul 100" in caplog.text
-
-
-def test_a_catalogue_of_another_cluster_has_lost_its_data(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
-    consul.cluster, consul.index = "two.consul", 1000
-    assert not catalogue.vouches()
-    assert catalogue.lost
-
-
-def test_a_catalogue_that_has_lost_its_data_vouches_again_after_a_time(
-    consul: Consul, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("index", "cluster"), [(99, "one.consul"), (1000, "two.consul")])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_catalogue_of_a_lower_index_or_of_another_cluster_has_lost_its_data(
+    consul: Consul, catalogue: Catalogue, caplog: pytest.LogCaptureFixture, index: int, cluster: str, restarted: bool
 ) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
+    if restarted:
+        known = json.loads(json.dumps(catalogue.to_dict()))
+        assert known == ASKED
+        catalogue = consul.catalogue(known)
+        assert not catalogue.lost
+        assert catalogue.to_dict() == known
+    consul.index, consul.cluster = index, cluster
+    assert not catalogue.is_complete()
+    assert catalogue.lost
+    assert f"has lost its data cluster={cluster} index={index} before=one.consul 100" in caplog.text
+
+
+def test_a_catalogue_that_has_lost_its_data_is_complete_after_a_time(
+    consul: Consul, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
     consul.index, consul.cluster = 5, "two.consul"
     for seconds in (0, 1, HOLD_SECONDS - 0.1):
         consul.now = 1000 + seconds
-        assert not catalogue.vouches()
+        assert not catalogue.is_complete()
         consul.index += 1
     consul.now = 1000 + HOLD_SECONDS
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
     assert caplog.text.count("has lost its data") == 1
 
 
-def test_a_second_loss_begins_the_time_anew(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
+def test_after_a_second_loss_the_time_starts_again(consul: Consul, catalogue: Catalogue) -> None:
     consul.index = 50
-    catalogue.vouches()
+    catalogue.is_complete()
     consul.now, consul.index = 1000 + HOLD_SECONDS - 1, 5
-    catalogue.vouches()
+    catalogue.is_complete()
     consul.now = 1000 + 2 * HOLD_SECONDS - 1.1
-    assert not catalogue.vouches()
+    assert not catalogue.is_complete()
     consul.now += 0.1
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
 
 
-@pytest.mark.parametrize(("filtered", "vouches"), [("true", False), ("True", False), ("false", True), ("", True)])
-def test_an_answer_that_is_filtered_by_acls_does_not_vouch(consul: Consul, filtered: str, vouches: bool) -> None:
+@pytest.mark.parametrize(("filtered", "complete"), [("true", False), ("True", False), ("false", True), ("", True)])
+def test_an_answer_that_is_filtered_by_acls_is_not_complete(consul: Consul, filtered: str, complete: bool) -> None:
     consul.filtered = filtered
     catalogue = consul.catalogue()
-    assert catalogue.vouches() is vouches
+    assert catalogue.is_complete() is complete
     assert not catalogue.lost
 
 
-def test_what_can_not_be_asked_is_not_known(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
+def test_a_catalogue_out_of_reach_has_not_lost_its_data(consul: Consul, catalogue: Catalogue) -> None:
     consul.problem = "out of reach"
     with pytest.raises(BalancerError, match="out of reach"):
-        catalogue.vouches()
+        catalogue.is_complete()
     assert not catalogue.lost
     consul.problem = ""
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
 
 
 @pytest.mark.parametrize("index", [None, "", "x", "1.5"])
-def test_an_answer_without_an_index_says_nothing(consul: Consul, index: object) -> None:
+def test_an_answer_without_an_index_raises(consul: Consul, index: object) -> None:
     consul.index = index
     with pytest.raises(BalancerError, match="not of the expected form"):
-        consul.catalogue().vouches()
+        consul.catalogue().is_complete()
 
 
 @pytest.mark.parametrize("cluster", ["", None])
 def test_where_connect_is_off_the_index_alone_decides(consul: Consul, cluster: object) -> None:
     consul.cluster = cluster
     catalogue = consul.catalogue()
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
     consul.cluster, consul.roots_problem = "one.consul", "500 Connect must be enabled in order to use this endpoint"
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
     consul.index = 99
-    assert not catalogue.vouches()
+    assert not catalogue.is_complete()
 
 
-def test_a_cluster_that_does_not_say_which_it_is_any_more_does_not_vouch(consul: Consul) -> None:
+def test_a_cluster_that_does_not_name_itself_any_more_is_not_complete(consul: Consul, catalogue: Catalogue) -> None:
     """Servers that come back without their data may have caught up with a young cluster's index."""
-    catalogue = consul.catalogue()
-    catalogue.vouches()
     consul.index, consul.roots_problem = 101, "500 CA is uninitialized"
     with pytest.raises(BalancerError, match="uninitialized"):
-        catalogue.vouches()
+        catalogue.is_complete()
     consul.roots_problem, consul.cluster = "", "two.consul"
-    assert not catalogue.vouches()
+    assert not catalogue.is_complete()
     assert catalogue.lost
 
 
-def overtaken(consul: Consul, catalogue: Catalogue, first: int, then: int) -> bool:
-    """Whether a catalogue vouches by an answer of index ``first`` that another thread's of ``then`` has overtaken."""
+def ask_in_thread(catalogue: Catalogue) -> bool:
     results: list[bool] = []
-
-    def other() -> None:
-        consul.on_the_way = lambda: None
-        consul.index = then
-        thread = threading.Thread(target=lambda: results.append(catalogue.vouches()))
-        thread.start()
-        thread.join()
-
-    consul.index, consul.on_the_way = first, other
-    vouches = catalogue.vouches()
-    assert len(results) == 1
-    return vouches and results[0]
-
-
-def test_an_answer_that_was_overtaken_is_no_loss(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
-    assert overtaken(consul, catalogue, 110, 120)
-    assert catalogue.knowledge() == {"cluster": "one.consul", "index": 120, "lost": False}
-    assert catalogue.vouches()
-
-
-def test_an_answer_that_was_overtaken_by_the_sign_of_a_loss_does_not_hide_it(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    catalogue.vouches()
-    assert not overtaken(consul, catalogue, 110, 5)
-    assert catalogue.lost
-
-
-def test_an_index_that_was_known_before_the_question_counts_whoever_read_it(consul: Consul) -> None:
-    catalogue = consul.catalogue()
-    consul.index = 200
-    thread = threading.Thread(target=catalogue.vouches)
+    thread = threading.Thread(target=lambda: results.append(catalogue.is_complete()))
     thread.start()
     thread.join()
+    return results[0]
+
+
+@pytest.mark.parametrize(("later", "lost"), [(120, False), (5, True)])
+def test_an_answer_that_another_one_overtakes_is_no_loss_and_does_not_hide_one(
+    consul: Consul, catalogue: Catalogue, later: int, lost: bool
+) -> None:
+    results: list[bool] = []
+
+    def overtake() -> None:
+        consul.index, consul.on_the_way = later, lambda: None
+        results.append(ask_in_thread(catalogue))
+
+    consul.index, consul.on_the_way = 110, overtake
+    complete = catalogue.is_complete()
+    assert len(results) == 1
+    assert (complete and results[0]) is not lost
+    assert catalogue.lost is lost
+    if not lost:
+        assert catalogue.to_dict() == {"cluster": "one.consul", "index": 120, "lost": False}
+        assert catalogue.is_complete()
+
+
+def test_an_index_that_another_thread_has_read_counts(consul: Consul) -> None:
+    catalogue = consul.catalogue()
+    consul.index = 200
+    ask_in_thread(catalogue)
     consul.index = 199
-    assert not catalogue.vouches()
+    assert not catalogue.is_complete()
 
 
-def test_a_later_run_knows_the_catalogue(consul: Consul) -> None:
-    first = consul.catalogue()
-    first.vouches()
-    known = json.loads(json.dumps(first.knowledge()))
-    assert known == {"cluster": "one.consul", "index": 100, "lost": False}
-    later = consul.catalogue(known)
-    assert not later.lost
-    assert later.knowledge() == known
-    consul.index = 99
-    assert not later.vouches()
-
-
-def test_a_later_run_knows_the_cluster(consul: Consul) -> None:
-    consul.cluster, consul.index = "two.consul", 1000
-    assert not consul.catalogue({"cluster": "one.consul", "index": 100, "lost": False}).vouches()
-
-
-def test_in_a_later_run_the_time_of_a_loss_begins_anew(consul: Consul) -> None:
-    known = {"cluster": "one.consul", "index": 100, "lost": True}
+def test_in_a_later_run_the_time_of_a_loss_starts_again(consul: Consul) -> None:
+    known = {**ASKED, "lost": True}
     consul.now = 5.0
-    catalogue = consul.catalogue(dict(known))
-    assert catalogue.knowledge() == known
-    assert not catalogue.vouches()
+    catalogue = consul.catalogue(known)
+    assert catalogue.to_dict() == known
+    assert not catalogue.is_complete()
     consul.now = 5.0 + HOLD_SECONDS
-    assert catalogue.vouches()
+    assert catalogue.is_complete()
 
 
 @pytest.mark.parametrize("known", [None, {}])
-def test_nothing_known_is_nothing_lost(consul: Consul, known: dict[str, object] | None) -> None:
+def test_without_an_earlier_run_nothing_is_lost(consul: Consul, known: dict[str, object] | None) -> None:
     catalogue = consul.catalogue(known)
-    assert catalogue.knowledge() == {"cluster": "", "index": 0, "lost": False}
-    assert catalogue.vouches()
-
-
-def replica(application: str = "shop", address: str = "10.0.0.2", port: int = 80) -> Registration:
-    return Registration(application=application, address=address, port=port, weight=1)
+    assert catalogue.to_dict() == {"cluster": "", "index": 0, "lost": False}
+    assert catalogue.is_complete()
 
 
 def instance(
@@ -269,7 +242,7 @@ def instance(
 
 
 @pytest.mark.parametrize(
-    ("given", "explained"),
+    ("given", "unserved"),
     [
         ({}, True),
         ({"status": "passing"}, False),
@@ -280,89 +253,90 @@ def instance(
         ({"status": "passing", "tag": "other"}, True),
     ],
 )
-def test_only_what_is_not_to_be_served_is_explained(consul: Consul, given: dict[str, Any], explained: bool) -> None:
-    """One that passes has come back after a loss, and the rendered list is older."""
-    consul.instances = {"shop": [instance("10.0.0.2", 80, **given)]}
-    assert consul.catalogue().explained([replica()]) == ({"shop 10.0.0.2:80"} if explained else set())
+def test_a_replica_is_unserved_unless_it_passes_with_weight_and_tag(
+    consul: Consul, given: dict[str, Any], unserved: bool
+) -> None:
+    """A replica that passes has come back after a loss, and the rendered list is older."""
+    consul.instances = {"shop": [instance("10.0.0.2", 7777, **given)]}
+    assert consul.catalogue().find_unserved([SHOP]) == ({"shop 10.0.0.2:7777"} if unserved else set())
 
 
-def test_a_replica_that_the_catalogue_lists_is_explained(consul: Consul) -> None:
+def test_unserved_replicas_are_found_by_application_address_and_port(consul: Consul) -> None:
     consul.instances = {
-        "shop": [instance("10.0.0.2", 80), instance("FD00:0::1", 80), instance("", 80, node="10.0.0.7")],
+        "shop": [instance("10.0.0.2", 7777), instance("FD00:0::1", 7777), instance("", 7777, node="10.0.0.7")],
         "mail": [instance("10.0.0.2", 81)],
     }
     asked = [
-        replica(),
-        replica(port=81),
-        replica("mail"),
-        replica("mail", port=81),
-        replica("none"),
-        replica(address="fd00::1"),
-        replica(address="10.0.0.7"),
-        replica(address="10.9.9.9"),
+        SHOP,
+        registration("shop", 2, port=81),
+        registration("mail", 2),
+        registration("mail", 2, port=81),
+        registration("none", 2),
+        registration("shop", address="fd00::1"),
+        registration("shop", 7),
+        registration("shop", address="10.9.9.9"),
     ]
-    assert consul.catalogue().explained(asked) == {
-        "shop 10.0.0.2:80",
-        "shop [fd00::1]:80",
-        "shop 10.0.0.7:80",
+    assert consul.catalogue().find_unserved(asked) == {
+        "shop 10.0.0.2:7777",
+        "shop [fd00::1]:7777",
+        "shop 10.0.0.7:7777",
         "mail 10.0.0.2:81",
     }
 
 
-def test_nothing_is_asked_about_nobody(consul: Consul) -> None:
+def test_without_replicas_nothing_is_asked(consul: Consul) -> None:
     consul.problem = "asked"
-    assert consul.catalogue().explained([]) == set()
+    assert consul.catalogue().find_unserved([]) == set()
 
 
 @pytest.mark.parametrize("listed", [{"x": 1}, [{}], [5], "x", 5, [{"Service": None}], None])
-def test_a_list_of_another_form_explains_nothing_and_is_told(consul: Consul, listed: object) -> None:
+def test_a_list_of_another_form_raises(consul: Consul, listed: object) -> None:
     consul.instances = {"shop": listed}
     with pytest.raises(BalancerError, match="/v1/health/service/shop: not of the expected form"):
-        consul.catalogue().explained([replica()])
+        consul.catalogue().find_unserved([SHOP])
 
 
-def test_an_instance_without_an_ip_address_is_nobody(consul: Consul) -> None:
-    consul.instances = {"shop": [instance("host.example", 80)]}
-    assert consul.catalogue().explained([replica()]) == set()
+def test_an_instance_without_an_ip_address_matches_no_replica(consul: Consul) -> None:
+    consul.instances = {"shop": [instance("host.example", 7777)]}
+    assert consul.catalogue().find_unserved([SHOP]) == set()
 
 
 @pytest.mark.parametrize("path", [SERVICES, ROOTS, HEALTH + "shop"])
-def test_an_answer_that_is_no_json_is_told(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_an_answer_that_is_not_json_raises(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     def get(_: requests.Session, url: str, **_options: object) -> requests.Response:
-        return answer(
-            b"<html>" if url == URL + path else {"TrustDomain": "x", "consul": []}, headers={"X-Consul-Index": "5"}
-        )
+        content = b"<html>" if url == URL + path else {"TrustDomain": "x", "consul": []}
+        return answer(content, headers={"X-Consul-Index": "5"})
 
     monkeypatch.setattr(requests.Session, "get", get)
     catalogue = Catalogue(URL)
     with pytest.raises(BalancerError, match=path):
-        catalogue.explained([replica()]) if path.startswith(HEALTH) else catalogue.vouches()
+        catalogue.find_unserved([SHOP]) if path.startswith(HEALTH) else catalogue.is_complete()
 
 
 @pytest.mark.parametrize("status", [301, 403, 404, 429, 500, 503])
-def test_any_status_but_200_is_told(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+def test_any_status_but_200_raises(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(b"Permission denied\n", status))
     with pytest.raises(BalancerError, match=f"^{URL}/v1/catalog/services: {status} Permission denied$"):
-        Catalogue(URL).vouches()
+        Catalogue(URL).is_complete()
 
 
-def test_a_long_answer_is_told_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_has_a_part_of_a_long_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(b"x" * 10**6, 500))
     with pytest.raises(BalancerError) as caught:
-        Catalogue(URL).vouches()
+        Catalogue(URL).is_complete()
     assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
     "error", [requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError]
 )
-def test_an_agent_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_an_agent_out_of_reach_raises(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def get(*_: object, **__: object) -> requests.Response:
         raise error
 
     monkeypatch.setattr(requests.Session, "get", get)
     with pytest.raises(BalancerError, match=f"^Consul at {URL} is out of reach: {error.__name__}$"):
-        Catalogue(URL).vouches()
+        Catalogue(URL).is_complete()
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,5 +347,5 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         return answer({}, headers={"X-Consul-Index": "1"})
 
     monkeypatch.setattr(requests.Session, "get", get)
-    Catalogue(URL).vouches()
+    Catalogue(URL).is_complete()
     assert seen == [False, False]

@@ -1,4 +1,4 @@
-"""What the control plane takes of what is registered."""
+"""The registrations that the control plane takes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
 from balancer import registration
 from balancer.registration import Parser, Refusal, Registration
+from tests.support.fleet import registration as make_registration
 
 NETWORKS = ("10.0.0.0/8", "fd00::/8")
 NODE = "192.0.2.1"
 # As the template renders them.
 FIELDS = {"name": "shop", "address": "10.0.0.2", "port": 7777, "weight": 1, "node": NODE, "meta": {}}
-WHOLE = Registration(application="shop", address="10.0.0.2", port=7777, weight=1)
+WHOLE = make_registration("shop", 2)
+SINCE = "2026-01-02T03:04:05+00:00"
+CONSUL_PORTS = (8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600)
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     return Parser(ip_network(network) for network in NETWORKS)
 
 
@@ -32,154 +36,143 @@ def file(lines: Iterable[str]) -> str:
     return "".join(f"{one}\n" for one in (*lines, "# end"))
 
 
-def parsed(*lines: str) -> tuple[list[Registration], list[Refusal]]:
-    found = parser().parse(file(lines))
+def parse(
+    *lines: str, parser: Parser | None = None, present: Iterable[str] = ()
+) -> tuple[list[Registration], list[Refusal]]:
+    found = (parser or make_parser()).parse(file(lines), present)
     assert found is not None
     return found
 
 
-def taken(**given: object) -> Registration:
-    found, refused = parsed(line(**given))
+def take(**given: object) -> Registration:
+    found, refused = parse(line(**given))
     assert not refused
     return found[0]
 
 
-def refused(**given: object) -> Refusal:
-    found, refusals = parsed(line(**given))
+def refuse(**given: object) -> Refusal:
+    found, refused = parse(line(**given))
     assert not found
-    return refusals[0]
+    return refused[0]
+
+
+def pair(**values: Iterable[object]) -> list[tuple[str, object]]:
+    """Each value with the name of its field."""
+    return [(name, value) for name, several in values.items() for value in several]
 
 
 def test_a_registration_of_the_usual_form_is_taken() -> None:
-    meta = {
-        "grpc_services": "shop.B,shop.A",
-        "grpc_health": "shop.A",
-        "grpc_since": "2026-01-02T03:04:05+00:00",
-        "version": "2",
-    }
-    assert taken(weight=9, meta=meta) == Registration(
-        application="shop",
-        address="10.0.0.2",
-        port=7777,
-        weight=9,
-        services=("shop.A", "shop.B"),
-        health="shop.A",
-        since="2026-01-02T03:04:05+00:00",
-    )
+    meta = {"grpc_services": "shop.B,shop.A", "grpc_health": "shop.A", "grpc_since": SINCE, "version": "2"}
+    expected = replace(WHOLE, weight=9, services=("shop.A", "shop.B"), health="shop.A", since=SINCE)
+    assert take(weight=9, meta=meta) == expected
 
 
 def test_a_key_tells_applications_and_addresses_apart() -> None:
     assert WHOLE.key == "shop 10.0.0.2:7777"
-    assert taken(address="fd00::2").key == "shop [fd00::2]:7777"
-
-
-@pytest.mark.parametrize("name", ["a", "A-b_c", "9", "a" * 63])
-def test_a_name_of_letters_digits_and_dashes_is_taken(name: str) -> None:
-    assert taken(name=name).application == name
+    assert take(address="fd00::2").key == "shop [fd00::2]:7777"
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a" * 64, "a b", "-a", "a-", "a.b", "a\n", "ä", "a;b", '"', "../a", None, 5, True, [], {}, ["a"]]
+    ("field", "value"),
+    pair(name=["a", "A-b_c", "9", "a" * 63], port=[1, 80, 7777, 65535], weight=[1, 65535]),
 )
-def test_any_other_name_is_refused(name: object) -> None:
-    assert refused(name=name).reason == "the name is not of 1 to 63 letters, digits, - and _"
-
-
-@pytest.mark.parametrize("port", [1, 80, 7777, 65535])
-def test_a_port_from_1_to_65535_is_taken(port: int) -> None:
-    assert taken(port=port).port == port
+def test_a_value_of_the_expected_form_is_taken(field: str, value: object) -> None:
+    assert getattr(take(**{field: value}), "application" if field == "name" else field) == value
 
 
 @pytest.mark.parametrize(
-    "port", [0, -1, 65536, 8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600, "7777", 7777.0, None, True, [7777], {}]
+    ("field", "value"),
+    pair(
+        name=["", "a" * 64, "a b", "-a", "a-", "a.b", "a\n", "ä", "a;b", '"', "../a", None, 5, True, [], {}, ["a"]],
+        port=[0, -1, 65536, *CONSUL_PORTS, "7777", 7777.0, None, True, [7777], {}],
+        weight=[-1, 65536, "1", 1.5, None, True, False, [], {}],
+    ),
 )
-def test_any_other_port_and_those_of_consul_are_refused(port: object) -> None:
-    assert "a replica's port must be from 1 to 65535 and none of Consul's own" in refused(port=port).reason
-
-
-@pytest.mark.parametrize("weight", [1, 65535])
-def test_a_weight_from_1_to_65535_is_taken(weight: int) -> None:
-    assert taken(weight=weight).weight == weight
+def test_a_value_of_another_form_is_refused_with_the_reason(field: str, value: object) -> None:
+    reasons = {
+        "name": "the name is not of 1 to 63 letters, digits, - and _",
+        "port": "a replica's port must be from 1 to 65535 and none of Consul's own (got ",
+        "weight": "the weight must be from 0 to 65535 (got ",
+    }
+    reason, got, _ = refuse(**{field: value}).reason.partition("(got ")
+    assert reason + got == reasons[field]
 
 
 def test_a_replica_of_weight_0_is_neither_taken_nor_refused() -> None:
-    assert parsed(line(weight=0)) == ([], [])
-
-
-@pytest.mark.parametrize("weight", [-1, 65536, "1", 1.5, None, True, False, [], {}])
-def test_any_other_weight_is_refused(weight: object) -> None:
-    assert refused(weight=weight).reason.startswith("the weight must be from 0 to 65535 (got ")
+    assert parse(line(weight=0)) == ([], [])
 
 
 @pytest.mark.parametrize(
-    ("given", "address"),
+    ("given", "node", "address"),
     [
-        ("10.255.255.255", "10.255.255.255"),
-        ("fd00:0:0::00A2", "fd00::a2"),
-        ("FD00::1", "fd00::1"),
-        (NODE, NODE),
-        ("", NODE),
-        (None, NODE),
+        ("10.255.255.255", NODE, "10.255.255.255"),
+        ("fd00:0:0::00A2", NODE, "fd00::a2"),
+        ("FD00::1", NODE, "fd00::1"),
+        (NODE, NODE, NODE),
+        ("", NODE, NODE),
+        (None, NODE, NODE),
+        ("2001:DB8::1", "2001:db8:0::1", "2001:db8::1"),
     ],
 )
-def test_an_address_is_taken_in_its_canonical_form_and_without_one_the_nodes(given: object, address: str) -> None:
-    assert taken(address=given).address == address
-
-
-def test_the_nodes_own_address_is_taken_in_any_spelling() -> None:
-    assert taken(address="2001:DB8::1", node="2001:db8:0::1").address == "2001:db8::1"
+def test_an_address_is_taken_in_its_canonical_form_and_without_one_the_nodes(
+    given: object, node: str, address: str
+) -> None:
+    assert take(address=given, node=node).address == address
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"),
+    ("address", "shown"),
     [
-        ("localhost", "the address must be an IP address (got 'localhost')"),
-        ("10.0.0.2 ", "the address must be an IP address (got '10.0.0.2 ')"),
-        ("10.0.0.02", "the address must be an IP address (got '10.0.0.02')"),
-        ("10.0.0.2:80", "the address must be an IP address (got '10.0.0.2:80')"),
-        ("10.0.0.0/8", "the address must be an IP address (got '10.0.0.0/8')"),
-        ("[fd00::1]", "the address must be an IP address (got '[fd00::1]')"),
-        ("fd00::1%eth0", "the address must be an IP address (got 'fd00::1%eth0')"),
-        ("unix:/run/x", "the address must be an IP address (got 'unix:/run/x')"),
-        (167772162, "the address must be an IP address (got 167772162)"),
-        (["10.0.0.2"], "the address must be an IP address (got a list)"),
-        ("0.0.0.0", "0.0.0.0 is not the address of one host"),
-        ("::", ":: is not the address of one host"),
-        ("224.0.0.1", "224.0.0.1 is not the address of one host"),
-        ("ff02::1", "ff02::1 is not the address of one host"),
-        ("127.0.0.1", "127.0.0.1 is neither its node's address nor in PEER_CIDR"),
-        ("::1", "::1 is neither its node's address nor in PEER_CIDR"),
-        ("11.0.0.1", "11.0.0.1 is neither its node's address nor in PEER_CIDR"),
-        ("fe80::1", "fe80::1 is neither its node's address nor in PEER_CIDR"),
+        *((text, repr(text)) for text in ("localhost", "10.0.0.2 ", "10.0.0.02", "10.0.0.2:80", "10.0.0.0/8")),
+        *((text, repr(text)) for text in ("[fd00::1]", "fd00::1%eth0", "unix:/run/x", 167772162)),
+        (["10.0.0.2"], "a list"),
     ],
 )
-def test_an_address_of_another_form_or_place_is_refused_with_the_reason(address: object, reason: str) -> None:
-    assert refused(address=address).reason == reason
+def test_an_address_of_another_form_is_refused(address: object, shown: str) -> None:
+    assert refuse(address=address).reason == f"the address must be an IP address (got {shown})"
 
 
-def test_a_node_whose_address_stands_for_no_host_does_not_help() -> None:
-    assert refused(address="0.0.0.0", node="0.0.0.0").reason == "0.0.0.0 is not the address of one host"
-    assert refused(address="", node="").reason == "the address must be an IP address (got '')"
-    assert refused(address="", node=None).reason == "the address must be an IP address (got None)"
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
+def test_an_address_of_many_hosts_is_refused(address: str) -> None:
+    assert refuse(address=address).reason == f"{address} is not the address of one host"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "11.0.0.1", "fe80::1"])
+def test_an_address_outside_of_the_networks_is_refused(address: str) -> None:
+    assert refuse(address=address).reason == f"{address} is neither its node's address nor in PEER_CIDR"
+
+
+@pytest.mark.parametrize(
+    ("address", "node", "reason"),
+    [
+        ("0.0.0.0", "0.0.0.0", "0.0.0.0 is not the address of one host"),
+        ("", "", "the address must be an IP address (got '')"),
+        ("", None, "the address must be an IP address (got None)"),
+    ],
+)
+def test_a_node_whose_address_stands_for_no_host_does_not_help(address: str, node: object, reason: str) -> None:
+    assert refuse(address=address, node=node).reason == reason
 
 
 def test_without_networks_only_the_nodes_own_address_is_taken() -> None:
-    found = Parser([]).parse(file([line(), line(address=NODE)]))
-    assert found is not None
-    assert [one.address for one in found[0]] == [NODE]
-    assert [one.address for one in found[1]] == ["10.0.0.2"]
+    found, refused = parse(line(), line(address=NODE), parser=Parser([]))
+    assert [one.address for one in found] == [NODE]
+    assert [one.address for one in refused] == ["10.0.0.2"]
+
+
+def repeat(value: object) -> dict[str, object]:
+    return dict.fromkeys(("grpc_services", "grpc_health", "grpc_since"), value)
 
 
 @pytest.mark.parametrize(
-    "meta", [None, {}, [], [1, 2], 5, "grpc_services", True, {"other": "x"}, {"grpc_services": None}]
+    "meta",
+    [
+        *(None, {}, [], [1, 2], 5, "grpc_services", True, {"other": "x"}, {"grpc_services": None}),
+        *map(repeat, (None, "", 0, False, [], {})),
+    ],
 )
-def test_metadata_of_another_form_says_nothing(meta: object) -> None:
-    assert taken(meta=meta) == WHOLE
-
-
-@pytest.mark.parametrize("empty", [None, "", 0, False, [], {}])
-def test_metadata_that_is_empty_says_nothing(empty: object) -> None:
-    assert taken(meta={"grpc_services": empty, "grpc_health": empty, "grpc_since": empty}) == WHOLE
+def test_metadata_of_another_form_or_without_values_is_ignored(meta: object) -> None:
+    assert take(meta=meta) == WHOLE
 
 
 def test_services_of_several_values_are_one_sorted_list() -> None:
@@ -189,109 +182,84 @@ def test_services_of_several_values_are_one_sorted_list() -> None:
         "grpc_services_2": "c",
         "grpc_services_9": "no.No",
     }
-    assert taken(meta=meta).services == ("a.A", "b.B", "c", "z.Z")
+    assert take(meta=meta).services == ("a.A", "b.B", "c", "z.Z")
+
+
+SERVICES = ["a b", "a;", "a.", ".a", "1a", "a\n.b", "a/b", "ä", "a,$(x)", "\ud800", True, 5, [1], {"a": 1}]
 
 
 @pytest.mark.parametrize(
-    "value", ["a b", "a;", "a.", ".a", "1a", "a\n.b", "a/b", "ä", "a,$(x)", "\ud800", True, 5, [1], {"a": 1}]
+    ("key", "value"),
+    pair(
+        grpc_services=SERVICES,
+        grpc_services_8=SERVICES,
+        grpc_health=["a b", "a,b", "a.", "\ud800", "ä", True, 5, ["a"], {"a": 1}],
+    ),
 )
-def test_services_that_are_no_names_are_refused(value: object) -> None:
-    assert refused(meta={"grpc_services": value}).reason.startswith("grpc_services must be gRPC services' names (got ")
-    assert refused(meta={"grpc_services_8": value}).reason.startswith("grpc_services_8 must be gRPC services' names")
-
-
-@pytest.mark.parametrize("value", ["a b", "a,b", "a.", "\ud800", "ä", True, 5, ["a"], {"a": 1}])
-def test_a_health_name_that_is_none_is_refused(value: object) -> None:
-    assert refused(meta={"grpc_health": value}).reason.startswith("grpc_health must be a gRPC service's name (got ")
+def test_metadata_with_something_else_than_names_is_refused(key: str, value: object) -> None:
+    names = "a gRPC service's name" if key == "grpc_health" else "gRPC services' names"
+    assert refuse(meta={key: value}).reason.startswith(f"{key} must be {names} (got ")
 
 
 @pytest.mark.parametrize(
     "since",
     [
-        "2026-01-02T03:04:05Z",
-        "2026-01-02T03:04:05+01:00",
-        "2026-01-02T03:04:05.5+00:00",
-        "2026-01-02 03:04:05+00:00",
-        "2026-01-02T03:04:05+00:00\n",
-        "٢٠٢٦-01-02T03:04:05+00:00",
-        "0",
-        "",
-        0,
-        True,
-        ["2026-01-02T03:04:05+00:00"],
+        *(f"2026-01-02T03:04:05{zone}" for zone in ("Z", "+01:00", ".5+00:00", "+00:00\n")),
+        *("2026-01-02 03:04:05+00:00", "٢٠٢٦-01-02T03:04:05+00:00", "0", "", 0, True, [SINCE]),
     ],
 )
-def test_a_time_of_another_form_is_as_if_there_were_none(since: object) -> None:
-    assert taken(meta={"grpc_since": since}).since == ""
+def test_a_time_of_another_form_is_ignored(since: object) -> None:
+    assert take(meta={"grpc_since": since}).since == ""
 
 
-def test_a_refusal_shows_what_was_registered_and_why() -> None:
-    assert refused(name="a b", address="10.0.0.9", port=80) == Refusal(
+def test_a_refusal_shows_the_registration_and_the_reason() -> None:
+    assert refuse(name="a b", address="10.0.0.9", port=80) == Refusal(
         application="a b", address="10.0.0.9", port=80, reason="the name is not of 1 to 63 letters, digits, - and _"
     )
-    assert refused(name="a b", address="").address == NODE
-    assert refused(port=70000).port == 70000
+    assert refuse(name="a b", address="").address == NODE
+    assert refuse(port=70000).port == 70000
 
 
-def test_a_refusal_is_of_limited_size_whatever_was_registered() -> None:
+def test_a_refusal_is_of_limited_size() -> None:
     vast = "x" * 10**6
-    for given in (
-        {"name": vast, "address": vast},
-        {"address": vast},
-        {"port": vast},
-        {"weight": vast},
-        {"port": 10**4000},
-        {"weight": 10**4000},
-        {"meta": {"grpc_services": vast + "!"}},
-        {"meta": {"grpc_health": vast + "!"}},
-    ):
-        assert len(json.dumps(vars(refused(**given)))) < 1000
-    _, refusals = parsed(vast)
+    metas = [{key: vast + "!"} for key in ("grpc_services", "grpc_health")]
+    for field, value in pair(address=[vast], port=[vast, 10**4000], weight=[vast, 10**4000], meta=metas):
+        assert len(json.dumps(vars(refuse(**{field: value})))) < 1000
+    assert len(json.dumps(vars(refuse(name=vast, address=vast)))) < 1000
+    _, refusals = parse(vast)
     assert len(refusals[0].reason) < 200
 
 
+AFTER = ("", "\n", "\n# end", "\n# en", f"\n# end\n{line()[:9]}", f"\n# end\n{line()}\n", "\n#end\n")
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n",
-        "# end",
-        "# end\n\n",
-        "# end\n\n# end",
-        line(),
-        line() + "\n",
-        line() + "\n# end",
-        line() + "\n# en",
-        line() + "\n# end\n" + line()[:9],
-        line() + "\n# end\n" + line() + "\n",
-        line()[:20],
-        line() + "\n#end\n",
-    ],
+    "text", ["", "\n", "# end", "# end\n\n", "# end\n\n# end", line()[:20], *(line() + after for after in AFTER)]
 )
 def test_a_file_that_is_not_whole_is_not_read(text: str) -> None:
-    assert parser().parse(text) is None
+    assert make_parser().parse(text) is None
 
 
 @pytest.mark.parametrize("lines", [[], [""], ["", "  ", "\t"]])
 def test_a_file_of_no_registration_is_whole(lines: list[str]) -> None:
-    assert parsed(*lines) == ([], [])
+    assert parse(*lines) == ([], [])
 
 
 def test_registrations_come_in_the_order_of_their_keys() -> None:
-    found, _ = parsed(*(line(name=name, address=address) for name in "cab" for address in ("10.0.0.3", "10.0.0.1")))
+    found, _ = parse(*(line(name=name, address=address) for name in "cab" for address in ("10.0.0.3", "10.0.0.1")))
     assert [one.key for one in found] == sorted(one.key for one in found)
     assert len(found) == 6
 
 
 def test_of_two_with_the_same_key_the_same_one_is_taken_in_any_order() -> None:
     duplicates = [line(weight=1), line(weight=2), line(meta={"grpc_health": "a.A"}), line(address="fd00::1")]
-    results = [parsed(*order) for order in itertools.permutations(duplicates)]
+    results = [parse(*order) for order in itertools.permutations(duplicates)]
     assert all(result == results[0] for result in results)
     assert [one.key for one in results[0][0]] == ["shop 10.0.0.2:7777", "shop [fd00::1]:7777"]
 
 
 def test_the_same_address_may_have_several_applications_and_ports() -> None:
-    found, _ = parsed(line(), line(name="other"), line(port=1))
+    found, _ = parse(line(), line(name="other"), line(port=1))
     assert len(found) == 3
 
 
@@ -301,7 +269,7 @@ def many(count: int) -> list[str]:
 
 def test_replicas_beyond_the_limit_are_refused_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "MAX_REPLICAS", 3)
-    found, refusals = parsed(*many(5))
+    found, refusals = parse(*many(5))
     assert [one.address for one in found] == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
     assert refusals == [
         Refusal(application="shop", address=address, port=7777, reason="there are more than 3 replicas")
@@ -309,67 +277,54 @@ def test_replicas_beyond_the_limit_are_refused_with_their_names(monkeypatch: pyt
     ]
 
 
-def test_replicas_that_were_there_stay_whoever_registers_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_present_replicas_stay_when_new_ones_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "MAX_REPLICAS", 3)
-    present = ["shop 10.0.0.4:7777", "shop 10.0.0.3:7777", "shop 10.9.9.9:7777"]
-    found = parser().parse(file([*many(5), line(name="a", address="10.0.0.0")]), iter(present))
-    assert found is not None
-    assert [one.key for one in found[0]] == ["a 10.0.0.0:7777", "shop 10.0.0.3:7777", "shop 10.0.0.4:7777"]
-    assert len(found[1]) == 3
+    present = iter(["shop 10.0.0.4:7777", "shop 10.0.0.3:7777", "shop 10.9.9.9:7777"])
+    found, refusals = parse(*many(5), line(name="a", address="10.0.0.0"), present=present)
+    assert [one.key for one in found] == ["a 10.0.0.0:7777", "shop 10.0.0.3:7777", "shop 10.0.0.4:7777"]
+    assert len(refusals) == 3
+
+
+def test_lists_of_services_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "_MAX_LISTS", 6)
+    lists = enumerate(("a.A", "b.B", "c.C", "a.A"), 1)
+    lines = [line(port=port, meta={"grpc_services": services}) for port, services in lists]
+    found, refusals = parse(*lines, present=["shop 10.0.0.2:3"])
+    assert [one.port for one in found] == [1, 3, 4]
+    assert [(one.port, one.reason) for one in refusals] == [(2, "there are too many lists of services")]
 
 
 def test_a_whole_fleet_is_taken() -> None:
-    found, refusals = parsed(*many(registration.MAX_REPLICAS + 1))
+    found, refusals = parse(*many(registration.MAX_REPLICAS + 1))
     assert (len(found), len(refusals)) == (registration.MAX_REPLICAS, 1)
 
 
-def test_a_line_that_was_read_before_is_not_parsed_again() -> None:
-    reader = parser()
-    first, second = reader.parse(file([line()])), reader.parse(file([line(), line(port=1)]))
-    assert first
-    assert second
-    assert next(one for one in second[0] if one.port == 7777) is first[0][0]
-
-
-def test_a_line_that_has_left_the_file_is_forgotten() -> None:
-    reader = parser()
-    first, without, again = reader.parse(file([line()])), reader.parse(file([])), reader.parse(file([line()]))
-    assert first
-    assert again
-    assert without == ([], [])
-    assert again[0] == first[0]
-    assert again[0][0] is not first[0][0]
-
-
-def test_a_file_that_is_not_whole_forgets_nothing() -> None:
-    reader = parser()
-    first = reader.parse(file([line()]))
-    assert reader.parse(line()) is None
-    again = reader.parse(file([line()]))
-    assert first
-    assert again
-    assert again[0][0] is first[0][0]
+def test_a_line_is_parsed_again_only_after_a_whole_file_without_it() -> None:
+    parser = make_parser()
+    [first], _ = parse(line(), parser=parser)
+    assert parser.parse(line()) is None
+    found, _ = parse(line(), line(port=1), parser=parser)
+    assert next(one for one in found if one.port == 7777) is first
+    assert parse(parser=parser) == ([], [])
+    [again], _ = parse(line(), parser=parser)
+    assert again == first
+    assert again is not first
 
 
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
-DEPTHS = (
-    10,
-    sys.getrecursionlimit() // 2,
-    *range(sys.getrecursionlimit() - 120, sys.getrecursionlimit() + 5, 3),
-    10**5,
-)
+LIMIT = sys.getrecursionlimit()
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [10, LIMIT // 2, *range(LIMIT - 120, LIMIT + 5, 3), 10**5])
 def test_json_of_any_depth_is_refused(depth: int) -> None:
     template = line(name="NAME", port=0)
     deep = [nested(depth), template.replace('"NAME"', nested(depth)), template.replace(" 0,", f" {nested(depth)},")]
     deep += [line(address="X").replace('"X"', nested(depth)), line(weight="X").replace('"X"', nested(depth))]
     deep += [line(meta={key: "X"}).replace('"X"', nested(depth)) for key in ("grpc_services", "grpc_health")]
-    found, refusals = parsed(*deep)
+    found, refusals = parse(*deep)
     assert not found
     assert len(refusals) == len(set(deep))
 
@@ -377,33 +332,27 @@ def test_json_of_any_depth_is_refused(depth: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x",
-        "null",
-        "5",
-        '"text"',
-        "{}",
-        "[]",
-        "[1,2,3,4,5]",
-        "[1,2,3,4,5,6,7]",
-        "[,,,,,]",
-        line()[:-1],
-        line() + line(),
-        "9" * 5000,
-        "[" + ",".join(["9" * 4300] * 6) + "]",
-        "[" + ",".join(["9" * 5000] * 6) + "]",
-        "[NaN, NaN, NaN, NaN, NaN, NaN]",
+        *(
+            "x",
+            "null",
+            "5",
+            '"text"',
+            "{}",
+            "[]",
+            "[1,2,3,4,5]",
+            "[1,2,3,4,5,6,7]",
+            "[,,,,,]",
+            "\0",
+            "# another comment",
+        ),
+        *("9" * 5000, line()[:-1], line() + line(), "\ufeff" + line()),
+        *(f"[{','.join([value] * 6)}]" for value in ("9" * 4300, "9" * 5000, "NaN", "null", "{}", '"\\ud800"')),
         "[Infinity, -Infinity, 1e999, -1e999, null, null]",
-        "[" + ",".join(['"\\ud800"'] * 6) + "]",
-        "[null, null, null, null, null, null]",
         "[false, true, false, true, false, true]",
-        "[{}, {}, {}, {}, {}, {}]",
-        "\0",
-        "\ufeff" + line(),
-        "# another comment",
     ],
 )
-def test_a_line_of_another_form_is_refused_and_can_be_told_as_json(text: str) -> None:
-    found, refusals = parsed(line(), text)
+def test_a_line_of_another_form_is_refused_and_can_be_shown_as_json(text: str) -> None:
+    found, refusals = parse(line(), text)
     assert found == [WHOLE]
     assert len(refusals) == 1
     assert json.loads(json.dumps(vars(refusals[0]))) == vars(refusals[0])

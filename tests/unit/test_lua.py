@@ -16,7 +16,7 @@ import pytest
 from balancer import document
 from balancer.fleet import Health, Replica
 from balancer.registration import Registration
-from balancer.routes import Route, routes
+from balancer.routes import Route, compute_routes
 from tests.support.lua import Shared, Worker
 
 CALL = "/shop.A/Buy"
@@ -44,8 +44,8 @@ def replica(
 
 def build(replicas: Sequence[Replica], remembered: Iterable[str] = (), version: str = "v") -> dict[str, Any]:
     found = {service: Route(application="gone") for service in remembered}
-    found |= routes(one.registration for one in replicas)
-    return document.build(replicas, found, version=version, changed=1, updated=2, catalogue={})
+    found |= compute_routes(one.registration for one in replicas)
+    return document.build(document.Content(replicas=replicas, routes=found, version=version, changed=1, updated=2))
 
 
 class Balancer:
