@@ -74,7 +74,7 @@ def serve(one: Balancer, servers: Servers, *more: list[Any], seconds: float = 10
 
 
 def many(count: int, port: int) -> list[list[Any]]:
-    """So many registrations of another application at loopback addresses of their own, each with a health service."""
+    """Makes registrations of another application at loopback addresses of their own, each with a health service."""
     crowd = {**HEALTH, "app": "crowd", "grpc_services": "shop.Crowd"}
     return [line(f"{NETWORK}.{10 + number // 250}.{1 + number % 250}", port, **crowd) for number in range(count)]
 

@@ -38,7 +38,7 @@ class Registration:
 
     @property
     def target(self) -> str:
-        """Where it is called without the balancer."""
+        """Its address without the balancer."""
         return f"{self.address}:{PORT}"
 
     def register(self, *, wait: bool = True) -> None:
