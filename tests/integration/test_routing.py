@@ -95,7 +95,7 @@ def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
             assert status == "OK"
             for name in (PING, SERVICE, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"):
                 assert name.encode() in answer
-            # The file of a service comes from a replica with that service, a file by its name from any replica with that file.
+            # A service is asked of a replica that has it, a file of any replica that has that.
             status, answer = reflect(stack, method, file_containing_symbol=PING)
             assert (status, b"protos/api.proto" in answer) == ("OK", True)
             assert b"SayHello" in reflect(stack, method, file_by_filename="protos/api.proto")[1]
