@@ -5,8 +5,8 @@ from __future__ import annotations
 import requests
 
 
-def make_session() -> requests.Session:
-    """Makes a session that ignores the environment's proxies, which do not reach the programs of this stack."""
+def session() -> requests.Session:
+    """Returns a new session that ignores the environment's proxies, which do not reach the programs of this stack."""
     made = requests.Session()
     made.trust_env = False
     return made

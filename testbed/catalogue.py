@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from common.http import make_session
+from common.http import session
 from testbed import programs
 from testbed.ports import free_ports
 from testbed.processes import Processes
@@ -38,21 +38,21 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        session = make_session()
+        client = session()
         base = f"http://{_ADDRESS}:{http}/v1"
         with processes.explained("the catalogue", "catalogue"):
-            wait_for(lambda: _has_leader(session, base), bool, _START_SECONDS, "the catalogue's leader")
+            wait_for(lambda: _has_leader(client, base), bool, _START_SECONDS, "the catalogue's leader")
             node = {"Node": _NODE, "Address": _NODE_ADDRESS}
-            session.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
+            client.put(f"{base}/catalog/register", json=node, timeout=10).raise_for_status()
             transact(base.removesuffix("/v1"), [_operation(peer) for peer in peers])
         yield f"{_ADDRESS}:{http}"
     finally:
         processes.stop(agent)
 
 
-def _has_leader(session: requests.Session, base: str) -> bool:
+def _has_leader(client: requests.Session, base: str) -> bool:
     try:
-        return bool(session.get(f"{base}/status/leader", timeout=5).json())
+        return bool(client.get(f"{base}/status/leader", timeout=5).json())
     except (requests.ConnectionError, requests.JSONDecodeError):
         return False
 
@@ -63,10 +63,10 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with make_session() as session:
+    with session() as client:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
-            session.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
+            client.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()
 
 
 def _operation(peer: str) -> dict[str, object]:

@@ -48,7 +48,7 @@ def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
 
 
 def tried_call(stack: ComposeDriver, application: str, method: str, data: object) -> list[dict[str, Any]]:
-    """What the client prints for a call through the balancer; nothing while that fails."""
+    """Returns the output of the client for a call through the balancer; empty while that fails."""
     command = [sys.executable, "-m", "grpc_client", "--port", str(stack.port), "--application", application]
     try:
         lines = run([*command, "--call", method, "--data", json.dumps(data)]).splitlines()
@@ -58,7 +58,7 @@ def tried_call(stack: ComposeDriver, application: str, method: str, data: object
 
 
 def call(stack: ComposeDriver, application: str, method: str, data: object) -> list[object]:
-    """What each answer of a call through the balancer says, which is by one of the application's replicas."""
+    """Returns the values of the answers of a call through the balancer; all are of the application's replica."""
     look = partial(tried_call, stack, application, method, data)
     found = wait_for(look, bool, PATIENCE_SECONDS, f"{method} is answered")
     assert {answer.pop("replica") for answer in found} == {stack.execute(application, "hostname").strip()}
@@ -67,7 +67,7 @@ def call(stack: ComposeDriver, application: str, method: str, data: object) -> l
 
 @contextmanager
 def calls_of(stack: ComposeDriver, path: str, message: bytes) -> Iterator[Counter[str]]:
-    """One caller of that method all the while; afterwards the counter has the statuses."""
+    """Calls that method in the background; afterwards the counter has the statuses."""
     with open_channel(target(stack)) as channel:
         method = channel.unary_unary(path)
 
@@ -108,7 +108,7 @@ def numbers_are_answered(stack: ComposeDriver) -> None:
 
 
 def typed(title: str) -> tuple[list[str], list[str]]:
-    """What a reader of a section of README.md types, and what the section says that comes of it."""
+    """Returns the commands of a section of README.md, and their output."""
     (section,) = re.findall(rf"^## {title}\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     commands, answers_, end = [], [], ""
     for line in "\n".join(re.findall(r"```console\n(.*?)```", section, re.DOTALL)).splitlines():

@@ -52,12 +52,7 @@ def test_a_configuration_that_nginx_refuses_leaves_the_last_good_one(restored: L
     try:
         with calls_going_on(restored) as seen:
             restored.execute(BALANCER, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "consul-template")
-            wait_for(
-                lambda: "\n".join(restored.logs(BALANCER)),
-                lambda text: "nginx refuses the configuration" in text,
-                20,
-                "the log says why",
-            )
+            restored.wait_for_log(BALANCER, "nginx refuses the configuration")
             wait_for(configuration.read_text, lambda text: text == rendered, 10, "the last good configuration is back")
         assert set(seen) == {"OK"}, seen
         restored.execute(BALANCER, "supervisorctl", "-c", "etc/supervisord.conf", "restart", "nginx")

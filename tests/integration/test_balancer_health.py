@@ -33,8 +33,8 @@ from tests.support import frames
 from tests.support.balancer import descriptors
 from tests.support.drivers import ROOT
 from tests.support.prober import Probing, as_json
-from tests.support.replicas import PORT, ServerProcess, dripping
 from tests.support.scripted import RawServer
+from tests.support.server_process import PORT, ServerProcess, dripping
 
 NAME = "tests.Health"
 Status = health_pb2.HealthCheckResponse

@@ -1,4 +1,4 @@
-"""What a real Consul says when it is not to be believed: no leader, no rights, no data, and an operator's word."""
+"""The control plane with a Consul whose answers are not complete: no leader, no rights, no data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testbed.programs import tool
 from testbed.wait import wait_for
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
-from tests.support.replicas import NETWORK, PORT, ServerProcess
+from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 HTTP = 22000 + 10 * SLOT
 TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"
@@ -23,11 +23,11 @@ ANONYMOUS = "00000000-0000-0000-0000-000000000002"
 
 
 class Consul:
-    """One Consul server on loopback, whose anonymous token has the rights that a test gives it.
+    """A Consul server on loopback, whose anonymous token has the rights that a test gives it.
 
     Args:
         processes: what starts it.
-        expect: of how many servers its cluster is; with more than one there is no leader.
+        expect: the number of servers of its cluster; with more than one there is no leader.
     """
 
     def __init__(self, processes: Processes, *, expect: int = 1) -> None:
@@ -69,7 +69,7 @@ class Consul:
         self.start()
 
     def allow(self, *policies: str, token: str = ANONYMOUS) -> None:
-        """What may be read without a token, or with that one."""
+        """Sets the policies of the anonymous token, or of another."""
         self.put(f"/v1/acl/token/{token}", Policies=[{"Name": policy} for policy in policies])
 
     def put(self, path: str, **body: Any) -> None:
@@ -151,7 +151,7 @@ def test_an_answer_that_is_filtered_by_rights_is_no_empty_fleet(
     consul: Consul, one: ControlPlane, server: ServerProcess, token: str, left: list[str]
 ) -> None:
     if token == OWN:
-        # The agent asks with it for who has none.
+        # The agent uses it for requests without a token.
         consul.put("/v1/agent/token/default", Token=OWN)
         consul.allow()
     serve(consul, one, server)
@@ -196,7 +196,7 @@ def test_a_replica_in_maintenance_is_never_held(consul: Consul, one: ControlPlan
     lose_data(consul, one)
     consul.register(server)
     consul.put(f"/v1/agent/service/maintenance/{server.name}?enable=true")
-    # consul-template leaves out what does not pass.
+    # consul-template leaves out replicas that do not pass.
     one.render([])
     wait_for_states(one, {})
 

@@ -40,7 +40,7 @@ class Browser:
         self._answers, from_browser = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         flags += ["--window-size=1280,900", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-        # The shell puts the pipe where Chromium expects it, whatever the numbers are here.
+        # The shell gives the pipe the numbers that Chromium expects.
         script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", program, *flags, "about:blank"],

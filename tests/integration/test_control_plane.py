@@ -27,8 +27,8 @@ from tests.support.control_plane import Balancer, ControlPlane, line
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
 from tests.support.registered import probe_server
-from tests.support.replicas import HEALTH, NETWORK, PORT, ServerProcess, dripping
 from tests.support.server import SERVICE
+from tests.support.server_process import HEALTH, NETWORK, PORT, ServerProcess, dripping
 
 Start = Callable[..., Balancer]
 Servers = list[ServerProcess]
@@ -74,7 +74,7 @@ def serve(one: Balancer, servers: Servers, *more: list[Any], seconds: float = 10
 
 
 def many(count: int, port: int) -> list[list[Any]]:
-    """So many registrations of another application at loopback addresses of their own, each with a health service."""
+    """Makes registrations of another application at loopback addresses of their own, each with a health service."""
     crowd = {**HEALTH, "app": "crowd", "grpc_services": "shop.Crowd"}
     return [line(f"{NETWORK}.{10 + number // 250}.{1 + number % 250}", port, **crowd) for number in range(count)]
 

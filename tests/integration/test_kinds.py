@@ -46,7 +46,7 @@ class Pair:
             yield found[LuaNginx.name], found[StaticNginx.name]
 
     def attach(self) -> str:
-        """What both printed last, for the report of a failed test."""
+        """Returns the last lines of both, for the report of a failed test."""
         return "\n".join(f"{one.name}:\n{one.tail()}" for one in self.balancers)
 
 

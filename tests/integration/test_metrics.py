@@ -57,12 +57,12 @@ def handled(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
 
 
 def more(before: dict[Any, float], after: dict[Any, float]) -> dict[Any, float]:
-    """What has been counted between the two."""
+    """Returns the calls that were counted between the two."""
     return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
 
 
 def handled_so_far(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
-    """The same when all workers have added up their calls, which they do once a second."""
+    """Counts calls when all workers have added theirs, which they do once a second."""
     time.sleep(1.5)
     return handled(stack)
 

@@ -1,4 +1,4 @@
-"""What the monitoring profile shows: Prometheus scrapes the stack, every panel of the dashboard has data.
+"""The monitoring profile: Prometheus scrapes the stack, every panel of the dashboard has data.
 
 Debian builds Prometheus without the discovery of services in Consul. So the targets come from a file here, with the
 labels that discovery gives them (Prometheus' documentation, "consul_sd_config"), made of what Consul says; everything
@@ -120,7 +120,7 @@ def panels() -> dict[str, list[str]]:
 
 
 def promtool(program: str, directory: Path, *arguments: str) -> str:
-    """What promtool, which lies beside Prometheus, prints; it must find nothing wrong."""
+    """Runs promtool, which is beside Prometheus, and returns its output; it must find no fault."""
     command: list[str | Path] = [Path(program).with_name("promtool"), *arguments]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -141,7 +141,7 @@ def test_every_alert_fires_when_it_should_and_not_before(program: str, tmp_path:
 
 
 def wait_for_data(prometheus: Prometheus, title: str, expression: str) -> None:
-    """Until the expression has numbers; a quantile of nothing is NaN."""
+    """Waits until the expression has numbers; a quantile of nothing is NaN."""
     wait_for(
         lambda: [one["value"][1] for one in prometheus.query(expression)],
         lambda values: bool(values) and all(re.fullmatch(r"[0-9.e+-]+", value) for value in values),

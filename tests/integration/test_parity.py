@@ -35,7 +35,7 @@ STATUS_CODES = [code.value[0] for code in grpc.StatusCode if code is not grpc.St
 
 @dataclass(frozen=True)
 class Observed:
-    """What came of one call, as its client saw it."""
+    """The result of a call, as its client saw it."""
 
     status: str
     details: str | None
@@ -56,7 +56,7 @@ def brief(message: bytes) -> Any:
 
 
 def observe(call: Any, *, stream: bool) -> Observed:
-    """Waits for the end of a call, whose answer is one message or a stream, and says what came of it."""
+    """Waits for the end of a call, whose answer is one message or a stream, and returns its result."""
     messages: list[Any] = []
     with contextlib.suppress(grpc.RpcError):  # The status says it.
         for message in call if stream else [call.result()]:
@@ -105,11 +105,11 @@ class Client:
         return call
 
     def seen(self, **options: Any) -> Any:
-        """What the server knows of the call."""
+        """Returns the metadata and the deadline that the server sees."""
         return json.loads(self.start("unary_unary", "Seen", b"", **options).result())
 
     def cancelled_at(self, name: str) -> float:
-        """When the server noticed that a call is cancelled; 0 while it has not."""
+        """Returns the time at which the server noticed that a call is cancelled; 0 before that."""
         return self._number("Cancelled", name)
 
     def _number(self, method: str, name: str) -> float:
@@ -269,7 +269,7 @@ CASES: dict[str, Callable[[Client], Any]] = {
     "gzip as the server sees it": lambda client: seen_by_the_server(client, compression=grpc.Compression.Gzip),
     "gzip from the server": lambda client: client.unary("Compressed", b"z" * 100_000),
 }
-# What the cases have to show besides being equal, or two equal faults would pass.
+# The statuses of cases that fail on purpose, because two equal faults would be equal too.
 STATUSES = {
     "server stream, fails after 3": "DATA_LOSS",
     "client stream, early error": "FAILED_PRECONDITION",
@@ -323,7 +323,7 @@ def test_a_cancellation_arrives_within_100_ms(direct: Client, through: Client) -
 
 
 def cancellations(client: Client) -> list[float]:
-    """How long each cancelled call went on at the server, in milliseconds."""
+    """Measures how long each cancelled call continues at the server, in milliseconds."""
     found = []
     for _ in range(CANCELLATIONS):
         name = uuid.uuid4().hex

@@ -98,6 +98,12 @@ def registrar(env: dict[str, str], *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
+def health(consul_port: int, **variables: str) -> tuple[int, str, str]:
+    """The exit code of the health command, its output and its errors."""
+    done = registrar(environment(consul_port, **variables), "health")
+    return done.returncode, done.stdout, done.stderr
+
+
 @contextmanager
 def staying(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A registrar that stays, killed at the end if it still runs."""
@@ -212,28 +218,23 @@ def test_signal_deregisters_then_drains_then_ends_it(consul: Consul, tmp_path: P
 
 
 def test_health_is_good_for_a_registered_service(consul: Consul) -> None:
-    env = environment(consul.port)
-    assert registrar(env, "--once").returncode == 0
-    done = registrar(env, "health")
-    assert (done.returncode, done.stdout) == (0, f"{ID} is healthy\n"), done.stderr
+    assert registrar(environment(consul.port), "--once").returncode == 0
+    assert health(consul.port) == (0, f"{ID} is healthy\n", "")
 
 
 def test_health_is_bad_for_a_service_that_is_not_registered(consul: Consul) -> None:
-    done = registrar(environment(consul.port), "health")
-    assert (done.returncode, done.stderr) == (1, f"{ID} is not registered\n")
+    assert health(consul.port) == (1, "", f"{ID} is not registered\n")
 
 
 def test_health_is_bad_without_an_agent() -> None:
     (port,) = free_ports(1)
-    done = registrar(environment(port), "health")
-    assert (done.returncode, done.stderr) == (1, f"no agent at http://127.0.0.1:{port}\n")
+    assert health(port) == (1, "", f"no agent at http://127.0.0.1:{port}\n")
 
 
 def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}/"
-    env = environment(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
-    done = registrar(env, "health")
-    assert (done.returncode, done.stderr) == (1, f"{ID} does not pass HTTP GET {url}\n")
+    found = health(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
+    assert found == (1, "", f"{ID} does not pass HTTP GET {url}\n")
 
 
 def test_a_signal_without_a_leader_leaves_no_registration(tools: None, tmp_path: Path) -> None:  # noqa: ARG001

@@ -95,7 +95,7 @@ def test_reflection_answers_for_all_applications(stack: LocalDriver) -> None:
             assert status == "OK"
             for name in (PING, SERVICE, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"):
                 assert name.encode() in answer
-            # The file of a service comes from a replica that has it, a file by its name from whoever has that.
+            # A service is asked of a replica that has it, a file of any replica that has that.
             status, answer = reflect(stack, method, file_containing_symbol=PING)
             assert (status, b"protos/api.proto" in answer) == ("OK", True)
             assert b"SayHello" in reflect(stack, method, file_by_filename="protos/api.proto")[1]
@@ -164,7 +164,7 @@ def test_a_known_service_without_a_replica_is_unavailable(stack: LocalDriver) ->
 
 def test_a_service_stays_with_its_application_until_that_has_no_replica(stack: LocalDriver) -> None:
     def holder(server: RegisteredServer) -> bytes:
-        """Whether the calls reach this one: its process counts the open ones."""
+        """Makes a call and returns the number of open calls at this server."""
         with open_channel(target(stack)) as through:
             hanging = through.unary_unary(f"/{SERVICE}/Hang").future(b"taken")
             with open_channel(server.target) as direct:

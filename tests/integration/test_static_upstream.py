@@ -48,7 +48,7 @@ def reload(stack: LocalDriver) -> Iterator[LocalDriver]:
 def test_weights_are_shares_of_the_calls(stack: LocalDriver) -> None:
     with replica_by_hand(stack, weight=9, forget_seconds=10) as address:
         assert f"server {address}:7777 weight=9 " in Nginx(stack).configuration
-        # nginx leaves out for a second what it could not connect to in time, as on a busy machine.
+        # nginx leaves out a replica for a second when a connection takes too long, as on a busy machine.
         wait_for(
             lambda: answers(target(stack), 500)[SERVER_NAME],
             lambda share: 440 <= share <= 460,

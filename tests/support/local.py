@@ -1,4 +1,4 @@
-"""Addresses and directories of a test run, so that two runs on one machine don't meet."""
+"""Directories, addresses and ports of the stacks of a test run, so that two runs on one machine do not meet."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _START_SECONDS = 10
 
 @dataclass(frozen=True)
 class Report:
-    """A report of the prober."""
+    """A report of the prober on a replica."""
 
     time: float
     key: str
@@ -102,7 +102,7 @@ class Probing:
         asyncio.run_coroutine_threadsafe(work(), self._loop).result(_START_SECONDS)
 
     def of(self, registration: Registration, since: float = 0) -> list[Health]:
-        """Returns the reports of a replica since then."""
+        """Returns the reports on a replica since then."""
         return [one.health for one in list(self.reports) if one.key == registration.key and one.time >= since]
 
     def wait_for_answers(self, registration: Registration, count: int, since: float = 0) -> set[Health]:

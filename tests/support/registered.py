@@ -38,7 +38,7 @@ class Registration:
 
     @property
     def target(self) -> str:
-        """Its own address."""
+        """Its address without the balancer."""
         return f"{self.address}:{PORT}"
 
     def register(self, *, wait: bool = True) -> None:

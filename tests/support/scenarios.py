@@ -1,4 +1,4 @@
-"""The behaviour of the stack in both ways to run it: each function takes the driver of a stack that is ready."""
+"""The scenarios of a stack, with and without Docker; each function takes a driver whose stack is up and ready."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVER_NAME = "by-hand"
 
 
 def target(driver: Driver) -> str:
-    """Returns the balancer's address."""
+    """Returns the address of the balancer for clients."""
     return f"127.0.0.1:{driver.port}"
 
 
@@ -46,7 +46,7 @@ def wait_for_replicas(driver: Driver, count: int) -> set[str]:
 
 @contextmanager
 def calls_going_on(driver: Driver, some: Callable[[], int] | None = None) -> Iterator[Counter[str]]:
-    """Calls while the block runs; the counter then has the answers and, as statuses, the failures.
+    """Calls in the background; afterwards the counter has the answers and, as statuses, the failures.
 
     ``some`` makes calls and says how many were answered; by default they are some of Ping at once.
     """

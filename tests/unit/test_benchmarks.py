@@ -54,8 +54,7 @@ def test_a_median_near_a_target_is_within_the_noise_only_if_a_round_meets_it(val
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.0, "0.00"), (0.9467, "0.947"), (1.5, "1.50"), (12.34, "12.3"), (1234.5, "1,234")],
+    ("value", "shown"), [(0.0, "0.00"), (0.9467, "0.947"), (1.5, "1.50"), (12.34, "12.3"), (1234.5, "1,234")]
 )
 def test_a_figure_has_three_digits(value: float, shown: str) -> None:
     assert report.number(value) == shown

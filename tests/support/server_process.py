@@ -1,4 +1,4 @@
-"""Replicas at addresses of their own: servers that a test kills, and programs that accept and never answer."""
+"""Servers that a test kills and starts again, and programs that accept and never answer, at addresses of their own."""
 
 from __future__ import annotations
 
