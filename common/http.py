@@ -5,8 +5,8 @@ from __future__ import annotations
 import requests
 
 
-def session() -> requests.Session:
+def make_session() -> requests.Session:
     """Returns a new session that ignores the environment's proxies, which do not reach the programs of this stack."""
-    made = requests.Session()
-    made.trust_env = False
-    return made
+    session = requests.Session()
+    session.trust_env = False
+    return session
