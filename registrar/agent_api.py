@@ -8,7 +8,7 @@ from typing import Any
 import requests
 
 from common.environment import host_port
-from common.http import session
+from common.http import make_session
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -22,7 +22,7 @@ class AgentApi:
 
     def __init__(self, address: str, port: int) -> None:
         self._base = f"http://{host_port(address, port)}"
-        self._session = session()
+        self._session = make_session()
 
     def call(
         self,

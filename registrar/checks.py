@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import requests
 
-from common.http import session
+from common.http import make_session
 
 # A machine that pauses for a second must not remove all its replicas at once. The balancer's health probe ejects a
 # replica that does not answer much earlier.
@@ -48,7 +48,7 @@ class HttpCheck(Check):
         """Gets the URL."""
         try:
             # Consul's own check does not use the environment's proxies either.
-            with session() as client:
+            with make_session() as client:
                 response = client.get(self.url, timeout=self.timeout_seconds, stream=True)
                 return 200 <= response.status_code < 300
         except requests.RequestException:

@@ -88,10 +88,10 @@ class Source:
         """Returns an answer of the balancer's status port; a StatusError has the reason when there is none."""
         import requests
 
-        from common.http import session
+        from common.http import make_session
 
         try:
-            with session() as client:
+            with make_session() as client:
                 response = client.get(f"http://{self.balancer}/{path}", timeout=_TIMEOUT_SECONDS)
             answer = dict(response.json())
             if not response.ok:

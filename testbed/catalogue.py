@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from common.http import session
+from common.http import make_session
 from testbed import programs
 from testbed.ports import free_ports
 from testbed.processes import Processes
@@ -38,7 +38,7 @@ def catalogue(processes: Processes, peers: Sequence[str]) -> Iterator[str]:
     ]
     agent = processes.start("catalogue", command, cwd=processes.directory)
     try:
-        client = session()
+        client = make_session()
         base = f"http://{_ADDRESS}:{http}/v1"
         with processes.explained("the catalogue", "catalogue"):
             wait_for(lambda: _has_leader(client, base), bool, _START_SECONDS, "the catalogue's leader")
@@ -63,7 +63,7 @@ def transact(url: str, operations: Sequence[Mapping[str, object]]) -> None:
     Raises:
         requests.RequestException: the agent is out of reach or refuses.
     """
-    with session() as client:
+    with make_session() as client:
         for begin in range(0, len(operations), _OPERATIONS):
             part = operations[begin : begin + _OPERATIONS]
             client.put(f"{url}/v1/txn", json=part, timeout=10).raise_for_status()

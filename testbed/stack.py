@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from common.http import session
+from common.http import make_session
 from local_stack import processes as local_processes
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
@@ -50,7 +50,7 @@ class Stack:
         self.flags = ["--address-base", address_base, "--port", str(port), "--consul-port", str(consul_port)]
         self.consul = f"http://127.0.0.1:{consul_port}"
         self.processes = Processes(home.parent)
-        self._http = session()
+        self._http = make_session()
         self._addresses: dict[str, str] = {}
         self._state: tuple[int, str] | None = None
 
