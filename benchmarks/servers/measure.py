@@ -53,7 +53,7 @@ def running(bench: Bench, kind: ServerKind, first: int) -> Iterator[list[str]]:
     """Runs three servers of a kind, at addresses from the number ``first`` on.
 
     Raises:
-        MissingError: the kind can't be had here.
+        MissingError: the kind is unavailable here.
     """
     command = kind.command()
     peers = [f"{bench.address(first + number)}:{_PORT}" for number in range(SERVERS)]

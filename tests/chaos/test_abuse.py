@@ -111,7 +111,7 @@ def test_connections_that_stay_silent_are_closed_and_keep_nobody_out(stack: Loca
         seconds = time.monotonic() - opened
     remark = f"{SILENT - len(silent)} are ended after {seconds:.1f} s"
     record(f"{SILENT} connections that open and stay silent", load, remark)
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     assert not silent
     wait_for(lambda: nginx.descriptors, lambda now: now < before + 100, 10, "the descriptors are free again")
 
@@ -125,7 +125,7 @@ def under_attack(stack: LocalDriver, kind: str, address: tuple[str, int], second
     """Returns the load of the balancer during an attack on ``address``, and the attack's result."""
     with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load, attack(kind, address, seconds) as attacker:
         output, _ = attacker.communicate(timeout=seconds + 60)
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     return load, json.loads(output)
 
 
@@ -155,7 +155,7 @@ class Round:
 
 def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> Round:
     alone = measure(stack, BASELINE_SECONDS)
-    alone.lost_nothing()
+    alone.assert_no_failed_calls()
     control, _ = under_attack(stack, kind, other_victim, BASELINE_SECONDS)
     attacked, count = under_attack(stack, kind, ("127.0.0.1", stack.port), ATTACK_SECONDS)
     done = Round(
@@ -218,7 +218,7 @@ def test_cancelled_calls_leave_no_descriptor_behind(stack: LocalDriver, server: 
     before = (nginx.descriptors, descriptors(server.process.pid))
     with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
         cancel_calls(stack.port, CANCELLED)
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     # The connections that the callers' calls took stay for others, at most one a caller and worker.
     after = wait_for(
         lambda: (nginx.descriptors, descriptors(server.process.pid)),

@@ -128,7 +128,7 @@ def unharmed(stack: LocalDriver, what: str) -> Iterator[Nginx]:
     with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
         yield nginx
     record(what, load)
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     assert nginx.workers == workers
     assert nginx.configuration == configuration
     assert nginx.trouble() == []

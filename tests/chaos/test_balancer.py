@@ -35,7 +35,7 @@ def test_killing_the_programs_beside_nginx_costs_no_call(five_replicas: LocalDri
             kill_program(five_replicas, BALANCER, program)
             time.sleep(1)
     record(f"the balancer's {program} killed, {times} times", load)
-    load.lost_nothing()
+    load.assert_no_failed_calls()
 
 
 def test_a_killed_nginx_worker_costs_its_open_calls(five_replicas: LocalDriver) -> None:
@@ -52,7 +52,7 @@ def test_a_killed_nginx_worker_costs_its_open_calls(five_replicas: LocalDriver) 
             )
             time.sleep(1)
     record(f"an nginx worker killed, {times} times; grpc_client with the standard retry policy", load)
-    load.lost_at_most(times * CALLERS)
+    load.assert_lost_at_most(times * CALLERS)
 
 
 def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDriver) -> None:
@@ -123,4 +123,4 @@ def test_a_disk_that_takes_nothing_keeps_the_last_good_state(
     finally:
         five_replicas.stop_extras()
     record(f"a {kind} disk where consul-template writes", load)
-    load.lost_nothing()
+    load.assert_no_failed_calls()

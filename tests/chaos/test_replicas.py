@@ -28,7 +28,7 @@ LIMIT_SECONDS = 1.0 if FULL else DEADLINE_SECONDS
 
 def check(load: Load, deaths: int) -> None:
     """Asserts that only calls in flight without a retry policy are lost, and that no call waits for a dead replica."""
-    load.lost_at_most(deaths * IN_FLIGHT)
+    load.assert_lost_at_most(deaths * IN_FLIGHT)
     assert load.slowest_seconds < LIMIT_SECONDS, load
 
 

@@ -25,7 +25,7 @@ def test_a_rollout_replaces_every_replica_and_loses_no_call(two_replicas: LocalD
         done = two_replicas.attempt("rollout", "hello_server", HELLO_SERVER_VERSION="2")
     record("rollout of a new version to two replicas", load)
     assert done.returncode == 0, done.stderr
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     assert wait_for_replicas(two_replicas, 2) == names
     assert versions(two_replicas) == dict.fromkeys(names, "2")
     assert not {two_replicas.pid(name, "grpc_server") for name in names} & set(before.values())
@@ -36,7 +36,7 @@ def test_a_version_that_does_not_work_leaves_the_old_replicas_in_service(two_rep
     before = {name: two_replicas.pid(name, "grpc_server") for name in names}
     with two_clients(two_replicas) as load:
         done = two_replicas.attempt("rollout", "hello_server", "--timeout", "8", GRPC_WORKERS="none")
-    load.lost_nothing()
+    load.assert_no_failed_calls()
     assert done.returncode == 1
     assert "the rollout has stopped: hello_server-3 did not become healthy and is removed" in done.stderr
     assert "GRPC_WORKERS: must be an integer from 1 to 256 (got 'none')" in done.stderr

@@ -158,7 +158,7 @@ def test_every_panel_has_data_and_every_replica_is_scraped(prometheus: Prometheu
         for title, expressions in panels().items():
             for expression in expressions:
                 wait_for_data(prometheus, title, expression.replace("$__rate_interval", "1m"))
-    load.lost_nothing()
+    load.assert_no_failed_calls()
 
 
 def test_alerts_are_quiet_while_all_is_well(prometheus: Prometheus) -> None:

@@ -262,6 +262,6 @@ def test_a_canarys_share_changes_at_run_time_and_costs_no_call(stack: LocalDrive
         with two_clients(stack, rate=FEW_CALLS_A_SECOND) as load:
             replace(canary, more={"Weights": {"Passing": 9, "Warning": 1}}).register()
             wait_for(lambda: [peer["weight"] for peer in peers(stack)], lambda found: 9 in found, 5, "it is live")
-        load.lost_nothing()
+        load.assert_no_failed_calls()
         assert 0.85 < share() < 0.95
     stack.stop_extras()

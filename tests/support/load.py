@@ -75,11 +75,11 @@ class Load:
         """Of the client whose calls took longer."""
         return max(outcome.p99_seconds for outcome in self.outcomes)
 
-    def lost_nothing(self) -> None:
+    def assert_no_failed_calls(self) -> None:
         assert self.lost == 0, self
 
-    def lost_at_most(self, count: int) -> None:
-        """Asserts that grpc_client, which tries again, has lost nothing, and ghz at most so many calls."""
+    def assert_lost_at_most(self, count: int) -> None:
+        """Asserts that grpc_client, which has a retry policy, lost no call, and ghz at most ``count``."""
         assert self.ours.lost == 0, self
         assert self.other is None or self.other.lost <= count, self
 
