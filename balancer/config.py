@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from balancer import certificates
 from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
@@ -34,6 +35,7 @@ class BalancerConfig:
         current: the same for the other programs of the container, on a disk that is never full.
         socket: the Unix socket of the control plane's HTTP API.
         answers: the Unix socket of health and reflection for all applications.
+        certificates: the files for TLS with callers; nginx gets copies in the directory ``copies``.
     """
 
     mode: str
@@ -45,6 +47,8 @@ class BalancerConfig:
     current: Path = Path("run/document.json")
     socket: Path = Path("run/balancer.sock")
     answers: Path = Path("run/answers.sock")
+    copies: Path = Path("run")
+    certificates: certificates.Files = field(default_factory=certificates.Files)
     consul_token: str = field(default="", repr=False)
 
     @property
@@ -68,10 +72,11 @@ class BalancerConfig:
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
             consul_token=reader.text("CONSUL_HTTP_TOKEN", ""),
+            certificates=_read_certificates(reader),
         )
         # nginx's configuration is rendered from these.
         for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
-            _check_listen(reader, address)
+            _check_listen(reader, address, tls=config.certificates.certificate is not None)
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
         reader.integer("METRICS_PORT", 0, low=0, high=65535)
@@ -82,8 +87,29 @@ class BalancerConfig:
         return config
 
 
-def _check_listen(reader: EnvironmentReader, text: str) -> None:
-    """Checks a value of nginx's listen: a port, or an address and a port, with brackets around an IPv6 address."""
+def _read_certificates(reader: EnvironmentReader) -> certificates.Files:
+    names = (certificates.CERTIFICATE, certificates.KEY, certificates.CLIENT_CA)
+    certificate, key, client_ca = (Path(text) if (text := reader.text(name, "")) else None for name in names)
+    if (certificate is None) != (key is None):
+        reader.add_problem(names[0] if key else names[1], f"must be set, because {names[1] if key else names[0]} is")
+    if client_ca and not certificate:
+        reader.add_problem(names[2], f"needs {names[0]}")
+    files = certificates.Files(certificate=certificate, key=key, client_ca=client_ca)
+    for name, problem in certificates.describe(files).items():
+        reader.add_problem(name, problem)
+    return files
+
+
+def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:
+    """Checks an address: a port, or an address and a port, with brackets around an IPv6 address.
+
+    ``grpc://`` before it means clear text, ``grpcs://`` TLS; without either it is TLS if there is a certificate.
+    """
+    scheme, _, rest = text.rpartition("://")
+    if scheme == "grpcs" and not tls:
+        reader.add_problem("LB_LISTEN", f"needs {certificates.CERTIFICATE} (got {text!r})")
+    if scheme in ("grpc", "grpcs"):
+        text = rest
     try:
         if not (text.isdecimal() and 1 <= int(text) <= 65535):
             parse_host_port(text, "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from balancer import document, snapshot
 from balancer.catalogue import Catalogue
+from balancer.certificates import Certificates
 from balancer.config import BalancerConfig
 from balancer.errors import BalancerError
 from balancer.files import follow_text
@@ -47,6 +48,7 @@ class Controller:
         self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()
         self._publisher = Publisher(config, self._encode)
+        self._certificates = Certificates(config.certificates, config.copies, self._publisher.request)
         self._prober = Prober(report=self._apply_health)
         self._left = asyncio.Event()
         self._changed, self._updated = time.monotonic(), time.time()
@@ -58,7 +60,7 @@ class Controller:
 
     async def run(self) -> None:
         """Works until the task is cancelled."""
-        tasks = [self._follow_rendered()]
+        tasks = [self._follow_rendered(), self._certificates.follow()]
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
@@ -217,6 +219,7 @@ class Controller:
             changed=self._changed,
             updated=self._updated,
             catalogue=self._published_catalogue,
+            certificates=self._certificates.expiries,
         )
         return self._encoder.encode(content)
 

@@ -13,6 +13,7 @@
                   other applications that register it, separated by commas.
 ``default``       the number of the pool of all other calls; missing if they have none.
 ``catalogue``     the state of Consul's catalogue (see catalogue.py).
+``certificates``  by variable, the end of a certificate's validity, in seconds since 1970.
 
 nginx reads it in lua/configuration.lua and lua/fleet.lua.
 """
@@ -61,6 +62,7 @@ class Content:
     changed: float = 0.0
     updated: float = 0.0
     catalogue: Mapping[str, Any] = field(default_factory=dict)
+    certificates: Mapping[str, float] = field(default_factory=dict)
 
 
 class Encoder:
@@ -117,6 +119,7 @@ def _build_frame(content: Content, sets: Iterable[tuple[str, ...]]) -> dict[str,
         "applications": applications,
         "routes": routes,
         "catalogue": dict(content.catalogue),
+        "certificates": dict(content.certificates),
         **({"default": default} if default else {}),
         "pools": pools.entries,
     }

@@ -6,13 +6,16 @@ import asyncio
 import os
 import sys
 
-from grpc_client.commands import run
 from grpc_client.errors import ClientError
-from grpc_client.options import parse_arguments
 
 
 def main() -> int:
     """Parses the command line, runs and returns the exit code: 0 every call OK, 1 failed at run time, 2 wrong usage."""
+    # gRPC, which reads this when it is loaded, would log each failed handshake; the error of the call has the reason.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from grpc_client.commands import run
+    from grpc_client.options import parse_arguments
+
     try:
         return asyncio.run(run(parse_arguments(sys.argv[1:])))
     except ClientError as error:

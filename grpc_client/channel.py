@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import ssl
+from pathlib import Path
 
 import grpc
 
-from grpc_client.errors import CallFailedError, one_line
+from grpc_client.errors import CallFailedError, UsageError, one_line
 from grpc_client.options import Options
 from protos.api_pb2 import PingMessage
 from protos.api_pb2_grpc import PingStub
@@ -52,12 +55,53 @@ def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
     if options.host in {"localhost", "::1"} or options.host.startswith("127."):
         # gRPC would send even these through http_proxy.
         arguments.append(("grpc.enable_http_proxy", 0))
+    if options.server_name:
+        arguments.append(("grpc.ssl_target_name_override", options.server_name))
     return arguments
 
 
 def open_channel(options: Options) -> grpc.aio.Channel:
-    """Opens a channel without TLS and with a connection of its own, made at the first call."""
+    """Opens a channel with a connection of its own, made at the first call.
+
+    Raises:
+        ClientError: a file of the options for TLS can't be read.
+    """
+    credentials = _read_credentials(options)
+    if credentials:
+        return grpc.aio.secure_channel(options.address, credentials, options=channel_arguments(options))
     return grpc.aio.insecure_channel(options.address, options=channel_arguments(options))
+
+
+def open_blocking_channel(options: Options) -> grpc.Channel:
+    """Opens the same for calls that block.
+
+    Raises:
+        ClientError: a file of the options for TLS can't be read.
+    """
+    credentials = _read_credentials(options)
+    if credentials:
+        return grpc.secure_channel(options.address, credentials, options=channel_arguments(options))
+    return grpc.insecure_channel(options.address, options=channel_arguments(options))
+
+
+def _read_credentials(options: Options) -> grpc.ChannelCredentials | None:
+    if not options.tls:
+        return None
+    contents = {}
+    for name in ("cacert", "key", "cert"):
+        path = getattr(options, name)
+        try:
+            contents[name] = Path(path).read_bytes() if path else None
+        except OSError as error:
+            raise UsageError(f"--{name}: must be a readable file: {error.strerror} (got {path!r})") from None
+        if path and b"-----BEGIN " not in (contents[name] or b""):
+            raise UsageError(f"--{name}: must be a file in PEM (got {path!r})")
+    if options.cert:
+        try:
+            ssl.create_default_context().load_cert_chain(options.cert, options.key)
+        except ssl.SSLError as error:
+            raise UsageError(f"--key: must be the key of --cert: {error.reason} (got {options.key!r})") from None
+    return grpc.ssl_channel_credentials(contents["cacert"], contents["key"], contents["cert"])
 
 
 async def connect(channel: grpc.aio.Channel, options: Options) -> None:
@@ -89,10 +133,22 @@ async def _explain(channel: grpc.aio.Channel, options: Options) -> None:
 
 def call_failed(channel: grpc.aio.Channel, options: Options, error: grpc.aio.AioRpcError) -> CallFailedError:
     """Translates gRPC's exception; a deadline that passed without a connection has a message of its own."""
-    status, detail = error.code(), one_line(error.details() or "no message")
+    status, detail = error.code(), _explain_tls(error.details() or "no message", options)
     if status is grpc.StatusCode.DEADLINE_EXCEEDED and channel.get_state() is not _READY:
         return _no_connection(options)
     return CallFailedError(options.address, status.name, detail)
+
+
+def _explain_tls(detail: str, options: Options) -> str:
+    """Returns a message of gRPC as one line, or the reason of a failed handshake."""
+    if not options.tls:
+        return one_line(detail)
+    if found := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ()-]+)", detail):
+        return f"the server's certificate is not trusted: {found[1]} (see --cacert)"
+    if "Hostname Verification Check failed" in detail:
+        name = options.server_name or options.host
+        return f"the server's certificate is not for {name} (see --server-name)"
+    return "the server does not speak TLS" if "WRONG_VERSION_NUMBER" in detail else one_line(detail)
 
 
 def _no_connection(options: Options) -> CallFailedError:

@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from grpc_client.channel import channel_arguments, open_channel
+from grpc_client.channel import open_blocking_channel, open_channel
 from grpc_client.errors import CallFailedError, ClientError, UsageError, one_line
 from grpc_client.options import Options
 from grpc_client.reflection import ReflectionClient, SymbolNotFoundError
@@ -156,7 +156,7 @@ async def _call(
     of grpc/grpc).
     """
     answers = 0
-    with grpc.insecure_channel(options.address, options=channel_arguments(options)) as channel:
+    with open_blocking_channel(options) as channel:
         call = channel.stream_stream(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=GetMessageClass(method.input_type).SerializeToString,

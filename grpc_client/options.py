@@ -50,6 +50,11 @@ class Options:
     method: str | None = None
     data: str | None = None
     application: str | None = None
+    tls: bool = False
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None
 
     @property
     def address(self) -> str:
@@ -141,6 +146,7 @@ def build_parser() -> _Parser:
         allow_abbrev=False,
     )
     _add_call_flags(parser)
+    _add_tls_flags(parser.add_argument_group("TLS"))
     _add_exclusive_flags(parser.add_argument_group("at most one of").add_mutually_exclusive_group())
     load = parser.add_argument_group("with --count or --duration")
     _add(load, "--concurrency", "N", _COUNT, "calls in flight at a time")
@@ -167,6 +173,15 @@ def _add_call_flags(parser: argparse.ArgumentParser) -> None:
         "errors, error_samples (default: text)"
     )
     parser.add_argument("--json", dest="json_output", action="store_true", help=json)
+
+
+def _add_tls_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--tls", action="store_true", help="speak TLS (default: clear text)")
+    _add(group, "--cacert", "FILE", str, "certificates of the CAs to trust, in PEM", "those of gRPC")
+    _add(group, "--cert", "FILE", str, "the client's certificate, in PEM", "none")
+    _add(group, "--key", "FILE", str, "the key of --cert, in PEM", "none")
+    name = "the name that the server's certificate must have"
+    _add(group, "--server-name", "NAME", _HOST, name, "--host decides", dest="server_name")
 
 
 def _add_exclusive_flags(group: argparse._MutuallyExclusiveGroup) -> None:
@@ -205,8 +220,14 @@ def _missing_flags(values: Mapping[str, Any]) -> Iterator[str]:
         ("rate", "--count or --duration", load),
         ("data", "--call", values["method"]),
         ("application", "--list or --call", reflection),
+        ("cacert", "--tls", values["tls"]),
+        ("cert", "--tls", values["tls"]),
+        ("key", "--tls", values["tls"]),
+        ("server_name", "--tls", values["tls"]),
+        ("cert", "--key", values["key"]),
+        ("key", "--cert", values["cert"]),
     ):
         if values[name] != getattr(Options, name) and not is_given:
-            yield f"--{name}: needs {needed}"
+            yield f"--{name.replace('_', '-')}: needs {needed}"
     if reflection and values["greeting"] != Options.greeting:
         yield f"--greeting: is for Ping only, not for {'--list' if values['list_services'] else '--call'}"

@@ -5,6 +5,7 @@ reload, restart  They are the servers of the upstream, and this file is rendered
 */ -}}
 {{ $static := or (eq (env "NGINX_UPDATE") "reload") (eq (env "NGINX_UPDATE") "restart") -}}
 {{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
+{{ $tls := ne (env "LB_TLS_CERTIFICATE") "" }}{{ $verifies := ne (env "LB_TLS_CLIENT_CA") "" -}}
 
 {{- /* An IPv4 address as a number. */ -}}
 {{ define "number" }}{{ $number := 0 -}}
@@ -89,8 +90,28 @@ limit_conn_status 429;
 server {
     {{- $calls := envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" | parseInt }}
     {{- range envOrDefault "LB_LISTEN" "0.0.0.0:5000" | split " " }}
-    listen {{ . }} http2 backlog=4096 so_keepalive=60s:10s:6;
+    {{- $clear := or (not $tls) (regexMatch "^grpc://" .) }}
+    listen {{ regexReplaceAll "^grpcs?://" "" . }} {{ if not $clear }}ssl {{ end }}http2 backlog=4096 so_keepalive=60s:10s:6;
     {{- end }}
+    {{- if $tls }}
+    include tls.conf;
+    {{- if $static }}
+    # A path with a variable is read at each handshake.
+    ssl_certificate $lb_certificate;
+    ssl_certificate_key $lb_certificate;
+    {{- if $verifies }}
+    ssl_client_certificate ../../run/client-ca.pem;
+    ssl_verify_depth 4;
+    ssl_verify_client optional;
+    {{- end }}
+    {{- else }}
+    ssl_certificate ../../run/certificate.pem;
+    ssl_certificate_key ../../run/certificate.pem;
+    ssl_certificate_by_lua_block { require("tls").handshake({{ $verifies }}) }
+    {{- end }}
+    {{- end }}
+    # A caller can't set it.
+    grpc_set_header x-client-certificate-subject {{ if $verifies }}$ssl_client_s_dn{{ else }}""{{ end }};
 
     # More calls on a connection than an address may have, because limit_conn refuses a call with a status, while a
     # client lets calls beyond its connection's streams wait.
@@ -120,7 +141,7 @@ server {
     set $lb_upstream grpc_replicas;
     {{- range sprig_list "health.v1.Health" "reflection.v1.ServerReflection" "reflection.v1alpha.ServerReflection" }}
     location /grpc.{{ . }}/ {
-        access_by_lua_block { require("balancer").accept_shared() }
+        access_by_lua_block { {{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept_shared() }
         grpc_pass grpc://$lb_upstream;
     }
     {{- end }}
@@ -128,7 +149,11 @@ server {
 
     location / {
         {{- if not $static }}
-        access_by_lua_block { require("balancer").accept() }
+        access_by_lua_block { {{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept() }
+        {{- else if $verifies }}
+        if ($lb_certificate_missing) {
+            return 495;
+        }
         {{- end }}
         grpc_pass grpc://grpc_replicas;
     }
