@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -100,11 +101,9 @@ def test_tls_and_clear_text_are_served_at_once(start: Start, authority: Authorit
     assert client(one.target, "--tls", "--cacert", authority.path).stdout == answer
     assert client(clear).stdout == answer
     # Clients over grpc-go and its own TLS.
-    grpcurl = [tool("grpcurl"), "-cacert", authority.path, "-d", '{"greeting": "x"}', one.target]
-    found = subprocess.run(
-        [*grpcurl, "protos.Ping/SayHello"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-    assert json.loads(found) == {"greeting": "Hello from server-1."}
+    call: list[str | Path] = ["-cacert", authority.path, "-d", '{"greeting": "x"}', one.target, "protos.Ping/SayHello"]
+    found = subprocess.run([tool("grpcurl"), *call], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(found.stdout) == {"greeting": "Hello from server-1."}
 
 
 @pytest.mark.parametrize(
@@ -210,14 +209,17 @@ def test_callers_need_a_certificate_of_the_ca_and_replicas_see_its_subject(
 
 
 @pytest.mark.parametrize("verifies", [True, False])
-def test_the_subject_is_not_the_callers_to_set(start: Start, authority: Authority, verifies: bool) -> None:
+def test_the_subject_is_not_the_callers_to_set(
+    start: Start, server: ServerProcess, authority: Authority, verifies: bool
+) -> None:
     one = start(**({"LB_TLS_CLIENT_CA": str(authority.path)} if verifies else {}))
     address = f"{NETWORK}.7.2"
-    metadata: tuple[tuple[str, str | bytes], ...] = (("x-client-certificate-subject", "CN=admin"),)
+    metadata = (("x-client-certificate-subject", "CN=admin"),)
     with probe_server(address), channel(one.target, authority, authority.issue("caller")) as own:
-        one.control_plane.render([line(address, PORT, app="probe", grpc_services=SERVICE)])
-        wait_for(one.states, {address: "serving"}.__eq__, 10, "it is served")
-        seen = json.loads(own.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata))["metadata"]
+        one.control_plane.render([server.line(), line(address, PORT, app="probe", grpc_services=SERVICE)])
+        wait_for(one.states, lambda found: found.get(address) == "serving", 10, "it serves")
+        call: Any = own.unary_unary(f"/{SERVICE}/Seen")
+        seen = json.loads(call(b"", timeout=10, metadata=metadata))["metadata"]
     found = [value for key, value in seen if key == metadata[0][0]]
     assert found == (["CN=caller,O=Example"] if verifies else [])
 
