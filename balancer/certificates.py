@@ -56,8 +56,8 @@ class Certificates:
         self._files = files
         self._directory = directory
         self._changed = changed
-        self._copied: dict[str, str] = {}
-        self._problem = ""
+        self._copied: dict[str, str] | None = None
+        self._problem = self._logged = ""
         self._warned: dict[str, float] = {}
         self.expiries: dict[str, float] = {}
 
@@ -69,19 +69,25 @@ class Certificates:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def update(self) -> None:
-        """Copies the files if they have changed and are good; logs a problem once."""
+        """Copies the files if they have changed and are good.
+
+        A problem is logged once, and only if it is still there a second later, because programs renew a certificate and
+        its key one after the other.
+        """
         try:
             copies, expiries = read(self._files)
             if copies != self._copied:
-                for name, text in copies.items():
-                    _write(self._directory / name, text)
-                LOG.info("certificates: %s", ", ".join(f"{name} until {_date(end)}" for name, end in expiries.items()))
+                for name in (_PAIR, _CA):
+                    _write(self._directory / name, copies.get(name, ""))
+                for name, end in expiries.items():
+                    LOG.info("%s: valid until %s", name, _date(end))
                 self._copied, self.expiries = copies, expiries
                 self._changed()
-            self._problem = ""
+            self._problem = self._logged = ""
         except (BalancerError, OSError) as error:
-            if str(error) != self._problem:
+            if str(error) == self._problem and self._problem != self._logged:
                 LOG.error("%s; the last good files stay in use", error)  # noqa: TRY400 - an expected failure
+                self._logged = self._problem
             self._problem = str(error)
 
     def _warn(self) -> None:
@@ -162,6 +168,10 @@ def _parse_certificates(name: str, text: bytes) -> list[x509.Certificate]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Replaces a copy, or removes it if there is no text."""
+    if not text:
+        path.unlink(missing_ok=True)
+        return
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

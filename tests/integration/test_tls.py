@@ -35,6 +35,8 @@ from tests.support.scenarios import wait_for_replicas
 from tests.support.server import SERVICE
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
+# The first of four: calls, status, metrics, calls without TLS.
+_PORT = 27500 + 4 * SLOT
 LOCAL = ("localhost", "127.0.0.1")
 OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 Start = Callable[..., Balancer]
@@ -63,7 +65,7 @@ def start(processes: Processes, tools: None, pair: Pair, server: ServerProcess) 
 
         def make(**variables: str) -> Balancer:
             files = {"LB_TLS_CERTIFICATE": str(pair.certificate), "LB_TLS_KEY": str(pair.key)}
-            one = leave.enter_context(Balancer(processes, 23000 + 4 * SLOT, {**files, **variables}))
+            one = leave.enter_context(Balancer(processes, _PORT, {**files, **variables}))
             one.control_plane.render([server.line()])
             wait_for(one.states, {server.address: "serving"}.__eq__, 10, "the server serves")
             return one
@@ -95,8 +97,8 @@ def served_certificate(target: str) -> str:
 
 
 def test_tls_and_clear_text_are_served_at_once(start: Start, authority: Authority) -> None:
-    clear = f"127.0.0.1:{23003 + 4 * SLOT}"
-    one = start(LB_LISTEN=f"127.0.0.1:{23000 + 4 * SLOT} grpc://{clear}")
+    clear = f"127.0.0.1:{_PORT + 3}"
+    one = start(LB_LISTEN=f"127.0.0.1:{_PORT} grpc://{clear}")
     answer = "Response from server: Hello from server-1.\n"
     assert client(one.target, "--tls", "--cacert", authority.path).stdout == answer
     assert client(clear).stdout == answer
@@ -274,7 +276,7 @@ def test_a_wrong_pair_at_the_start_is_one_line(authority: Authority, pair: Pair)
 def test_a_certificate_that_expires_soon_is_logged_and_in_the_metrics(
     start: Start, authority: Authority, pair: Pair
 ) -> None:
-    port = 23002 + 4 * SLOT
+    port = _PORT + 2
     one = start(METRICS_PORT=str(port), BIND_ADDRESS="127.0.0.1")
     pair.replace_with(authority.issue("balancer", LOCAL, days=3, file="short"))
     wait_for(one.control_plane.log, lambda log: "LB_TLS_CERTIFICATE: expires at" in log, 10, "the warning")

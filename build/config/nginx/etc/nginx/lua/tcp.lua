@@ -139,7 +139,7 @@ local function check_client(request)
     end
     if not client_known then
         replica_known = false
-        ngx.log(ngx.WARN, "this nginx is built otherwise than known: responses are sent in several pieces")
+        ngx.log(ngx.WARN, "the structures of this nginx are unknown: responses are sent in several pieces")
     end
 end
 
@@ -167,7 +167,7 @@ local function no_delay(request, replica)
     if replica_known then
         ffi.C.setsockopt(upstream.connection.fd, IPPROTO_TCP, TCP_NODELAY, on, size)
     else
-        ngx.log(ngx.WARN, "this nginx is built otherwise than known: calls are sent in several pieces")
+        ngx.log(ngx.WARN, "the structures of this nginx are unknown: calls are sent in several pieces")
     end
 end
 
