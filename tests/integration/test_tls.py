@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,39 @@ def test_a_renewed_certificate_is_served_within_5_s_and_no_call_is_lost(
     outcome = json.loads(report.read_text())
     assert outcome["statusCodeDistribution"] == {"OK": outcome["count"]}
     assert outcome["count"] > 50 * seconds
+
+
+def test_connections_that_never_finish_their_handshake_are_closed_and_affect_no_call(
+    start: Start, authority: Authority
+) -> None:
+    one = start()
+    host, _, port = one.target.rpartition(":")
+    hello = ssl.MemoryBIO()
+    half = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        half.do_handshake()
+    client_hello = hello.read()
+    beginnings = [b"", client_hello, client_hello[: len(client_hello) // 2], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    beginnings += [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\xff\xff",
+        b"\x15\x03\x03\x00\x02\x02\x28",
+        os.urandom(4096),
+    ]
+    with ExitStack() as leave, channel(one.target, authority) as own:
+        sockets = []
+        for number in range(1000):
+            connection = leave.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            connection.sendall(beginnings[number % len(beginnings)])
+            sockets.append(connection)
+        ping = api_pb2_grpc.PingStub(own)
+        for number in range(100):
+            assert ping.SayHello(api_pb2.PingMessage(greeting=str(number)), timeout=2).greeting
+        for connection in sockets:
+            with suppress(ConnectionError):
+                while connection.recv(65536):
+                    pass
+    assert client(one.target, "--tls", "--cacert", authority.path).returncode == 0
 
 
 def test_callers_need_a_certificate_of_the_ca_and_replicas_see_its_subject(
