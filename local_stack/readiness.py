@@ -1,15 +1,21 @@
-"""The stack is ready when every replica passes in Consul and answers through the balancer."""
+"""The stack is ready when every replica passes in Consul and answers through the balancer.
+
+A balancer with TLS may want a certificate of its callers, so its list of replicas is read instead.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import consul
 import grpc
 import requests
 
 from common.consul_client import connect
+from common.http import make_session
+from common.names import SERVING
 from local_stack.container import Container
 from local_stack.errors import LocalStackError, last_lines
 from local_stack.settings import BALANCER_PORT, CONSUL_PORT
@@ -19,6 +25,7 @@ from protos import api_pb2, api_pb2_grpc
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 1.0
 _LOG_LINES = 15
+_STATUS_PORT = 8080
 
 
 def health_by_node(stack: Stack) -> dict[str, str]:
@@ -59,8 +66,24 @@ def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | N
                 raise _not_ready(f"not passing in Consul: {', '.join(sorted(missing))}", shown, missing)
             time.sleep(_POLL_SECONDS)
     callable_ones = [c for c in replicas if "grpc_server" in c.service.components]
-    if callable_ones:
+    if callable_ones and stack.publisher(BALANCER_PORT).service.environment.get("LB_TLS_CERTIFICATE"):
+        _wait_listed(stack, callable_ones, deadline)
+    elif callable_ones:
         _wait_answers(stack, callable_ones, deadline)
+
+
+def _wait_listed(stack: Stack, replicas: list[Container], deadline: float) -> None:
+    balancer = stack.publisher(BALANCER_PORT)
+    missing = {container.name for container in replicas}
+    with make_session() as session:
+        while missing:
+            with suppress(requests.RequestException, ValueError):
+                answer = session.get(f"http://{balancer.address}:{_STATUS_PORT}/replicas", timeout=_CALL_SECONDS)
+                served = {one["address"] for one in answer.json()["replicas"] if one["state"] == SERVING}
+                missing = {container.name for container in replicas if container.address not in served}
+            if missing and time.monotonic() > deadline:
+                raise _not_ready(f"not served: {', '.join(sorted(missing))}", [balancer, *replicas], missing)
+            time.sleep(_POLL_SECONDS)
 
 
 def _wait_answers(stack: Stack, replicas: list[Container], deadline: float) -> None:
