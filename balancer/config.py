@@ -66,7 +66,7 @@ class BalancerConfig:
         reader = EnvironmentReader(env)
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
-            networks=_networks(reader),
+            networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
             consul_url="http://"
             + host_port(reader.host("CONSUL_ADDRESS", "127.0.0.1"), reader.port("CONSUL_PORT", 8500)),
             nginx_url="http://"
@@ -78,6 +78,8 @@ class BalancerConfig:
         for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
             _check_listen(reader, address, tls=config.certificates.certificate is not None)
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
+        reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
+        _read_networks(reader, "LB_ALLOW", "")
         reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
         reader.integer("METRICS_PORT", 0, low=0, high=65535)
         reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
@@ -117,12 +119,12 @@ def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:
         reader.add_problem("LB_LISTEN", f"must be ADDRESS:PORT, [ADDRESS]:PORT or PORT (got {text!r})")
 
 
-def _networks(reader: EnvironmentReader) -> tuple[Network, ...]:
+def _read_networks(reader: EnvironmentReader, name: str, default: str) -> tuple[Network, ...]:
     found = []
-    for part in reader.text("PEER_CIDR", _PRIVATE).replace(",", " ").split():
+    for part in reader.text(name, default).replace(",", " ").split():
         try:
             # Bits behind the prefix are a common and harmless mistake.
             found.append(ip_network(part, strict=False))
         except ValueError:
-            reader.add_problem("PEER_CIDR", f"must be networks such as 10.0.0.0/8 or fd00::/8 (got {part!r})")
+            reader.add_problem(name, f"must be networks such as 10.0.0.0/8 or fd00::/8 (got {part!r})")
     return tuple(found)

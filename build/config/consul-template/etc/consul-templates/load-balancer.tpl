@@ -86,6 +86,13 @@ include access_log.conf;
 {{ end -}}
 limit_conn_zone $binary_remote_addr zone=address:8m;
 limit_conn_status 429;
+{{ $rate := envOrDefault "LB_MAX_CALLS_PER_SECOND_PER_ADDRESS" "0" | parseInt -}}
+{{ if $rate -}}
+limit_req_zone $binary_remote_addr zone=rate:8m rate={{ $rate }}r/s;
+limit_req_status 429;
+# Not a line for each refused call: metrics and the access log have them.
+limit_req_log_level info;
+{{ end -}}
 
 server {
     {{- $calls := envOrDefault "LB_MAX_CALLS_PER_ADDRESS" "8192" | parseInt }}
@@ -117,6 +124,16 @@ server {
     # client lets calls beyond its connection's streams wait.
     http2_max_concurrent_streams {{ $calls | add 128 }};
     limit_conn address {{ $calls }};
+    {{- if $rate }}
+    # Calls of one second may come at once.
+    limit_req zone=rate burst={{ $rate }} nodelay;
+    {{- end }}
+    {{- range env "LB_ALLOW" | replaceAll "," " " | split " " }}{{ if . }}
+    allow {{ . }};
+    {{- end }}{{ end }}
+    {{- if env "LB_ALLOW" }}
+    deny all;
+    {{- end }}
     include calls.conf;
     include grpc_answers.conf;
 
