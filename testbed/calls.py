@@ -28,8 +28,10 @@ _OPTIONS = [
 _SECONDS = 5.0
 
 
-def open_channel(target: str) -> Any:
-    """Returns a channel; ``Any`` because grpc's own type asks for serializers of bytes."""
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> Any:
+    """Returns a channel, with TLS if there are credentials; ``Any`` because grpc's own type wants serializers."""
+    if credentials:
+        return grpc.secure_channel(target, credentials, options=_OPTIONS)
     return grpc.insecure_channel(target, options=_OPTIONS)
 
 

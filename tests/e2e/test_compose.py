@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
+import grpc
 import pytest
 
+from protos import api_pb2_grpc
+from testbed.calls import greet, open_channel
 from testbed.wait import wait_for
 from tests.support import scenarios
+from tests.support.certificates import Authority
 from tests.support.drivers import ComposeDriver, ConsulApi, Driver, run
 from tests.support.missing import missing
 from tests.support.scenarios import calls_going_on, wait_for_replicas
@@ -71,6 +78,38 @@ def rolled_out(stack: ComposeDriver) -> None:
     assert {one["ServiceMeta"].get("version") for one in registered} == {"2"}
 
 
+def called_over_tls(stack: ComposeDriver, directory: Path) -> None:
+    """The balancer has a certificate from a mounted directory, and a renewed one without a restart."""
+    directory.chmod(0o755)
+    authority = Authority(directory)
+    pair = authority.issue("balancer", ["127.0.0.1"])
+    files = {"LB_TLS_CERTIFICATE": pair.certificate, "LB_TLS_KEY": pair.key}
+    service = {
+        "environment": {name: f"/tls/{path.name}" for name, path in files.items()},
+        "volumes": [f"{directory}:/tls:ro"],
+    }
+    override = directory / "tls.yaml"
+    override.write_text(json.dumps({"services": {"load-balancer": service}}))
+    stack.compose("-f", str(override), "up", "-d", "--no-deps", "load-balancer")
+    credentials = grpc.ssl_channel_credentials(authority.path.read_bytes())
+
+    def call() -> str:
+        with open_channel(scenarios.target(stack), credentials) as channel:
+            try:
+                return greet(api_pb2_grpc.PingStub(channel))
+            except grpc.RpcError:
+                return ""
+
+    wait_for(call, bool, 60, "an answer over TLS")
+    pair.replace_with(authority.issue("balancer", ["127.0.0.1"], file="renewed"))
+    address = ("127.0.0.1", stack.port)
+    wait_for(
+        lambda: ssl.get_server_certificate(address), pair.certificate.read_text().__eq__, 5, "the renewed certificate"
+    )
+    stack.up(1)
+    wait_for_replicas(stack, 1)
+
+
 ADDRESSES = "import socket, sys; print(*sorted({found[4][0] for found in socket.getaddrinfo(sys.argv[1], 80)}))"
 CALL = """
 import grpc
@@ -126,6 +165,9 @@ class TestCompose2:
 
     def test_a_rollout_loses_no_call(self, stack_by_compose_2: ComposeDriver) -> None:
         rolled_out(stack_by_compose_2)
+
+    def test_calls_over_tls(self, stack_by_compose_2: ComposeDriver, tmp_path: Path) -> None:
+        called_over_tls(stack_by_compose_2, tmp_path)
 
     def test_no_process_is_root(self, stack_by_compose_2: ComposeDriver) -> None:
         for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):

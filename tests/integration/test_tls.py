@@ -22,6 +22,7 @@ import pytest
 import requests
 
 from protos import api_pb2, api_pb2_grpc
+from testbed.calls import open_channel
 from testbed.processes import Processes
 from testbed.programs import ghz
 from testbed.wait import wait_for
@@ -38,7 +39,6 @@ from tests.support.server_process import NETWORK, PORT, ServerProcess
 # The first of four: calls, status, metrics, calls without TLS.
 _PORT = 27500 + 4 * SLOT
 LOCAL = ("localhost", "127.0.0.1")
-OWN = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 Start = Callable[..., Balancer]
 
 
@@ -80,10 +80,10 @@ def client(target: str, *arguments: str | Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def channel(target: str, authority: Authority, caller: Pair | None = None) -> grpc.Channel:
+def channel(target: str, authority: Authority, caller: Pair | None = None) -> Any:
     """Opens a connection of its own."""
     files = (caller.key.read_bytes(), caller.certificate.read_bytes()) if caller else (None, None)
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority.path.read_bytes(), *files), options=OWN)
+    return open_channel(target, grpc.ssl_channel_credentials(authority.path.read_bytes(), *files))
 
 
 def contains(part: str, text: str) -> bool:
@@ -253,8 +253,7 @@ def test_the_subject_is_not_the_callers_to_set(
     with probe_server(address), channel(one.target, authority, authority.issue("caller")) as own:
         one.control_plane.render([server.line(), line(address, PORT, app="probe", grpc_services=SERVICE)])
         wait_for(one.states, lambda found: found.get(address) == "serving", 10, "it serves")
-        call: Any = own.unary_unary(f"/{SERVICE}/Seen")
-        seen = json.loads(call(b"", timeout=10, metadata=metadata))["metadata"]
+        seen = json.loads(own.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata))["metadata"]
     found = [value for key, value in seen if key == metadata[0][0]]
     assert found == (["CN=caller,O=Example"] if verifies else [])
 
