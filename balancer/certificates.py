@@ -56,7 +56,7 @@ class Certificates:
         self._files = files
         self._directory = directory
         self._changed = changed
-        self._copied: dict[str, str] | None = None
+        self._copied: dict[str, bytes] | None = None
         self._problem = self._logged = ""
         self._warned: dict[str, float] = {}
         self.expiries: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Certificates:
             copies, expiries = read(self._files)
             if copies != self._copied:
                 for name in (_PAIR, _CA):
-                    _write(self._directory / name, copies.get(name, ""))
+                    _write(self._directory / name, copies.get(name, b""))
                 for name, end in expiries.items():
                     LOG.info("%s: valid until %s", name, _date(end))
                 self._copied, self.expiries = copies, expiries
@@ -98,7 +98,7 @@ class Certificates:
                 LOG.warning("%s: %s at %s", name, "expires" if end > now else "has expired", _date(end))
 
 
-def read(files: Files) -> tuple[dict[str, str], dict[str, float]]:
+def read(files: Files) -> tuple[dict[str, bytes], dict[str, float]]:
     """Reads and checks the files.
 
     Returns:
@@ -107,32 +107,37 @@ def read(files: Files) -> tuple[dict[str, str], dict[str, float]]:
     Raises:
         BalancerError: with the variable of a wrong file.
     """
-    copies: dict[str, str] = {}
+    copies: dict[str, bytes] = {}
     expiries: dict[str, float] = {}
     if not files.certificate:
         return copies, expiries
     # It takes memory and time to load, which a balancer without TLS does not need.
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
     if files.key:
         chain = _read(CERTIFICATE, files.certificate)
         text = _read(KEY, files.key)
         leaf = _parse_certificates(CERTIFICATE, chain)[0]
+        form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         try:
-            key = load_pem_private_key(text, password=None)
+            public = load_pem_private_key(text, password=None).public_key().public_bytes(*form)
         except TypeError:
             raise BalancerError(f"{KEY}: must not be encrypted (got {str(files.key)!r})") from None
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             raise BalancerError(f"{KEY}: must be a file with a private key in PEM (got {str(files.key)!r})") from None
-        form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+        try:
+            certified = leaf.public_key().public_bytes(*form)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise BalancerError(f"{CERTIFICATE}: must have a known kind of key: {error}") from None
+        if public != certified:
             raise BalancerError(f"{KEY}: must be the key of {CERTIFICATE} (got {str(files.key)!r})")
-        copies[_PAIR] = f"{chain.decode().strip()}\n{text.decode().strip()}\n"
+        copies[_PAIR] = chain.strip() + b"\n" + text.strip() + b"\n"
         expiries[CERTIFICATE] = leaf.not_valid_after_utc.timestamp()
     if files.client_ca:
         authority = _read(CLIENT_CA, files.client_ca)
         found = _parse_certificates(CLIENT_CA, authority)
-        copies[_CA] = authority.decode().strip() + "\n"
+        copies[_CA] = authority.strip() + b"\n"
         expiries[CLIENT_CA] = min(one.not_valid_after_utc.timestamp() for one in found)
     return copies, expiries
 
@@ -149,13 +154,9 @@ def describe(files: Files) -> Mapping[str, str]:
 
 def _read(name: str, path: Path) -> bytes:
     try:
-        text = path.read_bytes()
-        text.decode("ascii")
+        return path.read_bytes()
     except OSError as error:
         raise BalancerError(f"{name}: must be a readable file: {error.strerror} (got {str(path)!r})") from None
-    except UnicodeDecodeError:
-        raise BalancerError(f"{name}: must be a file in PEM (got {str(path)!r})") from None
-    return text
 
 
 def _parse_certificates(name: str, text: bytes) -> list[x509.Certificate]:
@@ -167,14 +168,14 @@ def _parse_certificates(name: str, text: bytes) -> list[x509.Certificate]:
         raise BalancerError(f"{name}: must be a file with a certificate in PEM") from None
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: bytes) -> None:
     """Replaces a copy, or removes it if there is no text."""
     if not text:
         path.unlink(missing_ok=True)
         return
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(text)
     new.replace(path)
 

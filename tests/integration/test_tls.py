@@ -263,7 +263,8 @@ def test_wrong_files_leave_the_last_good_ones_in_use(
     start: Start, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     ca = tmp_path / "callers.pem"
-    ca.write_bytes(authority.path.read_bytes())
+    # Files of CAs have comments, with names in any language.
+    ca.write_bytes("# Főtanúsítvány\n".encode() + authority.path.read_bytes())
     one = start(LB_TLS_CLIENT_CA=str(ca))
     caller = authority.issue("caller")
     good = [pair.certificate.read_bytes(), pair.key.read_bytes(), ca.read_bytes()]
@@ -271,7 +272,7 @@ def test_wrong_files_leave_the_last_good_ones_in_use(
     for path, text, message in (
         (pair.key, authority.issue("other").key.read_bytes(), "LB_TLS_KEY: must be the key of LB_TLS_CERTIFICATE"),
         (pair.key, b"", "LB_TLS_KEY: must be a file with a private key in PEM"),
-        (pair.certificate, b"\xff", "LB_TLS_CERTIFICATE: must be a file in PEM"),
+        (pair.certificate, b"\xff", "LB_TLS_CERTIFICATE: must be a file with a certificate in PEM"),
         (ca, b"no certificate", "LB_TLS_CLIENT_CA: must be a file with a certificate in PEM"),
     ):
         path.write_bytes(text)
