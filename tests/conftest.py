@@ -21,7 +21,7 @@ from tests.support.local import SLOT, short_home, with_replicas
 def pytest_configure() -> None:
     """SIGTERM ends a run as Ctrl-C does: what it has started ends with it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A shell without job control starts background commands with SIGINT ignored, which the tests' programs would inherit.
+    # A shell without job control starts background commands with SIGINT ignored, which the tests would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
