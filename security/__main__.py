@@ -1,0 +1,87 @@
+"""``python -m security``: makes the secrets of the secure stack, and gives Consul its tokens and policies."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import log
+from common.environment import ConfigError
+from security.errors import SecurityError
+from security.files import TOKENS, Secrets, read_tokens
+
+_DIRECTORY = Path("secrets")
+
+
+def add_create_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``create``."""
+    parser.add_argument("--rotate", action="store_true", help="issue all certificates again, by the same CAs")
+    parser.add_argument(
+        "--application", action="append", default=[], metavar="NAME", help="an application (default: hello_server)"
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="NAME", help="a name or address of the balancer, for its callers"
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser; ``command`` is the subcommand."""
+    result = argparse.ArgumentParser(prog="python -m security", description=__doc__)
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="make the files that are missing in secrets/")
+    add_create_options(create)
+    commands.add_parser("apply", help="give Consul the policies and tokens of secrets/acl; may run again")
+    return result
+
+
+def create(directory: Path, arguments: argparse.Namespace) -> None:
+    """Makes the files in a directory and says which; the token for the UI is printed when it is made.
+
+    Raises:
+        SecurityError: they can't be made.
+    """
+    known = (directory / TOKENS).exists()
+    applications: Sequence[str] = arguments.application or ([] if known else ["hello_server"])
+    made = Secrets(directory, applications, arguments.name)
+    made.create(rotate=arguments.rotate)
+    print(f"{len(made.written)} files written to {directory}, for {', '.join(made.applications)}")
+    if not known:
+        print(f"the token for Consul's UI: {read_tokens(directory / TOKENS)['tokens']['ui-user']['secret']}")
+
+
+def main() -> int:
+    """Parses and runs. Exit code: 0 done, 1 failed at run time, 2 usage or configuration."""
+    arguments = make_parser().parse_args()
+    log.configure()
+    try:
+        if arguments.command == "create":
+            create(_DIRECTORY, arguments)
+        else:
+            _apply()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except SecurityError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _apply() -> None:
+    # Imported here because `create` needs no HTTP client.
+    from common.consul_access import ConsulAccess
+    from common.environment import EnvironmentReader
+    from security.acl import AccessControl
+
+    reader = EnvironmentReader(os.environ)
+    access = ConsulAccess.from_env(reader)
+    reader.raise_problems()
+    document = read_tokens(_DIRECTORY / "tokens.json")
+    AccessControl(access, document["tokens"]["management"]["secret"]).apply(document)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
