@@ -82,7 +82,8 @@ class BalancerConfig:
         _read_networks(reader, "LB_ALLOW", "")
         reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
         reader.integer("METRICS_PORT", 0, low=0, high=65535)
-        reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
+        for name in ("BIND_ADDRESS", "METRICS_ADDRESS"):
+            reader.host(name, "0.0.0.0")  # noqa: S104 - a container's own network
         if reader.text("NGINX_WORKERS", "auto") != "auto":
             reader.integer("NGINX_WORKERS", 1, low=1, high=1024)
         reader.raise_problems()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 # A host name by RFC 1123, or one label of it with the underscore that Compose's service names use.
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\Z")
 
+# These may be a network: the container's own address in it. A container with several networks does not know its
+# addresses before it starts.
+_ADDRESSES = ("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_BIND", "METRICS_ADDRESS")
 # The default of GRPC_MAX_MESSAGE_BYTES.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -114,6 +117,39 @@ def is_host(text: str) -> bool:
     """Returns whether ``text`` is an IP address or a host name."""
     # Only digits and dots: a mistyped IPv4 address.
     return is_address(text) or (_HOST.match(text) is not None and not re.fullmatch(r"[\d.]+", text))
+
+
+def find_own_address(network: IPv4Network | IPv6Network) -> str | None:
+    """Returns this host's own address in a network; None if it has none."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # The kernel chooses the address of a directly connected network as the source; nothing is sent.
+            probe.connect((str(network[1]), 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return address if ip_address(address) in network else None
+
+
+def find_addresses(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Returns the container's own addresses in the networks that variables name, and adds to the problems."""
+    found = {}
+    for name in _ADDRESSES:
+        text = env.get(name, "").strip()
+        # A template of the Consul agent is not a network.
+        if "/" not in text or "{" in text:
+            continue
+        try:
+            address = find_own_address(ip_network(text))
+        except ValueError:
+            problems.append(f"{name}: must be an IP address or a network such as 10.0.0.0/24 (got {text!r})")
+            continue
+        if address is None:
+            problems.append(f"{name}: this container has no address in the network (got {text!r})")
+        else:
+            found[name] = address
+    return found
 
 
 def host_port(host: str, port: int) -> str:

@@ -58,9 +58,9 @@ def serve_metrics(config: ServerConfig) -> None:
     """
     if config.metrics_port:
         try:
-            metrics.serve(config.address, config.metrics_port)
+            metrics.serve(config.metrics_address or config.address, config.metrics_port)
         except OSError as error:
-            where = host_port(config.address, config.metrics_port)
+            where = host_port(config.metrics_address or config.address, config.metrics_port)
             raise ServerError(f"can't serve metrics on {where}: {error.strerror}") from error
 
 

@@ -7,6 +7,7 @@ import datetime
 import re
 import signal
 
+from security.options import add_create_options
 from status.command import add_status_options
 
 
@@ -61,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--address-base", help="first of the loopback addresses to use (default: 127.16.0.0)")
     up.add_argument("--port", type=int, help="the balancer's port on 127.0.0.1 (default: 5000)")
     up.add_argument("--consul-port", type=int, help="the Consul UI's port on 127.0.0.1 (default: 8500)")
+
+    up.add_argument("--secure", action="store_true", default=None, help="with TLS and Consul's ACLs (secure.yaml)")
+
+    secure = verbs.add_parser("secure", help="make the secrets for up --secure")
+    add_create_options(secure)
 
     ps = verbs.add_parser("ps", help="list containers with their programs")
     ps.add_argument("--json", action="store_true", help="the same as --format json")

@@ -14,13 +14,13 @@ from dataclasses import asdict, replace
 
 from local_stack import logs
 from local_stack.errors import LocalStackError, say
-from local_stack.settings import BALANCER_PORT
+from local_stack.settings import BALANCER_PORT, ROOT
 from local_stack.stack import Stack
 
 
 def up(stack: Stack, arguments: Namespace) -> None:
     """Starts the stack, waits until it answers, and follows its logs unless detached."""
-    names = ("address_base", "port", "consul_port")
+    names = ("address_base", "port", "consul_port", "secure")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings = replace(stack.settings, **given)
     detached = arguments.detach or arguments.wait
@@ -35,6 +35,17 @@ def up(stack: Stack, arguments: Namespace) -> None:
             say("stopping")
             stack.stop(stack.containers())
         raise
+
+
+def secure(_stack: Stack, arguments: Namespace) -> None:
+    """Makes the secrets of the secure stack."""
+    from security.errors import SecurityError
+    from security.options import create
+
+    try:
+        create(ROOT / "secrets", arguments)
+    except SecurityError as error:
+        raise LocalStackError(str(error)) from error
 
 
 def scale(stack: Stack, arguments: Namespace) -> None:
@@ -119,6 +130,7 @@ def _wait_ready(stack: Stack, arguments: Namespace) -> None:
 COMMANDS: dict[str, Callable[[Stack, Namespace], int | None]] = {
     "up": up,
     "down": lambda stack, arguments: stack.down(volumes=arguments.volumes),
+    "secure": secure,
     "scale": scale,
     "rollout": rollout,
     "ps": ps,

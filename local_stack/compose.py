@@ -6,7 +6,7 @@ A key that can't be carried out without Docker is refused by name and line, or h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,21 @@ from local_stack.yaml_lines import Ambiguous, Lined, YamlError, load
 # Without Docker the programs ask the machine's own resolver; port 53 would need root.
 _ONLY_IN_CONTAINERS = "resolver"
 _BIND = re.compile(r"\./build/config/(\w[\w-]*)")
+_SECRETS = re.compile(r"\./(secrets/\w[\w-]*)")
 _DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?(?:(\d+)us)?")
 _UNITS = (3600, 60, 1, 1e-3, 1e-6)
 _PORT = re.compile(r"(?:(?P<address>\[[^\]]+\]|[^:]+):)?(?:(?P<host>\d+):)(?P<container>\d+)(?:/(?P<protocol>\w+))?")
 _BUILD_DEFAULTS = {"context": ".", "dockerfile": "Dockerfile"}
 _TOP = {"configs", "name", "networks", "secrets", "services", "version", "volumes"}
 _CARRIED_OUT = {
-    "build", "container_name", "environment", "hostname", "ports", "profiles", "stop_grace_period", "tmpfs", "volumes",
+    "build", "container_name", "environment", "hostname", "ports", "profiles", "restart", "stop_grace_period", "tmpfs",
+    "volumes",
 }  # fmt: skip
 # Limits, networks and rights of a container, which the processes of local_stack do not have.
 _WITHOUT_EFFECT = {
     "annotations", "cap_add", "cap_drop", "cpus", "depends_on", "entrypoint", "expose", "healthcheck", "image", "init",
     "labels", "logging", "mem_limit", "mem_reservation", "memswap_limit", "networks", "pids_limit", "platform",
-    "pull_policy", "read_only", "restart", "security_opt", "stdin_open", "stop_signal", "sysctls", "tty", "ulimits",
+    "pull_policy", "read_only", "security_opt", "stdin_open", "stop_signal", "sysctls", "tty", "ulimits",
     "user",
 }  # fmt: skip
 
@@ -43,14 +45,35 @@ class Service:
     components: tuple[str, ...]  # the parts of build/config that make up its file system
     environment: Mapping[str, str]
     volumes: Mapping[str, str]  # the paths in the container, by the names of the volumes
+    binds: Mapping[str, str]  # the paths in the container, by directories of the checkout
     tmpfs: tuple[str, ...]  # the paths that are empty at each start
     published: Mapping[int, int]  # the ports of the host, by those of the container
     scalable: bool  # whether it may have several replicas
     grace_seconds: float  # the time that it may take to stop
+    job: tuple[str, ...] = ()  # the command of a container that runs once at each `up` (restart: "no")
+    needs: tuple[str, ...] = ()  # the services that it needs
 
 
-def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
-    """Returns the services of a compose file, in its order, without those of a profile (they start on request)."""
+def read(paths: Path | Sequence[Path], env: Mapping[str, str]) -> dict[str, Service]:
+    """Returns the services of a compose file, in its order, without those of a profile (they start on request).
+
+    Of several files each is merged over those before it, by the Compose Specification ("Merge").
+    """
+    files = [paths] if isinstance(paths, Path) else paths
+    services, origins = _load_services(files[0]), dict[str, tuple[Path, int]]()
+    origins = {name: (files[0], line) for name, line in services.lines.items()}
+    for path in files[1:]:
+        for name, spec in (more := _load_services(path)).items():
+            services[name] = _merge(services[name], spec) if name in services else spec
+            origins.setdefault(name, (path, more.lines[name]))
+    return {
+        name: service
+        for name, spec in services.items()
+        if (service := _Reader(*origins[name], name, env).read(spec)) is not None
+    }
+
+
+def _load_services(path: Path) -> Lined:
     try:
         document = load(path.read_text())
     except (OSError, UnicodeDecodeError, YamlError) as error:
@@ -62,17 +85,23 @@ def read(path: Path, env: Mapping[str, str]) -> dict[str, Service]:
     services = document.get("services") if isinstance(document, Lined) else None
     if not isinstance(services, Lined) or not services:
         raise LocalStackError(f"{path.name} has no services")
-    return {
-        name: service
-        for name, spec in services.items()
-        if (service := _Reader(path, name, services.lines[name], env).read(spec)) is not None
-    }
+    return services
+
+
+def _merge(under: Any, over: Any) -> Any:
+    """Merges mappings key by key, and appends lists; another value replaces the one below it."""
+    if isinstance(under, Lined) and isinstance(over, Lined):
+        items = {key: _merge(under[key], value) if key in under else value for key, value in over.items()}
+        return Lined({**under, **items}, {**under.lines, **over.lines})
+    if isinstance(under, list) and isinstance(over, list):
+        return [*under, *over]
+    return over
 
 
 class _Reader:
     """Reads one service; its errors have the file, the line and the name."""
 
-    def __init__(self, path: Path, name: str, line: int, env: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, line: int, name: str, env: Mapping[str, str]) -> None:
         self._path = path
         self._name = name
         self._line = line
@@ -93,17 +122,30 @@ class _Reader:
                 raise self._refuse(f"{key} is not known to local_stack, which can't carry it out", spec.lines[key])
         published = dict(self._port(port, line) for port, line in self._items(spec, "ports"))
         volumes = [self._volume(volume, line) for volume, line in self._items(spec, "volumes")]
+        job = self._job(spec)
         return Service(
             name=self._name,
-            components=self._components(spec, [source for source, _ in volumes]),
+            components=() if job else self._components(spec, [source for source, _ in volumes]),
             environment=self._environment(spec),
             volumes={source: target for source, target in volumes if source and source[0] not in "./~"},
+            binds={match[1]: target for source, target in volumes if (match := _SECRETS.fullmatch(source))},
             tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
             published=published,
             # As in Compose, only one container can have a fixed name or a published port.
             scalable=not published and not {"hostname", "container_name"} & set(spec),
             grace_seconds=self._duration(spec, "stop_grace_period", 10),
+            job=job,
+            needs=tuple(str(one) for one in spec.get("depends_on") or ()),
         )
+
+    def _job(self, spec: Lined) -> tuple[str, ...]:
+        """Returns the command of a job; nothing for a service that is restarted when it ends."""
+        if spec.get("restart") != "no":
+            return ()
+        command = spec.get("entrypoint")
+        if not isinstance(command, list) or not command:
+            raise self._refuse('a service with restart: "no" must have a list as its entrypoint', spec.lines["restart"])
+        return tuple(map(str, command))
 
     def _expand(self, value: Any, line: int) -> Any:
         if isinstance(value, Lined):

@@ -6,6 +6,7 @@ import math
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from local_stack import processes
 from local_stack.compose import Service
-from local_stack.errors import LocalStackError, say
+from local_stack.errors import LocalStackError, last_lines, say
 from local_stack.settings import ROOT, Directory
 from local_stack.supervisor import Program, Supervisor
 
@@ -121,12 +122,29 @@ class Container:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source)
+        for source, mount in self.service.binds.items():
+            link = self.path / mount.lstrip("/")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(ROOT / source)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
         (self.path / "environment").write_text("\n".join(lines) + "\n")
         (self.path / "start").write_text(self._start_script())
         self.program.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.program.write_text(self._configuration())
+
+    def run_job(self, environment: Mapping[str, str]) -> None:
+        """Runs the command of a job to its end, and raises LocalStackError when it fails."""
+        self.prepare(environment)
+        self.program.unlink()
+        python, *arguments = self.service.job
+        command = [sys.executable if python == "python3" else python, *arguments]
+        done = subprocess.run(command, cwd=self.path, env=dict(environment), stdin=subprocess.DEVNULL, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        self.log.write_text(done.stdout)
+        if done.returncode:
+            raise LocalStackError(f"{self.name} failed:\n" + "\n".join(last_lines(self.log, 5)))
 
     @property
     def _outer(self) -> Supervisor:

@@ -12,6 +12,8 @@ from local_stack.container import Container
 from local_stack.processes import CONTAINER, DIRECTORY
 from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT, Settings
 
+_ADDRESSES = ("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_ADDRESS", "CONSUL_BIND", "CONSUL_CLIENT", "METRICS_ADDRESS")
+
 
 def container_environment(
     container: Container, settings: Settings, services: Mapping[str, Service], tools: Mapping[str, Path]
@@ -28,7 +30,7 @@ def container_environment(
         "CONTAINER_STDOUT": str(container.log),
         "PATH": _search_path(container, tools),
         "PYTHONPATH": str(ROOT),
-        **dict.fromkeys(("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_BIND", "CONSUL_CLIENT", "CONSUL_ADDRESS"), address),
+        **dict.fromkeys(_ADDRESSES, address),
         "CONSUL_PORT": str(CONSUL_PORT),
         "CONSUL_CONFIG_DIR": str(container.path / "etc" / "consul" / "conf.d"),
         "CONSUL_DATA_DIR": str(container.path / "consul" / "data"),
@@ -36,7 +38,7 @@ def container_environment(
         "LB_STATUS_ADDRESS": address,
         "PEER_CIDR": "127.0.0.0/8",
     }
-    if CONSUL_PORT in container.service.published:
+    if CONSUL_PORT in container.service.published or container.service.job:
         result |= {
             "CONSUL_CLIENT": "127.0.0.1",
             "CONSUL_ADDRESS": "127.0.0.1",

@@ -28,6 +28,7 @@ class Settings:
     address_base: str = "127.16.0.0"  # the first of the stack's loopback addresses
     port: int = BALANCER_PORT  # the balancer's, on 127.0.0.1
     consul_port: int = CONSUL_PORT  # the Consul UI's and API's, on 127.0.0.1
+    secure: bool = False  # whether secure.yaml is merged over docker-compose.yaml
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -68,6 +69,11 @@ class Directory:
     def from_env(cls, env: Mapping[str, str]) -> Directory:
         """Returns the directory LOCAL_STACK_HOME, or .local_stack in the checkout."""
         return cls(Path(env.get("LOCAL_STACK_HOME") or ROOT / ".local_stack").resolve())
+
+    @staticmethod
+    def compose_files(settings: Settings) -> list[Path]:
+        """Returns the compose files of a stack."""
+        return [ROOT / "docker-compose.yaml", *([ROOT / "secure.yaml"] if settings.secure else [])]
 
     def check(self, longest_name: str) -> None:
         """Checks that PATH can hold the path, and that it leaves room for the Unix socket of the longest name."""

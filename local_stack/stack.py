@@ -30,9 +30,15 @@ class Stack:
 
     def __init__(self, directory: Directory, env: Mapping[str, str]) -> None:
         self.directory = directory
-        self.services = read(ROOT / "docker-compose.yaml", variables(ROOT, env))
-        self.settings = directory.load()
+        self._env = variables(ROOT, env)
+        self._take(directory.load())
         self.supervisor = Supervisor(directory.socket)
+
+    def _take(self, settings: Settings) -> None:
+        self.settings = settings
+        everything = read(self.directory.compose_files(settings), self._env)
+        self.jobs = [one for one in everything.values() if one.job]
+        self.services = {name: one for name, one in everything.items() if not one.job}
 
     @cached_property
     def tools(self) -> dict[str, Path]:
@@ -47,6 +53,12 @@ class Stack:
     def environment(self, container: Container) -> dict[str, str]:
         """Returns the variables of a container."""
         return container_environment(container, self.settings, self.services, self.tools)
+
+    def _run_job(self, job: Service) -> None:
+        """Starts the services that a job needs, and runs it."""
+        self.start([self.container(self.services[name], 1) for name in job.needs])
+        one = Container(service=job, number=1, address="127.0.0.1", directory=self.directory)
+        one.run_job(self.environment(one))
 
     def publisher(self, port: int) -> Container:
         """Returns the container that has this port, which docker-compose.yaml publishes on the host."""
@@ -92,6 +104,8 @@ class Stack:
                 )
         else:
             self._start_outer(settings)
+        for job in self.jobs:
+            self._run_job(job)
         self._scale({**dict.fromkeys(self.services, 1), **scales})
 
     def scale(self, scales: Mapping[str, int]) -> None:
@@ -154,11 +168,20 @@ class Stack:
         if settings.address_base != self.settings.address_base:
             # Raft knows its peers by address.
             _remove_tree(self.directory.volumes)
-        self.settings = settings
+        self._take(settings)
+        self._check_secrets()
         self._check_ports()
         say("using " + ", ".join(f"{name} ({path})" for name, path in tools.items()))
         self.directory.save(settings)
         self.supervisor = start_outer(self.directory)
+
+    def _check_secrets(self) -> None:
+        wanted = {ROOT / source for service in self.services.values() for source in service.binds}
+        missing = sorted(path.name for path in wanted if not path.is_dir())
+        if missing:
+            raise LocalStackError(
+                f"secrets/ has nothing for {', '.join(missing)}: python -m local_stack secure makes it"
+            )
 
     def _check_ports(self) -> None:
         taken = [

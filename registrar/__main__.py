@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from common import log
-from common.environment import ConfigError
+from common.environment import ConfigError, find_addresses
 from registrar.config import RegistrarConfig
 from registrar.health import check_health
 from registrar.registration import Registration, RegistrationFailedError
@@ -51,6 +51,11 @@ def main() -> int:
         options.error(f"--once is an option of run, not of {command}")
     log.configure()
     try:
+        # A health check has the container's own environment, not that of supervisord's programs.
+        problems: list[str] = []
+        env = {**os.environ, **find_addresses(os.environ, problems)}
+        if problems:
+            raise ConfigError(problems)
         match command:
             case "environment":
                 # The variables of all programs of this container.
@@ -59,9 +64,9 @@ def main() -> int:
             case "status":
                 return run_status(arguments)
             case "health":
-                return check_health(RegistrarConfig.from_env(os.environ))
+                return check_health(RegistrarConfig.from_env(env))
             case _:
-                return run_registrar(RegistrarConfig.from_env(os.environ), once=arguments.once)
+                return run_registrar(RegistrarConfig.from_env(env), once=arguments.once)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

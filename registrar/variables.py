@@ -11,6 +11,7 @@ from pathlib import Path
 from common.environment import (
     ConfigError,
     EnvironmentReader,
+    find_addresses,
     read_drain_seconds,
     read_grace_seconds,
     read_max_message_bytes,
@@ -63,8 +64,9 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     Raises:
         ConfigError: with a line for each wrong variable of all programs.
     """
-    recorder = Recorder(env)
     problems: list[str] = []
+    addresses = find_addresses(env, problems)
+    recorder = Recorder({**env, **addresses})
     files = sorted(programs.glob("*.conf"))
     for path in files:
         if path.stem in _READERS:
@@ -76,7 +78,7 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     times = _find_stop_times(recorder, [path.read_text() for path in files], problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    wanted = {name: env[name].strip() for name in recorder.names & set(env)}
+    wanted = {name: env[name].strip() for name in recorder.names & set(env)} | addresses
     if "LB_LISTEN" in wanted:
         wanted["LB_LISTEN"] = " ".join(wanted["LB_LISTEN"].split())
     wanted |= {name: wanted[name].lower() for name in _LOWER_CASE if name in wanted}

@@ -5,26 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from common import log
 from common.environment import ConfigError
 from security.errors import SecurityError
-from security.files import TOKENS, Secrets, read_tokens
+from security.files import read_tokens
+from security.options import add_create_options, create
 
 _DIRECTORY = Path("secrets")
-
-
-def add_create_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of ``create``."""
-    parser.add_argument("--rotate", action="store_true", help="issue all certificates again, by the same CAs")
-    parser.add_argument(
-        "--application", action="append", default=[], metavar="NAME", help="an application (default: hello_server)"
-    )
-    parser.add_argument(
-        "--name", action="append", default=[], metavar="NAME", help="a name or address of the balancer, for its callers"
-    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,21 +24,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_create_options(create)
     commands.add_parser("apply", help="give Consul the policies and tokens of secrets/acl; may run again")
     return result
-
-
-def create(directory: Path, arguments: argparse.Namespace) -> None:
-    """Makes the files in a directory and says which; the token for the UI is printed when it is made.
-
-    Raises:
-        SecurityError: they can't be made.
-    """
-    known = (directory / TOKENS).exists()
-    applications: Sequence[str] = arguments.application or ([] if known else ["hello_server"])
-    made = Secrets(directory, applications, arguments.name)
-    made.create(rotate=arguments.rotate)
-    print(f"{len(made.written)} files written to {directory}, for {', '.join(made.applications)}")
-    if not known:
-        print(f"the token for Consul's UI: {read_tokens(directory / TOKENS)['tokens']['ui-user']['secret']}")
 
 
 def main() -> int:
@@ -73,6 +47,7 @@ def main() -> int:
 def _apply() -> None:
     # Imported here because `create` needs no HTTP client.
     from common.consul_access import ConsulAccess
+
     from common.environment import EnvironmentReader
     from security.acl import AccessControl
 

@@ -227,7 +227,7 @@ server {
 
 # For Prometheus; within the stack's own network.
 server {
-    {{- $bind := envOrDefault "BIND_ADDRESS" "0.0.0.0" }}
+    {{- $bind := envOrDefault "BIND_ADDRESS" "0.0.0.0" | envOrDefault "METRICS_ADDRESS" }}
     listen {{ if contains ":" $bind }}[{{ $bind }}]{{ else }}{{ $bind }}{{ end }}:{{ $metrics }};
 
     location = /metrics {
