@@ -20,8 +20,8 @@ import requests
 
 from balancer.errors import BalancerError
 from balancer.registration import Registration
+from common.consul_access import ConsulAccess
 from common.environment import host_port
-from common.http import make_session
 from common.names import BALANCED_TAG
 
 LOG = logging.getLogger("balancer")
@@ -39,23 +39,21 @@ class Catalogue:
     """The catalogue, asked through the local agent. Several threads may call its methods.
 
     Args:
-        url: of the agent's HTTP API.
+        access: the way to the agent.
         known: the result of :meth:`to_dict` in an earlier run.
         clock: seconds of a monotonic clock.
-        token: of Consul's ACL system; empty for the agent's own.
     """
 
     def __init__(
         self,
-        url: str,
+        access: ConsulAccess,
         known: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        token: str = "",
     ) -> None:
         known = known or {}
-        self._url = url
+        self._access = access
+        self._url = access.url
         self._clock = clock
-        self._headers = {"X-Consul-Token": token} if token else {}
         self._lock = threading.Lock()
         self._local = threading.local()
         self._cluster = str(known.get("cluster", ""))
@@ -146,9 +144,9 @@ class Catalogue:
     def _get(self, path: str) -> requests.Response:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = make_session()
+            session = self._local.session = self._access.make_session()
         try:
-            response = session.get(self._url + path, headers=self._headers, timeout=_TIMEOUT_SECONDS)
+            response = session.get(self._url + path, timeout=_TIMEOUT_SECONDS)
         except requests.RequestException as error:
             raise BalancerError(f"Consul at {self._url} is out of reach: {type(error).__name__}") from error
         if response.status_code != requests.codes.ok:

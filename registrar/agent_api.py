@@ -7,8 +7,7 @@ from typing import Any
 
 import requests
 
-from common.environment import host_port
-from common.http import make_session
+from common.consul_access import ConsulAccess
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -18,11 +17,11 @@ class AgentError(Exception):
 
 
 class AgentApi:
-    """The HTTP API of the agent at an address."""
+    """The HTTP API of an agent."""
 
-    def __init__(self, address: str, port: int) -> None:
-        self._base = f"http://{host_port(address, port)}"
-        self._session = make_session()
+    def __init__(self, access: ConsulAccess) -> None:
+        self._base = access.url
+        self._session = access.make_session()
 
     def call(
         self,

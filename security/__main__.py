@@ -47,7 +47,6 @@ def main() -> int:
 def _apply() -> None:
     # Imported here because `create` needs no HTTP client.
     from common.consul_access import ConsulAccess
-
     from common.environment import EnvironmentReader
     from security.acl import AccessControl
 
@@ -55,7 +54,7 @@ def _apply() -> None:
     access = ConsulAccess.from_env(reader)
     reader.raise_problems()
     document = read_tokens(_DIRECTORY / "tokens.json")
-    AccessControl(access, document["tokens"]["management"]["secret"]).apply(document)
+    AccessControl(access.url, access.make_session(), document["tokens"]["management"]["secret"]).apply(document)
 
 
 if __name__ == "__main__":

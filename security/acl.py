@@ -41,7 +41,7 @@ class AccessControl:
     def __init__(self, url: str, session: requests.Session, token: str) -> None:
         self._url = url
         self._session = session
-        self._headers = {"X-Consul-Token": token}
+        self._session.headers["X-Consul-Token"] = token
 
     def apply(self, document: Mapping[str, Any], seconds: float = _START_SECONDS) -> None:
         """Creates or updates the policy and the token of each role.
@@ -85,9 +85,7 @@ class AccessControl:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Returns the answer, or None if there is no such policy or token."""
         try:
-            response = self._session.request(
-                method, self._url + path, json=body, headers=self._headers, timeout=_TIMEOUT_SECONDS
-            )
+            response = self._session.request(method, self._url + path, json=body, timeout=_TIMEOUT_SECONDS)
         except requests.exceptions.SSLError as error:
             raise SecurityError(f"{self._url}: TLS: {error}") from error
         except requests.RequestException as error:

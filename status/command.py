@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from common.consul_access import ConsulAccess
 from common.environment import ConfigError, EnvironmentReader, host_port, parse_host_port
 from status.model import Status, StatusError
 from status.text import explain, format_tables
@@ -59,8 +60,9 @@ def find_source(consul: str | None, balancer: str | None, env: Mapping[str, str]
         ConfigError: an address has another form.
     """
     reader = EnvironmentReader(env)
+    address = _read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500)
     source = Source(
-        *_read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
+        ConsulAccess.from_env(reader).at(*address),
         host_port(*_read_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
     )
     reader.raise_problems()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.consul_access import ConsulAccess
 from common.environment import host_port
 from common.name_conflict import KEYS, Note
 from common.names import BALANCED_TAG, HELD, NAME, NODE_CHECK, SERVING
@@ -24,12 +25,11 @@ class Source:
     """The addresses of Consul and of the balancer.
 
     Attributes:
-        consul_address: the address of any agent of the cluster.
+        access: the way to any agent of the cluster.
         balancer: ``host:port`` of the balancer's status port.
     """
 
-    consul_address: str
-    consul_port: int
+    access: ConsulAccess
     balancer: str
 
     def read(self) -> Status:
@@ -42,16 +42,14 @@ class Source:
         import consul
         import requests
 
-        from common.consul_client import connect
-
         view = self._read_balancer()
-        client = connect(self.consul_address, self.consul_port, _TIMEOUT_SECONDS)
+        client = self.access.connect(_TIMEOUT_SECONDS)
         try:
             entries = list(_read_entries(client))
             lost = list(_read_notes(client))
         except (consul.ConsulException, requests.RequestException) as error:
             raise StatusError(
-                f"Consul at {host_port(self.consul_address, self.consul_port)} is unavailable: {error}"
+                f"Consul at {host_port(self.access.address, self.access.port)} is unavailable: {error}"
             ) from error
         replicas = [_make_replica(entry, view) for entry in entries]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}

@@ -12,6 +12,7 @@ import requests
 
 from balancer.catalogue import HOLD_SECONDS, Catalogue
 from balancer.errors import BalancerError
+from common.consul_access import ConsulAccess
 from tests.support.fleet import registration
 
 URL = "http://127.0.0.1:8500"
@@ -60,7 +61,7 @@ class Consul:
         return found
 
     def catalogue(self, known: Mapping[str, object] | None = None) -> Catalogue:
-        made = Catalogue(URL, known, clock=lambda: self.now)
+        made = Catalogue(ConsulAccess(), known, clock=lambda: self.now)
         made._get = self.get  # type: ignore[method-assign]
         return made
 
@@ -301,7 +302,7 @@ def test_an_answer_that_is_not_json_raises(monkeypatch: pytest.MonkeyPatch, path
         return answer(content, headers={"X-Consul-Index": "5"})
 
     monkeypatch.setattr(requests.Session, "get", get)
-    catalogue = Catalogue(URL)
+    catalogue = Catalogue(ConsulAccess())
     with pytest.raises(BalancerError, match=path):
         catalogue.find_unserved([SHOP]) if path.startswith(HEALTH) else catalogue.is_complete()
 
@@ -313,7 +314,7 @@ def test_any_status_but_200_raises_with_a_part_of_the_text(
 ) -> None:
     monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(text, status))
     with pytest.raises(BalancerError, match=f"^{URL}/v1/catalog/services: {status} {shown}$") as caught:
-        Catalogue(URL).is_complete()
+        Catalogue(ConsulAccess()).is_complete()
     assert len(str(caught.value)) < 300
 
 
@@ -326,7 +327,7 @@ def test_an_agent_out_of_reach_raises(monkeypatch: pytest.MonkeyPatch, error: ty
 
     monkeypatch.setattr(requests.Session, "get", get)
     with pytest.raises(BalancerError, match=f"^Consul at {URL} is out of reach: {error.__name__}$"):
-        Catalogue(URL).is_complete()
+        Catalogue(ConsulAccess()).is_complete()
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,5 +338,5 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         return answer({}, headers={"X-Consul-Index": "1"})
 
     monkeypatch.setattr(requests.Session, "get", get)
-    Catalogue(URL).is_complete()
+    Catalogue(ConsulAccess()).is_complete()
     assert seen == [False, False]
