@@ -86,10 +86,8 @@ class ConsulAccess:
             try:
                 context.load_cert_chain(self.certificate, self.key)
             except ssl.SSLError as error:
-                reader.add_problem(
-                    _CERTIFICATE,
-                    f"must be a certificate in PEM of {_KEY} (got {str(self.certificate)!r}: {error.reason})",
-                )
+                got = f"got {str(self.certificate)!r}: {error.reason}"
+                reader.add_problem(_CERTIFICATE, f"must be a certificate in PEM, and {_KEY} its key ({got})")
 
     @property
     def url(self) -> str:
@@ -174,9 +172,9 @@ def _make_adapter(server_name: str) -> requests.adapters.HTTPAdapter:
     class _Adapter(HTTPAdapter):
         """Verifies another name than the address."""
 
-        def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
             names = {"server_hostname": server_name, "assert_hostname": server_name} if server_name else {}
-            super().init_poolmanager(*arguments, **options, **names)
+            super().init_poolmanager(connections, maxsize, block, **{**options, **names})
 
     return _Adapter()
 

@@ -132,9 +132,14 @@ def find_own_address(network: IPv4Network | IPv6Network) -> str | None:
     return address if ip_address(address) in network else None
 
 
-def find_addresses(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """Returns the container's own addresses in the networks that variables name, and adds to the problems."""
-    found = {}
+def resolve_addresses(env: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment with the container's own addresses in place of the networks that variables name.
+
+    Raises:
+        ConfigError: the container has no address in such a network.
+    """
+    found: dict[str, str] = {}
+    problems: list[str] = []
     for name in _ADDRESSES:
         text = env.get(name, "").strip()
         # A template of the Consul agent is not a network.
@@ -149,7 +154,9 @@ def find_addresses(env: Mapping[str, str], problems: list[str]) -> dict[str, str
             problems.append(f"{name}: this container has no address in the network (got {text!r})")
         else:
             found[name] = address
-    return found
+    if problems:
+        raise ConfigError(problems)
+    return {**env, **found}
 
 
 def host_port(host: str, port: int) -> str:

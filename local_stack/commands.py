@@ -27,7 +27,10 @@ def up(stack: Stack, arguments: Namespace) -> None:
     try:
         stack.up(dict(arguments.scale), settings)
         _wait_ready(stack, arguments)
-        say(f"gRPC on 127.0.0.1:{settings.port}, Consul UI on http://127.0.0.1:{settings.consul_port}/ui/dc1/services")
+        scheme = "https" if settings.secure else "http"
+        say(
+            f"gRPC on 127.0.0.1:{settings.port}, Consul UI on {scheme}://127.0.0.1:{settings.consul_port}/ui/dc1/services"
+        )
         if not detached:
             logs.show(stack, follow=True)
     except KeyboardInterrupt:
@@ -75,13 +78,13 @@ def ps(stack: Stack, arguments: Namespace) -> None:
 
 def status(stack: Stack, arguments: Namespace) -> int:
     """Shows the replicas, in the catalogue and at the balancer."""
-    from status.command import find_source, show_status
+    from status.command import show_status
+    from status.view import Source
 
     stack.require_up()
     balancer = stack.publisher(BALANCER_PORT)
     port = balancer.service.environment.get("LB_STATUS_PORT", "8080")
-    source = find_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:{port}", os.environ)
-    return show_status(source, arguments)
+    return show_status(Source(stack.consul, f"{balancer.address}:{port}"), arguments)
 
 
 def show_logs(stack: Stack, arguments: Namespace) -> None:

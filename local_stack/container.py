@@ -122,11 +122,11 @@ class Container:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source)
-        for source, mount in self.service.binds.items():
+        for bound, mount in self.service.binds.items():
             link = self.path / mount.lstrip("/")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(ROOT / source)
+            link.symlink_to(ROOT / bound)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
         (self.path / "environment").write_text("\n".join(lines) + "\n")
         (self.path / "start").write_text(self._start_script())

@@ -13,7 +13,6 @@ import consul
 import grpc
 import requests
 
-from common.consul_client import connect
 from common.http import make_session
 from common.names import SERVING
 from local_stack.container import Container
@@ -31,7 +30,7 @@ _STATUS_PORT = 8080
 def health_by_node(stack: Stack) -> dict[str, str]:
     """Returns the worst status of each container's checks in Consul; of none while Consul is unavailable."""
     try:
-        _, checks = connect("127.0.0.1", stack.settings.consul_port).health.state("any")
+        _, checks = stack.consul.connect().health.state("any")
     except (consul.ConsulException, requests.RequestException):
         return {}
     order = ("passing", "warning", "critical")
@@ -46,7 +45,7 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 def passing_nodes(stack: Stack, application: str) -> set[str]:
     """Returns the nodes whose replica of an application passes; none while Consul is unavailable."""
     try:
-        _, replicas = connect("127.0.0.1", stack.settings.consul_port).health.service(application, passing=True)
+        _, replicas = stack.consul.connect().health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
         return set()
     return {replica["Node"]["Node"] for replica in replicas}

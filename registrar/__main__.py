@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from common import log
-from common.environment import ConfigError, find_addresses
+from common.environment import ConfigError, resolve_addresses
 from registrar.config import RegistrarConfig
 from registrar.health import check_health
 from registrar.registration import Registration, RegistrationFailedError
@@ -52,10 +52,7 @@ def main() -> int:
     log.configure()
     try:
         # A health check has the container's own environment, not that of supervisord's programs.
-        problems: list[str] = []
-        env = {**os.environ, **find_addresses(os.environ, problems)}
-        if problems:
-            raise ConfigError(problems)
+        env = resolve_addresses(os.environ)
         match command:
             case "environment":
                 # The variables of all programs of this container.

@@ -11,10 +11,10 @@ from pathlib import Path
 from common.environment import (
     ConfigError,
     EnvironmentReader,
-    find_addresses,
     read_drain_seconds,
     read_grace_seconds,
     read_max_message_bytes,
+    resolve_addresses,
 )
 
 # The configuration that each of supervisord's programs reads.
@@ -64,9 +64,9 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     Raises:
         ConfigError: with a line for each wrong variable of all programs.
     """
+    given, env = env, resolve_addresses(env)
+    recorder = Recorder(env)
     problems: list[str] = []
-    addresses = find_addresses(env, problems)
-    recorder = Recorder({**env, **addresses})
     files = sorted(programs.glob("*.conf"))
     for path in files:
         if path.stem in _READERS:
@@ -78,11 +78,11 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     times = _find_stop_times(recorder, [path.read_text() for path in files], problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    wanted = {name: env[name].strip() for name in recorder.names & set(env)} | addresses
+    wanted = {name: env[name].strip() for name in recorder.names & set(env)}
     if "LB_LISTEN" in wanted:
         wanted["LB_LISTEN"] = " ".join(wanted["LB_LISTEN"].split())
     wanted |= {name: wanted[name].lower() for name in _LOWER_CASE if name in wanted}
-    return {name: value for name, value in wanted.items() if value != env[name] or not value} | times
+    return {name: value for name, value in wanted.items() if value != given[name] or not value} | times
 
 
 def _find_stop_times(env: Mapping[str, str], programs: list[str], problems: list[str]) -> dict[str, str]:
