@@ -132,7 +132,7 @@ class _Reader:
             tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
             published=published,
             # As in Compose, only one container can have a fixed name or a published port.
-            scalable=not published and not {"hostname", "container_name"} & set(spec),
+            scalable=not job and not published and not {"hostname", "container_name"} & set(spec),
             grace_seconds=self._duration(spec, "stop_grace_period", 10),
             job=job,
             needs=tuple(str(one) for one in spec.get("depends_on") or ()),

@@ -37,6 +37,8 @@ def container_environment(
         "LB_LISTEN": f"{address}:{BALANCER_PORT} 127.0.0.1:{settings.port}",
         "LB_STATUS_ADDRESS": address,
         "PEER_CIDR": "127.0.0.0/8",
+        # The names of containers begin with their services' names already.
+        "CONSUL_NODE_PREFIX": "",
     }
     if CONSUL_PORT in container.service.published or container.service.job:
         result |= {

@@ -93,7 +93,8 @@ class AccessControl:
         text = response.text.strip()
         if response.ok:
             return response.json()
-        if response.status_code == requests.codes.not_found or "Cannot find" in text:
+        # By the API page "ACL tokens" an unknown token is 404, but it is 403.
+        if response.status_code == requests.codes.not_found or "does not exist" in text:
             return None
         # Without a leader; and before the first leader has made the token of the request.
         if response.status_code >= requests.codes.internal_server_error or "ACL not found" in text:

@@ -50,7 +50,9 @@ def _describe_agent(application: str) -> Rules:
 def _describe_registrar(application: str) -> Rules:
     """The application's service, and the conflicts of its nodes' names (registrar/same_name.py)."""
     return {
+        # In the services of a node (/v1/catalog/node) Consul checks the IDs in place of the names.
         "service": {application: _WRITE},
+        "service_prefix": {f"{application}-": _READ},
         "key_prefix": {f"{KEYS}/{application}": _WRITE},
         **_of_nodes("node", application, {"": _READ}),
         **_of_nodes("agent", application),
