@@ -1,4 +1,4 @@
-# make up        the stack without Docker, with three replicas
+# make up        the stack without Docker, with three replicas; SECURE=1: with TLS and ACLs
 # make down      stops it
 # make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
@@ -6,15 +6,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CALLER := secrets/caller
+TLS := $(if $(SECURE),--tls --cacert $(CALLER)/callers-ca.pem --cert $(CALLER)/tls.pem --key $(CALLER)/tls-key.pem)
 
 .PHONY: up down test lint unit integration foreign e2e chaos bench protos pictures clean
 
 up: $(VENV)/installed
-	$(BIN)/python -m local_stack up -d --scale hello_server=3
-	$(BIN)/python -m grpc_client --port 5000
-	$(BIN)/python -m grpc_client --port 5000
-	$(BIN)/python -m grpc_client --port 5000
-	@echo "gRPC: 127.0.0.1:5000   Consul UI: http://localhost:8500/ui/dc1/services   stop: make down"
+	$(if $(SECURE),$(BIN)/python -m local_stack secure)
+	$(BIN)/python -m local_stack up -d --scale hello_server=3 $(if $(SECURE),--secure)
+	$(BIN)/python -m grpc_client --port 5000 $(TLS)
+	$(BIN)/python -m grpc_client --port 5000 $(TLS)
+	$(BIN)/python -m grpc_client --port 5000 $(TLS)
+	$(if $(SECURE),! $(BIN)/python -m grpc_client --port 5000 --timeout 5)
+	@echo "gRPC: 127.0.0.1:5000   Consul UI: http$(if $(SECURE),s)://localhost:8500/ui/dc1/services   stop: make down"
 
 down: $(VENV)/installed
 	$(BIN)/python -m local_stack down -v

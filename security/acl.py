@@ -15,7 +15,7 @@ from typing import Any
 import requests
 
 from security.errors import SecurityError
-from security.policies import list_roles
+from security.policies import Rules, list_roles
 
 LOG = logging.getLogger("security")
 
@@ -56,8 +56,12 @@ class AccessControl:
         deadline = time.monotonic() + seconds
         while True:
             try:
+                policies = {one["Name"]: one["ID"] for one in self._call("GET", "/v1/acl/policies")}
+                tokens = {one["AccessorID"] for one in self._call("GET", "/v1/acl/tokens")}
                 for role, rules in list_roles(document["applications"]).items():
-                    self._apply_role(role, rules, document["tokens"][role])
+                    name, token = _PREFIX + role, document["tokens"][role]
+                    self._apply_policy(name, rules, policies.get(name))
+                    self._apply_token(name, token, present=token["accessor"] in tokens)
             except _NotYetError as error:
                 if time.monotonic() > deadline:
                     raise SecurityError(f"Consul at {self._url} is not ready: {error}") from error
@@ -65,25 +69,28 @@ class AccessControl:
             else:
                 return
 
-    def _apply_role(self, role: str, rules: Mapping[str, Any], token: Mapping[str, str]) -> None:
-        name = _PREFIX + role
+    def _apply_policy(self, name: str, rules: Rules, identity: str | None) -> None:
         policy = {"Name": name, "Rules": json.dumps(rules)}
-        known = self._call("GET", f"/v1/acl/policy/name/{name}")
-        if known is None:
+        if identity is None:
             self._call("PUT", "/v1/acl/policy", policy)
-        elif known["Rules"] != policy["Rules"]:
-            self._call("PUT", f"/v1/acl/policy/{known['ID']}", {**policy, "ID": known["ID"]})
-        wanted = {"AccessorID": token["accessor"], "SecretID": token["secret"], "Description": name}
-        body = {**wanted, "Policies": [{"Name": name}]}
-        present = self._call("GET", f"/v1/acl/token/{token['accessor']}")
-        if present is None:
-            self._call("PUT", "/v1/acl/token", body)
-            LOG.info("created the token of %s", role)
-        elif [one["Name"] for one in present.get("Policies") or []] != [name]:
+        elif self._call("GET", f"/v1/acl/policy/{identity}")["Rules"] != policy["Rules"]:
+            LOG.info("changed the policy %s", name)
+            self._call("PUT", f"/v1/acl/policy/{identity}", {**policy, "ID": identity})
+
+    def _apply_token(self, name: str, token: Mapping[str, str], *, present: bool) -> None:
+        body = {"AccessorID": token["accessor"], "Description": name, "Policies": [{"Name": name}]}
+        if not present:
+            self._call("PUT", "/v1/acl/token", {**body, "SecretID": token["secret"]})
+            LOG.info("created the token %s", name)
+            return
+        known = self._call("GET", f"/v1/acl/token/{token['accessor']}")
+        if known["SecretID"] != token["secret"]:
+            raise SecurityError(f"the token {name} has another secret ID in Consul than in this file")
+        if [one["Name"] for one in known.get("Policies") or []] != [name]:
+            LOG.info("changed the token %s", name)
             self._call("PUT", f"/v1/acl/token/{token['accessor']}", body)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Returns the answer, or None if there is no such policy or token."""
         try:
             response = self._session.request(method, self._url + path, json=body, timeout=_TIMEOUT_SECONDS)
         except requests.exceptions.SSLError as error:
@@ -93,9 +100,6 @@ class AccessControl:
         text = response.text.strip()
         if response.ok:
             return response.json()
-        # By the API page "ACL tokens" an unknown token is 404, but it is 403.
-        if response.status_code == requests.codes.not_found or "does not exist" in text:
-            return None
         # Without a leader; and before the first leader has made the token of the request.
         if response.status_code >= requests.codes.internal_server_error or "ACL not found" in text:
             raise _NotYetError(f"{response.status_code} {text}")
