@@ -66,9 +66,9 @@ class BalancerConfig:
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
+            consul=ConsulAccess.from_env(reader),
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
-            consul=ConsulAccess.from_env(reader),
             certificates=_read_certificates(reader),
         )
         # nginx's configuration is rendered from these.
@@ -80,7 +80,7 @@ class BalancerConfig:
         reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
         reader.integer("METRICS_PORT", 0, low=0, high=65535)
         for name in ("BIND_ADDRESS", "METRICS_ADDRESS"):
-            reader.host(name, "0.0.0.0")  # noqa: S104 - a container's own network
+            reader.host(name, "")
         if reader.text("NGINX_WORKERS", "auto") != "auto":
             reader.integer("NGINX_WORKERS", 1, low=1, high=1024)
         reader.raise_problems()

@@ -20,7 +20,7 @@ class ServerConfig:
 
     Attributes:
         metrics_port: 0 for no metrics.
-        metrics_address: the address of the metrics.
+        metrics_address: empty for ``address``.
         max_message_bytes: the limit of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
@@ -41,15 +41,14 @@ class ServerConfig:
             ConfigError: with a line for each wrong variable.
         """
         reader = EnvironmentReader(env)
-        address = reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
         config = cls(
-            address=address,
+            address=reader.host("BIND_ADDRESS", "0.0.0.0"),  # noqa: S104 - a container's own network
             port=reader.port("APP_PORT", 7777),
             workers=reader.integer("GRPC_WORKERS", 1, low=1, high=256),
             grace_seconds=read_grace_seconds(reader),
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
-            metrics_address=reader.host("METRICS_ADDRESS", address),
+            metrics_address=reader.host("METRICS_ADDRESS", ""),
             max_message_bytes=read_max_message_bytes(reader),
         )
         reader.raise_problems()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.environment import EnvironmentReader, is_address, is_host
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _DURATION = re.compile(r"(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
+_NODE_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NO_PORT = -1
+# What secure.hcl names, and the agent's own tokens.
+_SECRETS = ("agent.hcl", "ca.pem", "consul.pem", "consul-key.pem")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,11 @@ class AgentConfig:
         )
         _read_hosts(reader, "CONSUL_JOIN_WAN", "")
         reader.choice("CONSUL_UI", ("true", "false"), "false")
+        reader.pattern("CONSUL_NODE_PREFIX", _NODE_PREFIX, "", "letters, digits, - and _")
+        if reader.choice("CONSUL_SECURE", ("true", "false"), "false") == "true":
+            missing = [name for name in _SECRETS if not Path("secrets", name).is_file()]
+            if missing:
+                reader.add_problem("CONSUL_SECURE", f"needs the files secrets/{', secrets/'.join(missing)}")
         reader.choice("CONSUL_BOOTSTRAP_DEBUG", ("true", "false"), "false")
         reader.pattern("CONSUL_DC", _NAME, "dc1", "a name of letters, digits, - and _")
         reader.pattern("CONSUL_DOMAIN", _DOMAIN, "consul", "a DNS domain")

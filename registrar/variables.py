@@ -25,7 +25,18 @@ _READERS = {
     "grpc_server": ("grpc_server.config", "ServerConfig"),
 }
 # Scripts and templates compare these in lower case.
-_LOWER_CASE = ("CONSUL_BOOTSTRAP_DEBUG", "CONSUL_ROLE", "CONSUL_UI", "LB_ACCESS_LOG", "NGINX_UPDATE")
+_LOWER_CASE = (
+    "CONSUL_BOOTSTRAP_DEBUG", "CONSUL_HTTP_SSL", "CONSUL_ROLE", "CONSUL_SECURE", "CONSUL_UI", "LB_ACCESS_LOG",
+    "NGINX_UPDATE",
+)  # fmt: skip
+    "CONSUL_BOOTSTRAP_DEBUG",
+    "CONSUL_HTTP_SSL",
+    "CONSUL_ROLE",
+    "CONSUL_SECURE",
+    "CONSUL_UI",
+    "LB_ACCESS_LOG",
+    "NGINX_UPDATE",
+)
 # The seconds that a registrar needs besides its drain, and a server besides its grace.
 _DEREGISTER_SECONDS, _SERVER_SECONDS = 20, 20
 _STOP = re.compile(r"^stopwaitsecs=(?:%\(ENV_(\w+)\)s|(\d+))$", re.MULTILINE)
@@ -64,9 +75,14 @@ def check_variables(env: Mapping[str, str], programs: Path) -> dict[str, str]:
     Raises:
         ConfigError: with a line for each wrong variable of all programs.
     """
-    given, env = env, resolve_addresses(env)
+    given, problems = env, list[str]()
+    try:
+        env = resolve_addresses(given)
+    except ConfigError as error:
+        problems += error.problems
+        wrong = {problem.partition(":")[0] for problem in problems}
+        env = {name: value for name, value in given.items() if name not in wrong}
     recorder = Recorder(env)
-    problems: list[str] = []
     files = sorted(programs.glob("*.conf"))
     for path in files:
         if path.stem in _READERS:
