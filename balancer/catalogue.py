@@ -20,8 +20,8 @@ import requests
 
 from balancer.errors import BalancerError
 from balancer.registration import Registration
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
-from common.http import make_session
 from common.names import BALANCED_TAG
 
 LOG = logging.getLogger("balancer")
@@ -42,7 +42,7 @@ class Catalogue:
         url: of the agent's HTTP API.
         known: the result of :meth:`to_dict` in an earlier run.
         clock: seconds of a monotonic clock.
-        token: of Consul's ACL system; empty for the agent's own.
+        access: the token and the TLS of the requests.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Catalogue:
         url: str,
         known: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        token: str = "",
+        access: ConsulAccess = PLAIN,
     ) -> None:
         known = known or {}
         self._url = url
         self._clock = clock
-        self._headers = {"X-Consul-Token": token} if token else {}
+        self._access = access
         self._lock = threading.Lock()
         self._local = threading.local()
         self._cluster = str(known.get("cluster", ""))
@@ -146,9 +146,9 @@ class Catalogue:
     def _get(self, path: str) -> requests.Response:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = make_session()
+            session = self._local.session = self._access.make_session()
         try:
-            response = session.get(self._url + path, headers=self._headers, timeout=_TIMEOUT_SECONDS)
+            response = session.get(self._url + path, timeout=_TIMEOUT_SECONDS)
         except requests.RequestException as error:
             raise BalancerError(f"Consul at {self._url} is out of reach: {type(error).__name__}") from error
         if response.status_code != requests.codes.ok:

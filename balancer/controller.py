@@ -54,7 +54,7 @@ class Controller:
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
         self._published_catalogue: dict[str, Any] = {}
-        self._catalogue = Catalogue(config.consul_url, token=config.consul_token)
+        self._catalogue = Catalogue(config.consul_url, access=config.access)
         self._memory = RouteMemory({}, time.monotonic())
         self._restore()
 
@@ -233,9 +233,7 @@ class Controller:
                     # The monotonic clock of a restarted machine begins at 0.
                     one.since = min(one.since, time.monotonic())
                 earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
-                self._catalogue = Catalogue(
-                    self._config.consul_url, known["catalogue"], token=self._config.consul_token
-                )
+                self._catalogue = Catalogue(self._config.consul_url, known["catalogue"], access=self._config.access)
                 self._memory = RouteMemory(earlier, time.monotonic())
                 self._fleet.restore(replicas)
         except BalancerError as error:

@@ -8,21 +8,31 @@ from collections.abc import Iterator
 
 import consul
 
+from common.consul_access import ConsulAccess
 from common.environment import host_port
 
-# The library prefers these to its arguments. CONSUL_HTTP_TOKEN stays, because it is the only source of a token.
-_OVERRIDING = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY")
+# The library prefers these to its arguments.
+_OVERRIDING = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY", "CONSUL_HTTP_TOKEN")
 
 
-def connect(host: str, port: int, timeout_seconds: float | None = None) -> consul.Consul:
+def connect(host: str, port: int, access: ConsulAccess, timeout_seconds: float | None = None) -> consul.Consul:
     """Makes a client of the agent at this address, which ignores the environment's agent and proxies.
 
     Not thread-safe: the variables are removed while the client is made.
     """
     bracketed = host_port(host, port).rpartition(":")[0]
     with _without(_OVERRIDING):
-        client = consul.Consul(host=bracketed, port=port, timeout=timeout_seconds)
+        client = consul.Consul(
+            host=bracketed,
+            port=port,
+            scheme=access.scheme,
+            # The library passes these with each request, before those of its session.
+            verify=access.verify,
+            cert=access.client_pair,
+            timeout=timeout_seconds,
+        )
     client.http.session.trust_env = False
+    access.prepare(client.http.session)
     return client
 
 

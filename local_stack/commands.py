@@ -64,12 +64,14 @@ def ps(stack: Stack, arguments: Namespace) -> None:
 
 def status(stack: Stack, arguments: Namespace) -> int:
     """Shows the replicas, in the catalogue and at the balancer."""
-    from status.command import find_source, show_status
+    from local_stack.readiness import read_access
+    from status.command import show_status
+    from status.view import Source
 
     stack.require_up()
     balancer = stack.publisher(BALANCER_PORT)
     port = balancer.service.environment.get("LB_STATUS_PORT", "8080")
-    source = find_source(f"127.0.0.1:{stack.settings.consul_port}", f"{balancer.address}:{port}", os.environ)
+    source = Source("127.0.0.1", stack.settings.consul_port, f"{balancer.address}:{port}", read_access(stack))
     return show_status(source, arguments)
 
 

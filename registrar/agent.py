@@ -41,8 +41,8 @@ class Agent:
     """
 
     def __init__(self, config: RegistrarConfig) -> None:
-        self.api = AgentApi(config.consul_address, config.consul_port)
-        self._catalogue = connect(config.consul_address, config.consul_port)
+        self.api = AgentApi(config.consul_address, config.consul_port, config.access)
+        self._catalogue = connect(config.consul_address, config.consul_port, config.access)
         self._self: dict[str, Any] = {}
         self._since = ""
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import requests
 
-from common.environment import host_port
-from common.http import make_session
+from common.consul_access import ConsulAccess
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -20,9 +19,9 @@ class AgentError(Exception):
 class AgentApi:
     """The HTTP API of the agent at an address."""
 
-    def __init__(self, address: str, port: int) -> None:
-        self._base = f"http://{host_port(address, port)}"
-        self._session = make_session()
+    def __init__(self, address: str, port: int, access: ConsulAccess) -> None:
+        self._base = access.make_url(address, port)
+        self._session = access.make_session()
 
     def call(
         self,
@@ -41,6 +40,8 @@ class AgentApi:
         """
         try:
             response = self._session.request(method, self._base + path, json=json, data=data, timeout=timeout_seconds)
+        except requests.exceptions.SSLError as error:
+            raise AgentError(f"no TLS with the agent at {self._base}: {error}") from error
         except requests.ConnectionError as error:
             raise AgentError(f"no agent at {self._base}") from error
         except requests.RequestException as error:

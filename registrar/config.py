@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import (
     EnvironmentReader,
     host_port,
@@ -42,6 +43,7 @@ class RegistrarConfig:
     drain_seconds: float
     hostname: str
     metrics_port: int = 0
+    access: ConsulAccess = PLAIN
 
     @property
     def service_id(self) -> str:
@@ -103,6 +105,7 @@ class RegistrarConfig:
             drain_seconds=read_drain_seconds(reader),
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
+            access=ConsulAccess.read(reader),
         )
         reader.raise_problems()
         return config

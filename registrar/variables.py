@@ -24,7 +24,7 @@ _READERS = {
     "grpc_server": ("grpc_server.config", "ServerConfig"),
 }
 # Scripts and templates compare these in lower case.
-_LOWER_CASE = ("CONSUL_BOOTSTRAP_DEBUG", "CONSUL_ROLE", "CONSUL_UI", "LB_ACCESS_LOG", "NGINX_UPDATE")
+_LOWER_CASE = ("CONSUL_BOOTSTRAP_DEBUG", "CONSUL_HTTP_SSL", "CONSUL_ROLE", "CONSUL_UI", "LB_ACCESS_LOG", "NGINX_UPDATE")
 # The seconds that a registrar needs besides its drain, and a server besides its grace.
 _DEREGISTER_SECONDS, _SERVER_SECONDS = 20, 20
 _STOP = re.compile(r"^stopwaitsecs=(?:%\(ENV_(\w+)\)s|(\d+))$", re.MULTILINE)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from common.consul_access import ConsulAccess
 from common.environment import ConfigError, EnvironmentReader, host_port, parse_host_port
 from status.model import Status, StatusError
 from status.text import explain, format_tables
@@ -53,7 +54,7 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 
 def find_source(consul: str | None, balancer: str | None, env: Mapping[str, str]) -> Source:
-    """Returns the addresses of the command line, or else of the environment.
+    """Returns the addresses of the command line, or else of the environment, and its token and TLS for Consul.
 
     Raises:
         ConfigError: an address has another form.
@@ -62,6 +63,7 @@ def find_source(consul: str | None, balancer: str | None, env: Mapping[str, str]
     source = Source(
         *_read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
         host_port(*_read_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
+        ConsulAccess.read(reader),
     )
     reader.raise_problems()
     return source

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
 from common.name_conflict import KEYS, Note
 from common.names import BALANCED_TAG, HELD, NAME, NODE_CHECK, SERVING
@@ -26,11 +27,13 @@ class Source:
     Attributes:
         consul_address: the address of any agent of the cluster.
         balancer: ``host:port`` of the balancer's status port.
+        access: the token and the TLS of requests to Consul.
     """
 
     consul_address: str
     consul_port: int
     balancer: str
+    access: ConsulAccess = PLAIN
 
     def read(self) -> Status:
         """Reads both views.
@@ -45,7 +48,7 @@ class Source:
         from common.consul_client import connect
 
         view = self._read_balancer()
-        client = connect(self.consul_address, self.consul_port, _TIMEOUT_SECONDS)
+        client = connect(self.consul_address, self.consul_port, self.access, _TIMEOUT_SECONDS)
         try:
             entries = list(_read_entries(client))
             lost = list(_read_notes(client))
