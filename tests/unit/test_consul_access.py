@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from common.consul_access import ConsulAccess
+from common.consul_access import TOKEN, ConsulAccess
 from common.consul_client import connect
 from common.environment import ConfigError
 from tests.support.certificates import Authority
@@ -102,6 +102,6 @@ def test_a_certificate_and_its_key_come_together(tmp_path: Path) -> None:
 
 
 def test_a_token_that_no_header_can_have_is_refused_without_showing_it() -> None:
-    assert problems(**{"CONSUL_HTTP_TOKEN": "two words"}) == [
+    assert problems(**dict.fromkeys([TOKEN], "two words")) == [
         "CONSUL_HTTP_TOKEN: must be a token of printable characters without spaces"
     ]
