@@ -49,9 +49,15 @@ class Source:
 
         view = self._read_balancer()
         client = connect(self.consul_address, self.consul_port, self.access, _TIMEOUT_SECONDS)
+        denied = False
         try:
             entries = list(_read_entries(client))
             lost = list(_read_notes(client))
+        except consul.ACLPermissionDenied as error:
+            # The balancer's view is all the more important.
+            entries, lost, denied = [], [], True
+            refusal = f"Consul refuses this command: {error}: check the token of {self.access.token_source}"
+            view.access = "\n".join(filter(None, (view.access, refusal)))
         except (consul.ConsulException, requests.RequestException) as error:
             raise StatusError(
                 f"Consul at {host_port(self.consul_address, self.consul_port)} is unavailable: {error}"
@@ -59,12 +65,15 @@ class Source:
         replicas = [_make_replica(entry, view) for entry in entries]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
         replicas += lost
-        replicas += [_make_unregistered_replica(one) for key, one in view.replicas.items() if key not in in_catalogue]
+        difference = "" if denied else "it is not in the catalogue"
+        rest = [one for key, one in view.replicas.items() if key not in in_catalogue]
+        replicas += [_make_unregistered_replica(one, difference) for one in rest]
         return Status(
             replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
             services=view.services,
             refused=view.refused,
             problem=view.problem,
+            access=view.access,
         )
 
     def _read_balancer(self) -> _View:
@@ -75,6 +84,7 @@ class Source:
             view.rendered = {_make_key(one) for one in decided["replicas"] if one["rendered"]}
             view.replicas = {_make_key(one): one for one in decided["replicas"]}
             view.refused = decided["refused"]
+            view.access = str(decided["catalogue"].get("access", ""))
             if not decided["publishes"]:
                 return view
         except StatusError as error:
@@ -112,7 +122,7 @@ class _View:
 
     Attributes:
         replicas: its replicas, by application, address and port.
-        problem: see :class:`Status`.
+        problem, access: see :class:`Status`.
         rendered: the replicas that consul-template has passed to it and that it accepted; None when unknown.
     """
 
@@ -121,6 +131,7 @@ class _View:
     services: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
+    access: str = ""
 
 
 def _read_entries(client: consul.Consul) -> Iterator[dict[str, Any]]:
@@ -203,7 +214,7 @@ def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) 
     return ""
 
 
-def _make_unregistered_replica(known: dict[str, Any]) -> Replica:
+def _make_unregistered_replica(known: dict[str, Any], difference: str) -> Replica:
     """Makes a replica that the balancer has and the catalogue does not."""
     application, address, port = _make_key(known)
     return Replica(
@@ -212,5 +223,5 @@ def _make_unregistered_replica(known: dict[str, Any]) -> Replica:
         port=port,
         weight=int(known["weight"]),
         balancer=str(known["state"]),
-        difference="it is not in the catalogue",
+        difference=difference,
     )
