@@ -3,7 +3,7 @@
 Servers that come back without their data answer 200 with no service for 2 to 34 s. They show it by another cluster ID
 (the trust domain of the cluster's certificate authority, made once when a cluster is bootstrapped), or by an
 X-Consul-Index below one that had been read before the question was sent. An answer that Consul's ACL system has
-filtered has the header X-Consul-Results-Filtered-By-ACLs, and is not complete either.
+filtered is not complete either (rights.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 
 import requests
 
-from balancer.errors import BalancerError
+from balancer.errors import BalancerError, ForbiddenError
 from balancer.registration import Registration
-from common.consul_access import ConsulAccess
+from balancer.rights import Rights
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
 from common.names import BALANCED_TAG
 
@@ -30,7 +31,6 @@ _TIMEOUT_SECONDS = 1.0
 # A catalogue that has lost its data may be incomplete for this time: agents register again within 34 s, and
 # consul-template sees it up to block_query_wait later.
 HOLD_SECONDS = 60.0
-_FILTERED = "X-Consul-Results-Filtered-By-ACLs"
 _INDEX = "X-Consul-Index"
 _SERVICES = "/v1/catalog/services"
 
@@ -39,21 +39,24 @@ class Catalogue:
     """The catalogue, asked through the local agent. Several threads may call its methods.
 
     Args:
-        access: the way to the agent.
+        url: of the agent's HTTP API.
         known: the result of :meth:`to_dict` in an earlier run.
         clock: seconds of a monotonic clock.
+        access: the token and the TLS of the requests.
     """
 
     def __init__(
         self,
-        access: ConsulAccess,
+        url: str,
         known: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        access: ConsulAccess = PLAIN,
     ) -> None:
         known = known or {}
-        self._access = access
-        self._url = access.url
+        self._url = url
         self._clock = clock
+        self._access = access
+        self._rights = Rights(access.token_source, clock)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._cluster = str(known.get("cluster", ""))
@@ -70,6 +73,10 @@ class Catalogue:
         """Returns the state for a later run: ``cluster``, ``index`` and ``lost``."""
         return {"cluster": self._cluster, "index": self._index, "lost": self.lost}
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the state, with ``access``: why Consul does not answer in full; empty if it does."""
+        return {**self.to_dict(), "access": self._rights.problem}
+
     def is_complete(self) -> bool:
         """Asks Consul, and returns whether a replica that the catalogue does not list is deregistered.
 
@@ -78,17 +85,28 @@ class Catalogue:
         """
         # Read before the question is sent, because answers may overtake each other.
         before = self._index
-        services = self._get(_SERVICES)
+        services = self._read_services()
         cluster = self._read_cluster()
         try:
             index = int(services.headers[_INDEX])
-            # Consul does not set the header for callers without a token. An answer that lists not even Consul itself is
-            # filtered too.
-            filtered = services.headers.get(_FILTERED, "").lower() == "true" or not services.json()
         except (KeyError, ValueError) as error:
             raise self._make_error(_SERVICES, error) from error
         self._record(before, index, cluster)
-        return not filtered and not self.lost
+        return self._rights.whole and not self.lost
+
+    def _read_services(self) -> requests.Response:
+        """Asks for all services, and notes whether Consul answers in full."""
+        try:
+            services = self._get(_SERVICES)
+            with self._lock:
+                self._rights.note_answer(services)
+        except ForbiddenError as error:
+            with self._lock:
+                self._rights.note_refusal(str(error))
+            raise
+        except ValueError as error:
+            raise self._make_error(_SERVICES, error) from error
+        return services
 
     def _record(self, before: int, index: int, cluster: str) -> None:
         with self._lock:
@@ -150,7 +168,8 @@ class Catalogue:
         except requests.RequestException as error:
             raise BalancerError(f"Consul at {self._url} is out of reach: {type(error).__name__}") from error
         if response.status_code != requests.codes.ok:
-            raise BalancerError(f"{self._url}{path}: {response.status_code} {response.text.strip()[:200]}")
+            kind = ForbiddenError if response.status_code == requests.codes.forbidden else BalancerError
+            raise kind(f"{self._url}{path}: {response.status_code} {response.text.strip()[:200]}")
         return response
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from balancer import certificates
-from common.consul_access import ConsulAccess
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
@@ -28,7 +28,8 @@ class BalancerConfig:
         mode: with ``dynamic`` nginx has its replicas from the control plane; with ``reload`` and ``restart`` it has
             them from consul-template, and the control plane only answers ``status``.
         networks: a replica must be in one of them, or have its own Consul node's address.
-        consul: the way to the local agent.
+        consul_url: the HTTP API of the local agent.
+        access: the token and the TLS of requests to it.
         nginx_url: nginx's status port.
         rendered: the list of registrations from consul-template.
         snapshot: the document on disk, from which nginx and the control plane start.
@@ -40,6 +41,7 @@ class BalancerConfig:
 
     mode: str
     networks: tuple[Network, ...]
+    consul_url: str
     nginx_url: str
     rendered: Path = Path("run/peers")
     snapshot: Path = Path("var/lib/load-balancer/snapshot.json")
@@ -48,7 +50,7 @@ class BalancerConfig:
     answers: Path = Path("run/answers.sock")
     copies: Path = Path("run")
     certificates: certificates.Files = field(default_factory=certificates.Files)
-    consul: ConsulAccess = field(default_factory=ConsulAccess)
+    access: ConsulAccess = PLAIN
 
     @property
     def publishes(self) -> bool:
@@ -63,12 +65,14 @@ class BalancerConfig:
             ConfigError: with a line for each variable that is wrong.
         """
         reader = EnvironmentReader(env)
+        access = ConsulAccess.read(reader)
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
-            consul=ConsulAccess.from_env(reader),
+            consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), reader.port("CONSUL_PORT", 8500)),
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
+            access=access,
             certificates=_read_certificates(reader),
         )
         # nginx's configuration is rendered from these.

@@ -54,7 +54,7 @@ class Controller:
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
         self._published_catalogue: dict[str, Any] = {}
-        self._catalogue = Catalogue(config.consul)
+        self._catalogue = Catalogue(config.consul_url, access=config.access)
         self._memory = RouteMemory({}, time.monotonic())
         self._restore()
 
@@ -89,7 +89,7 @@ class Controller:
                 for one in self._fleet
             ],
             "refused": [asdict(one) for one in self._refused],
-            "catalogue": self._catalogue.to_dict(),
+            "catalogue": self._catalogue.describe(),
             "publishes": self._config.publishes,
         }
 
@@ -169,7 +169,7 @@ class Controller:
                 still = {one.registration.key for one in self._fleet.held}
                 self._remove(unserved & still, "in the catalogue, and not to be served")
             # The document keeps the state of the catalogue, whose data may be lost while this program restarts.
-            noted = self._catalogue.to_dict() == self._published_catalogue
+            noted = self._catalogue.describe() == self._published_catalogue
             if not noted or self._update_routes() != self._routes:
                 self._publisher.request()
 
@@ -211,7 +211,7 @@ class Controller:
         before, self._routes = self._routes, self._update_routes()
         for service, route in self._routes.items():
             _log_route(service, before.get(service), route)
-        self._published_catalogue = self._catalogue.to_dict()
+        self._published_catalogue = self._catalogue.describe()
         content = document.Content(
             replicas=list(self._fleet),
             routes=self._routes,
@@ -233,7 +233,7 @@ class Controller:
                     # The monotonic clock of a restarted machine begins at 0.
                     one.since = min(one.since, time.monotonic())
                 earlier = {service: str(route["application"]) for service, route in known["routes"].items()}
-                self._catalogue = Catalogue(self._config.consul, known["catalogue"])
+                self._catalogue = Catalogue(self._config.consul_url, known["catalogue"], access=self._config.access)
                 self._memory = RouteMemory(earlier, time.monotonic())
                 self._fleet.restore(replicas)
         except BalancerError as error:

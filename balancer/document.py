@@ -12,7 +12,7 @@
 ``routes``        by gRPC service: ``pool`` (0 if its application has no replica), ``application``, and ``also``, the
                   other applications that register it, separated by commas.
 ``default``       the number of the pool of all other calls; missing if they have none.
-``catalogue``     the state of Consul's catalogue (see catalogue.py).
+``catalogue``     the state of Consul's catalogue (see catalogue.py); ``access`` is empty while Consul answers in full.
 ``certificates``  by variable, the end of a certificate's validity, in seconds since 1970.
 
 nginx reads it in lua/configuration.lua and lua/fleet.lua.

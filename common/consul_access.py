@@ -1,188 +1,218 @@
-"""The way to Consul's HTTP API: an agent's address, TLS and a token of the ACL system.
+"""Access to a Consul agent with an ACL token and TLS, by the variables of Consul's own tools.
 
-The variables have the names and meanings of Consul's own tools (Consul's reference page "CLI: environment variables"),
-but for the address, which is CONSUL_ADDRESS and CONSUL_PORT.
+The names and their precedence are those of Consul's page "Environment variables" and of its Go client (api.NewClient):
+CONSUL_HTTP_TOKEN_FILE before CONSUL_HTTP_TOKEN.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import ssl
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.environment import EnvironmentReader, host_port
 
 if TYPE_CHECKING:
-    import consul
     import requests
 
-_CA, _CERTIFICATE, _KEY = "CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"
-TOKEN_FILE = "CONSUL_HTTP_TOKEN_FILE"  # noqa: S105 - the name of a variable
-# python-consul2 prefers these to its arguments.
-_OVERRIDING = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY", "CONSUL_HTTP_TOKEN")
+TOKEN, TOKEN_FILE, SSL = "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_HTTP_SSL"
+CA, CERTIFICATE, KEY = "CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"
+SERVER_NAME = "CONSUL_TLS_SERVER_NAME"
+
+# A token goes into a header.
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsulAccess:
-    """The way to an agent's HTTP API.
+    """The token and the TLS of requests to an agent.
 
     Attributes:
-        tls: whether it is HTTPS; the agent's certificate is verified.
-        ca: the CAs that it is verified with; None for those of the operating system.
-        certificate: the client's certificate, with ``key``.
-        server_name: the name in the agent's certificate; empty for ``address``.
         token: of Consul's ACL system; empty for the agent's own.
-        token_file: the file of the token, which is read for each request.
+        token_file: the file of the token; it is read at each request, so that a replaced token is used at once.
+        ssl: whether the agent is asked by HTTPS.
+        ca: the certificates that the agent's one must be signed by; None for the system's.
+        certificate, key: of this client, or both None.
+        server_name: the name in the agent's certificate; empty for the agent's address.
     """
 
-    address: str = "127.0.0.1"
-    port: int = 8500
-    tls: bool = False
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    ssl: bool = False
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     server_name: str = ""
-    token: str = field(default="", repr=False)
-    token_file: Path | None = None
 
     @classmethod
-    def from_env(cls, reader: EnvironmentReader, token_file: str = TOKEN_FILE) -> ConsulAccess:
+    def read(cls, reader: EnvironmentReader, token_file_name: str = TOKEN_FILE) -> ConsulAccess:
+        """Reads the variables and checks the files; the reader notes the problems.
+
+        ``token_file_name`` is a variable that comes before CONSUL_HTTP_TOKEN_FILE.
+        """
+        token_file, ca, certificate, key = (
+            _read_path(reader, name) for name in (token_file_name, CA, CERTIFICATE, KEY)
+        )
+        if token_file is None:
+            token_file_name, token_file = TOKEN_FILE, _read_path(reader, TOKEN_FILE)
+        token = reader.text(TOKEN, "")
+        if token and not _TOKEN.fullmatch(token):
+            # Without the value, because it is secret.
+            reader.add_problem(TOKEN, "must be a token of printable characters without spaces")
+        access = cls(
+            token=token if not token_file else "",
+            token_file=token_file,
+            ssl=reader.choice(SSL, ("true", "false", "1", "0"), "false") in ("true", "1"),
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            server_name=reader.host(SERVER_NAME, ""),
+        )
+        if token_file:
+            try:
+                _read_token(token_file)
+            except ValueError as error:
+                reader.add_problem(token_file_name, str(error))
+        if (certificate is None) != (key is None):
+            missing, other = (CERTIFICATE, KEY) if key else (KEY, CERTIFICATE)
+            reader.add_problem(missing, f"must be set, because {other} is")
+        _check_certificates(reader, access)
+        return access
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> ConsulAccess:
         """Reads the variables.
 
-        Args:
-            reader: gets the problems.
-            token_file: the variable of the token's file, before CONSUL_HTTP_TOKEN_FILE.
+        Raises:
+            ConfigError: with a line for each variable that is wrong.
         """
-        tls = reader.choice("CONSUL_HTTP_SSL", ("true", "false"), "false") == "true"
-        found = cls(
-            address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
-            port=reader.port("CONSUL_PORT", 8500),
-            tls=tls,
-            ca=_read_path(reader, _CA),
-            certificate=_read_path(reader, _CERTIFICATE),
-            key=_read_path(reader, _KEY),
-            server_name=reader.host("CONSUL_TLS_SERVER_NAME", ""),
-            token=reader.text("CONSUL_HTTP_TOKEN", ""),
-            token_file=_read_path(reader, token_file) or _read_path(reader, TOKEN_FILE),
-        )
-        if (found.certificate is None) != (found.key is None):
-            missing, given = (_KEY, _CERTIFICATE) if found.certificate else (_CERTIFICATE, _KEY)
-            reader.add_problem(missing, f"must be set, because {given} is")
-        elif tls and not reader.problems:
-            found._check_files(reader)
-        return found
-
-    def _check_files(self, reader: EnvironmentReader) -> None:
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-        except ssl.SSLError as error:
-            reader.add_problem(_CA, f"must be a file with certificates in PEM (got {str(self.ca)!r}: {error.reason})")
-            return
-        if self.certificate and self.key:
-            try:
-                context.load_cert_chain(self.certificate, self.key)
-            except ssl.SSLError as error:
-                got = f"got {str(self.certificate)!r}: {error.reason}"
-                reader.add_problem(_CERTIFICATE, f"must be a certificate in PEM, and {_KEY} its key ({got})")
+        reader = EnvironmentReader(env)
+        access = cls.read(reader)
+        reader.raise_problems()
+        return access
 
     @property
-    def url(self) -> str:
-        """The URL of the agent, without a path."""
-        return f"{'https' if self.tls else 'http'}://{host_port(self.address, self.port)}"
-
-    def at(self, address: str, port: int) -> ConsulAccess:
-        """Returns the same for another agent."""
-        return replace(self, address=address, port=port)
-
-    def make_session(self) -> requests.Session:
-        """Returns a new session, which verifies the agent and has the token."""
-        import requests
-
-        from common.http import make_session
-
-        access = self
-
-        class _Token(requests.auth.AuthBase):
-            def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-                if token := access._read_token():
-                    request.headers["X-Consul-Token"] = token
-                return request
-
-        session = make_session()
-        session.auth = _Token()
-        if self.tls:
-            session.verify = str(self.ca) if self.ca else True
-            session.cert = self._pair
-            session.mount("https://", _make_adapter(self.server_name))
-        return session
-
-    def connect(self, timeout_seconds: float | None = None) -> consul.Consul:
-        """Makes a client of python-consul2.
-
-        Not thread-safe: variables that override its arguments are removed while the client is made.
-        """
-        import consul
-
-        bracketed = host_port(self.address, self.port).rpartition(":")[0]
-        with _without(_OVERRIDING):
-            client = consul.Consul(
-                host=bracketed,
-                port=self.port,
-                scheme="https" if self.tls else "http",
-                # The client passes these with each request, so those of the session would not count.
-                verify=str(self.ca) if self.ca else True,
-                cert=self._pair,
-                timeout=timeout_seconds,
-            )
-        client.http.session = self.make_session()
-        return client
+    def scheme(self) -> str:
+        """``http`` or ``https``."""
+        return "https" if self.ssl else "http"
 
     @property
-    def _pair(self) -> tuple[str, str] | None:
+    def verify(self) -> bool | str:
+        """The ``verify`` of requests."""
+        return str(self.ca) if self.ca else True
+
+    @property
+    def client_pair(self) -> tuple[str, str] | None:
+        """The ``cert`` of requests."""
         return (str(self.certificate), str(self.key)) if self.certificate and self.key else None
 
-    def _read_token(self) -> str:
-        if self.token_file is None:
-            return self.token
-        try:
-            return self.token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            # It is being replaced; Consul refuses the request.
-            return ""
+    @property
+    def token_source(self) -> str:
+        """Where the token comes from, for messages."""
+        if self.token_file:
+            return f"{TOKEN_FILE} ({self.token_file})"
+        return TOKEN if self.token else "the agent"
+
+    def make_url(self, host: str, port: int) -> str:
+        """Returns the base URL of the agent at an address."""
+        return f"{self.scheme}://{host_port(host, port)}"
+
+    def make_session(self) -> requests.Session:
+        """Returns a new session of requests with the token and the certificates."""
+        # It takes memory and time to load, which some commands do not need.
+        from common.http import make_session
+
+        session = make_session()
+        self.prepare(session)
+        return session
+
+    def prepare(self, session: requests.Session) -> None:
+        """Gives a session the token and the certificates, which are read again for each new connection."""
+        from requests.adapters import HTTPAdapter
+
+        session.verify = self.verify
+        session.cert = self.client_pair
+        session.auth = _TokenHeader(self)
+        if self.server_name:
+            name = self.server_name
+
+            class _Adapter(HTTPAdapter):
+                """Checks the certificate against the name instead of the address."""
+
+                def init_poolmanager(self, *args: Any, **options: Any) -> None:
+                    super().init_poolmanager(*args, **options, server_hostname=name, assert_hostname=name)
+
+            session.mount("https://", _Adapter())
+
+
+# Without TLS and with the agent's own token.
+PLAIN = ConsulAccess()
+
+
+class _TokenHeader:
+    """Sets the header with the token of a request. While the file has no token, as in its replacement, the last one."""
+
+    def __init__(self, access: ConsulAccess) -> None:
+        self._file = access.token_file
+        self._token = access.token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._file:
+            with contextlib.suppress(ValueError):
+                self._token = _read_token(self._file)
+        if self._token:
+            request.headers["X-Consul-Token"] = self._token
+        return request
 
 
 def _read_path(reader: EnvironmentReader, name: str) -> Path | None:
     text = reader.text(name, "")
-    if not text:
-        return None
+    return Path(text) if text else None
+
+
+def _read_token(path: Path) -> str:
+    """Reads the token of a file.
+
+    Raises:
+        ValueError: the file is not readable or has no token.
+    """
     try:
-        Path(text).read_bytes()
+        token = path.read_text().strip()
     except OSError as error:
-        reader.add_problem(name, f"must be a readable file: {error.strerror} (got {text!r})")
-    return Path(text)
+        raise ValueError(f"must be a readable file: {error.strerror} (got {str(path)!r})") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not _TOKEN.fullmatch(token):
+        # Without the contents, because they are secret.
+        raise ValueError(f"must be a file with a token (got {str(path)!r})")
+    return token
 
 
-def _make_adapter(server_name: str) -> requests.adapters.HTTPAdapter:
-    from requests.adapters import HTTPAdapter
+def _check_certificates(reader: EnvironmentReader, access: ConsulAccess) -> None:
+    context = ssl.create_default_context()
+    if access.ca and _is_readable(reader, CA, access.ca):
+        try:
+            context.load_verify_locations(access.ca)
+        except ssl.SSLError:
+            reader.add_problem(CA, f"must be a file with a certificate in PEM (got {str(access.ca)!r})")
+    pair = (CERTIFICATE, access.certificate), (KEY, access.key)
+    readable = [_is_readable(reader, name, path) for name, path in pair if path]
+    if access.certificate and access.key and all(readable):
+        try:
+            # Without a password an encrypted key would be asked for at the terminal.
+            context.load_cert_chain(access.certificate, access.key, password="")
+        except (ssl.SSLError, ValueError):
+            reader.add_problem(KEY, f"must be the key in PEM of {CERTIFICATE}, not encrypted (got {str(access.key)!r})")
 
-    class _Adapter(HTTPAdapter):
-        """Verifies another name than the address."""
 
-        def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
-            names = {"server_hostname": server_name, "assert_hostname": server_name} if server_name else {}
-            super().init_poolmanager(connections, maxsize, block, **{**options, **names})
-
-    return _Adapter()
-
-
-@contextlib.contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    kept: Mapping[str, str] = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _is_readable(reader: EnvironmentReader, name: str, path: Path) -> bool:
     try:
-        yield
-    finally:
-        os.environ.update(kept)
+        path.read_bytes()
+    except OSError as error:
+        reader.add_problem(name, f"must be a readable file: {error.strerror} (got {str(path)!r})")
+        return False
+    return True

@@ -78,13 +78,16 @@ def ps(stack: Stack, arguments: Namespace) -> None:
 
 def status(stack: Stack, arguments: Namespace) -> int:
     """Shows the replicas, in the catalogue and at the balancer."""
+    from local_stack.readiness import read_access
     from status.command import show_status
     from status.view import Source
 
     stack.require_up()
     balancer = stack.publisher(BALANCER_PORT)
     port = balancer.service.environment.get("LB_STATUS_PORT", "8080")
-    return show_status(Source(stack.consul, f"{balancer.address}:{port}"), arguments)
+    return show_status(
+        Source("127.0.0.1", stack.settings.consul_port, f"{balancer.address}:{port}", read_access(stack)), arguments
+    )
 
 
 def show_logs(stack: Stack, arguments: Namespace) -> None:

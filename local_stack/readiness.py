@@ -13,11 +13,14 @@ import consul
 import grpc
 import requests
 
+from common.consul_access import ConsulAccess
+from common.consul_client import connect
+from common.environment import ConfigError
 from common.http import make_session
 from common.names import SERVING
 from local_stack.container import Container
 from local_stack.errors import LocalStackError, last_lines
-from local_stack.settings import BALANCER_PORT, CONSUL_PORT
+from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT
 from local_stack.stack import Stack
 from protos import api_pb2, api_pb2_grpc
 
@@ -30,7 +33,7 @@ _STATUS_PORT = 8080
 def health_by_node(stack: Stack) -> dict[str, str]:
     """Returns the worst status of each container's checks in Consul; of none while Consul is unavailable."""
     try:
-        _, checks = stack.consul.connect().health.state("any")
+        _, checks = _connect(stack).health.state("any")
     except (consul.ConsulException, requests.RequestException):
         return {}
     order = ("passing", "warning", "critical")
@@ -45,10 +48,29 @@ def health_by_node(stack: Stack) -> dict[str, str]:
 def passing_nodes(stack: Stack, application: str) -> set[str]:
     """Returns the nodes whose replica of an application passes; none while Consul is unavailable."""
     try:
-        _, replicas = stack.consul.connect().health.service(application, passing=True)
+        _, replicas = _connect(stack).health.service(application, passing=True)
     except (consul.ConsulException, requests.RequestException):
         return set()
     return {replica["Node"]["Node"] for replica in replicas}
+
+
+def read_access(stack: Stack) -> ConsulAccess:
+    """Returns the container's token and TLS for Consul, not the shell's, which may be for another Consul.
+
+    Raises:
+        LocalStackError: a variable is wrong.
+    """
+    if stack.settings.secure:
+        secrets = ROOT / "secrets" / "load-balancer"
+        return ConsulAccess(ssl=True, ca=secrets / "ca.pem", token_file=secrets / "consul.token")
+    try:
+        return ConsulAccess.from_env(stack.publisher(CONSUL_PORT).service.environment)
+    except ConfigError as error:
+        raise LocalStackError(str(error)) from None
+
+
+def _connect(stack: Stack) -> consul.Consul:
+    return connect("127.0.0.1", stack.settings.consul_port, read_access(stack))
 
 
 def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import resource
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from common.consul_access import ConsulAccess
 from local_stack import processes
 from local_stack.compose import Service, read
 from local_stack.container import Container
@@ -55,15 +53,6 @@ class Stack:
     def environment(self, container: Container) -> dict[str, str]:
         """Returns the variables of a container."""
         return container_environment(container, self.settings, self.services, self.tools)
-
-    @property
-    def consul(self) -> ConsulAccess:
-        """The way to Consul's HTTP API, for reading."""
-        access = ConsulAccess(port=self.settings.consul_port)
-        if not self.settings.secure:
-            return access
-        secrets = ROOT / "secrets" / "load-balancer"
-        return replace(access, tls=True, ca=secrets / "ca.pem", token_file=secrets / "consul.token")
 
     def _run_job(self, job: Service) -> None:
         """Starts the services that a job needs, and runs it."""

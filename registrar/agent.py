@@ -12,6 +12,7 @@ from typing import Any
 import consul
 import requests
 
+from common.consul_client import connect
 from common.names import NODE_CHECK, SERVICES_KEYS, SINCE
 from registrar.agent_api import AgentApi, AgentError
 from registrar.config import RegistrarConfig
@@ -40,8 +41,8 @@ class Agent:
     """
 
     def __init__(self, config: RegistrarConfig) -> None:
-        self.api = AgentApi(config.consul)
-        self._catalogue = config.consul.connect()
+        self.api = AgentApi(config.consul_address, config.consul_port, config.access)
+        self._catalogue = connect(config.consul_address, config.consul_port, config.access)
         self._self: dict[str, Any] = {}
         self._since = ""
 

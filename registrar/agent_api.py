@@ -17,10 +17,10 @@ class AgentError(Exception):
 
 
 class AgentApi:
-    """The HTTP API of an agent."""
+    """The HTTP API of the agent at an address."""
 
-    def __init__(self, access: ConsulAccess) -> None:
-        self._base = access.url
+    def __init__(self, address: str, port: int, access: ConsulAccess) -> None:
+        self._base = access.make_url(address, port)
         self._session = access.make_session()
 
     def call(
@@ -40,6 +40,8 @@ class AgentApi:
         """
         try:
             response = self._session.request(method, self._base + path, json=json, data=data, timeout=timeout_seconds)
+        except requests.exceptions.SSLError as error:
+            raise AgentError(f"no TLS with the agent at {self._base}: {error}") from error
         except requests.ConnectionError as error:
             raise AgentError(f"no agent at {self._base}") from error
         except requests.RequestException as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from common.consul_access import ConsulAccess
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import (
     EnvironmentReader,
     host_port,
@@ -37,11 +37,13 @@ class RegistrarConfig:
     weight: int
     version: str
     grpc_services: tuple[str, ...]
-    consul: ConsulAccess
+    consul_address: str
+    consul_port: int
     check: Check | None
     drain_seconds: float
     hostname: str
     metrics_port: int = 0
+    access: ConsulAccess = PLAIN
 
     @property
     def service_id(self) -> str:
@@ -97,19 +99,16 @@ class RegistrarConfig:
             version=reader.pattern("VERSION", _VERSION, "", "1 to 128 letters, digits and . _ + -"),
             grpc_services=_read_grpc_services(reader),
             weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),
-            consul=_read_consul(reader),
+            consul_address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
+            consul_port=reader.port("CONSUL_PORT"),
             check=_read_check(reader, app_address or "127.0.0.1", app_port),
             drain_seconds=read_drain_seconds(reader),
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
+            access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
         )
         reader.raise_problems()
         return config
-
-
-def _read_consul(reader: EnvironmentReader) -> ConsulAccess:
-    reader.text("CONSUL_PORT")
-    return ConsulAccess.from_env(reader, "REGISTRAR_TOKEN_FILE")
 
 
 def split_services(names: Sequence[str]) -> list[str]:

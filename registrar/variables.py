@@ -26,9 +26,6 @@ _READERS = {
 }
 # Scripts and templates compare these in lower case.
 _LOWER_CASE = (
-    "CONSUL_BOOTSTRAP_DEBUG", "CONSUL_HTTP_SSL", "CONSUL_ROLE", "CONSUL_SECURE", "CONSUL_UI", "LB_ACCESS_LOG",
-    "NGINX_UPDATE",
-)  # fmt: skip
     "CONSUL_BOOTSTRAP_DEBUG",
     "CONSUL_HTTP_SSL",
     "CONSUL_ROLE",

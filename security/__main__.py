@@ -51,10 +51,11 @@ def _apply() -> None:
     from security.acl import AccessControl
 
     reader = EnvironmentReader(os.environ)
-    access = ConsulAccess.from_env(reader)
+    access = ConsulAccess.read(reader)
+    url = access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), reader.port("CONSUL_PORT", 8500))
     reader.raise_problems()
     document = read_tokens(_DIRECTORY / "tokens.json")
-    AccessControl(access.url, access.make_session(), document["tokens"]["management"]["secret"]).apply(document)
+    AccessControl(url, access.make_session(), document["tokens"]["management"]["secret"]).apply(document)
 
 
 if __name__ == "__main__":

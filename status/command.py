@@ -54,16 +54,16 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 
 def find_source(consul: str | None, balancer: str | None, env: Mapping[str, str]) -> Source:
-    """Returns the addresses of the command line, or else of the environment.
+    """Returns the addresses of the command line, or else of the environment, and its token and TLS for Consul.
 
     Raises:
         ConfigError: an address has another form.
     """
     reader = EnvironmentReader(env)
-    address = _read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500)
     source = Source(
-        ConsulAccess.from_env(reader).at(*address),
+        *_read_address(reader, "--consul", consul, ("CONSUL_ADDRESS", "CONSUL_PORT"), 8500),
         host_port(*_read_address(reader, "--balancer", balancer, ("LB_STATUS_ADDRESS", "LB_STATUS_PORT"), 8080)),
+        ConsulAccess.read(reader),
     )
     reader.raise_problems()
     return source

@@ -53,6 +53,7 @@ class Status:
     Attributes:
         services: the balancer's gRPC services with their application, and other applications that register them.
         refused: registrations that the balancer refuses: ``application``, ``address``, ``port``, ``reason``.
+        access: why Consul does not answer the balancer, or this command, in full; empty when it does.
         problem: why the balancer's view, or a part of it, is missing; empty when it is complete.
     """
 
@@ -60,6 +61,7 @@ class Status:
     services: list[dict[str, Any]]
     refused: list[dict[str, Any]]
     problem: str
+    access: str = ""
 
     def select(self, name: str) -> Status:
         """Returns the part about an application, about the replica with that ID, or about a node's replicas.

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.consul_access import ConsulAccess
+from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
 from common.name_conflict import KEYS, Note
 from common.names import BALANCED_TAG, HELD, NAME, NODE_CHECK, SERVING
@@ -25,12 +25,15 @@ class Source:
     """The addresses of Consul and of the balancer.
 
     Attributes:
-        access: the way to any agent of the cluster.
+        consul_address: the address of any agent of the cluster.
         balancer: ``host:port`` of the balancer's status port.
+        access: the token and the TLS of requests to Consul.
     """
 
-    access: ConsulAccess
+    consul_address: str
+    consul_port: int
     balancer: str
+    access: ConsulAccess = PLAIN
 
     def read(self) -> Status:
         """Reads both views.
@@ -42,24 +45,35 @@ class Source:
         import consul
         import requests
 
+        from common.consul_client import connect
+
         view = self._read_balancer()
-        client = self.access.connect(_TIMEOUT_SECONDS)
+        client = connect(self.consul_address, self.consul_port, self.access, _TIMEOUT_SECONDS)
+        denied = False
         try:
             entries = list(_read_entries(client))
             lost = list(_read_notes(client))
+        except consul.ACLPermissionDenied as error:
+            # The balancer's view is all the more important.
+            entries, lost, denied = [], [], True
+            refusal = f"Consul refuses this command: {error}: check the token of {self.access.token_source}"
+            view.access = "\n".join(filter(None, (view.access, refusal)))
         except (consul.ConsulException, requests.RequestException) as error:
             raise StatusError(
-                f"Consul at {host_port(self.access.address, self.access.port)} is unavailable: {error}"
+                f"Consul at {host_port(self.consul_address, self.consul_port)} is unavailable: {error}"
             ) from error
         replicas = [_make_replica(entry, view) for entry in entries]
         in_catalogue = {(replica.application, replica.address, replica.port) for replica in replicas}
         replicas += lost
-        replicas += [_make_unregistered_replica(one) for key, one in view.replicas.items() if key not in in_catalogue]
+        difference = "" if denied else "it is not in the catalogue"
+        rest = [one for key, one in view.replicas.items() if key not in in_catalogue]
+        replicas += [_make_unregistered_replica(one, difference) for one in rest]
         return Status(
             replicas=sorted(replicas, key=lambda one: (one.application, one.node, one.id)),
             services=view.services,
             refused=view.refused,
             problem=view.problem,
+            access=view.access,
         )
 
     def _read_balancer(self) -> _View:
@@ -70,6 +84,7 @@ class Source:
             view.rendered = {_make_key(one) for one in decided["replicas"] if one["rendered"]}
             view.replicas = {_make_key(one): one for one in decided["replicas"]}
             view.refused = decided["refused"]
+            view.access = str(decided["catalogue"].get("access", ""))
             if not decided["publishes"]:
                 return view
         except StatusError as error:
@@ -107,7 +122,7 @@ class _View:
 
     Attributes:
         replicas: its replicas, by application, address and port.
-        problem: see :class:`Status`.
+        problem, access: see :class:`Status`.
         rendered: the replicas that consul-template has passed to it and that it accepted; None when unknown.
     """
 
@@ -116,6 +131,7 @@ class _View:
     services: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
+    access: str = ""
 
 
 def _read_entries(client: consul.Consul) -> Iterator[dict[str, Any]]:
@@ -198,7 +214,7 @@ def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) 
     return ""
 
 
-def _make_unregistered_replica(known: dict[str, Any]) -> Replica:
+def _make_unregistered_replica(known: dict[str, Any], difference: str) -> Replica:
     """Makes a replica that the balancer has and the catalogue does not."""
     application, address, port = _make_key(known)
     return Replica(
@@ -207,5 +223,5 @@ def _make_unregistered_replica(known: dict[str, Any]) -> Replica:
         port=port,
         weight=int(known["weight"]),
         balancer=str(known["state"]),
-        difference="it is not in the catalogue",
+        difference=difference,
     )

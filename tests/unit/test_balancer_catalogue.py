@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import requests
 
 from balancer.catalogue import HOLD_SECONDS, Catalogue
-from balancer.errors import BalancerError
-from common.consul_access import ConsulAccess
+from balancer.errors import BalancerError, ForbiddenError
 from tests.support.fleet import registration
 
 URL = "http://127.0.0.1:8500"
@@ -38,7 +38,7 @@ class Consul:
         self.filtered = ""
         self.cluster: object = "one.consul"
         self.instances: dict[str, object] = {}
-        self.problem = ""
+        self.problem: str | BalancerError = ""
         self.roots_problem = ""
         self.now = 1000.0
         # Called between a question and its answer.
@@ -47,7 +47,7 @@ class Consul:
     def get(self, path: str) -> requests.Response:
         problem = self.roots_problem if path == ROOTS else self.problem
         if problem:
-            raise BalancerError(problem)
+            raise problem if isinstance(problem, BalancerError) else BalancerError(problem)
         if path == ROOTS:
             return answer({"TrustDomain": self.cluster})
         if path.startswith(HEALTH):
@@ -61,7 +61,7 @@ class Consul:
         return found
 
     def catalogue(self, known: Mapping[str, object] | None = None) -> Catalogue:
-        made = Catalogue(ConsulAccess(), known, clock=lambda: self.now)
+        made = Catalogue(URL, known, clock=lambda: self.now)
         made._get = self.get  # type: ignore[method-assign]
         return made
 
@@ -86,6 +86,10 @@ def test_an_answer_without_any_service_is_not_complete(consul: Consul) -> None:
     assert not catalogue.is_complete()
     assert not catalogue.lost
     consul.services = {"consul": []}
+    # consul-template may still render what was filtered.
+    consul.now += 14.9
+    assert not catalogue.is_complete()
+    consul.now += 0.1
     assert catalogue.is_complete()
 
 
@@ -143,6 +147,28 @@ def test_an_answer_that_is_filtered_by_acls_is_not_complete(consul: Consul, filt
     catalogue = consul.catalogue()
     assert catalogue.is_complete() is complete
     assert not catalogue.lost
+
+
+def test_a_change_of_the_rights_is_described_and_logged_once(
+    consul: Consul, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "balancer")
+    for problem, expected in (
+        (ForbiddenError("ACL not found"), "Consul refuses requests: ACL not found: check the token of the agent"),
+        (None, "Consul filters its answers by rights: check the token of the agent, which must read all"),
+    ):
+        consul.problem, consul.filtered = problem or "", "true"
+        for _ in range(2):
+            with suppress(ForbiddenError):
+                assert not catalogue.is_complete()
+        assert catalogue.describe()["access"].startswith(expected)
+        assert [record.message for record in caplog.records if record.message.startswith(expected)] == [
+            f"{catalogue.describe()['access']}; replicas stay while they answer"
+        ]
+    consul.filtered = ""
+    catalogue.is_complete()
+    assert catalogue.describe()["access"] == ""
+    assert caplog.records[-1].message == "Consul answers in full again"
 
 
 def test_a_catalogue_out_of_reach_has_not_lost_its_data(consul: Consul, catalogue: Catalogue) -> None:
@@ -302,7 +328,7 @@ def test_an_answer_that_is_not_json_raises(monkeypatch: pytest.MonkeyPatch, path
         return answer(content, headers={"X-Consul-Index": "5"})
 
     monkeypatch.setattr(requests.Session, "get", get)
-    catalogue = Catalogue(ConsulAccess())
+    catalogue = Catalogue(URL)
     with pytest.raises(BalancerError, match=path):
         catalogue.find_unserved([SHOP]) if path.startswith(HEALTH) else catalogue.is_complete()
 
@@ -314,7 +340,7 @@ def test_any_status_but_200_raises_with_a_part_of_the_text(
 ) -> None:
     monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer(text, status))
     with pytest.raises(BalancerError, match=f"^{URL}/v1/catalog/services: {status} {shown}$") as caught:
-        Catalogue(ConsulAccess()).is_complete()
+        Catalogue(URL).is_complete()
     assert len(str(caught.value)) < 300
 
 
@@ -327,7 +353,7 @@ def test_an_agent_out_of_reach_raises(monkeypatch: pytest.MonkeyPatch, error: ty
 
     monkeypatch.setattr(requests.Session, "get", get)
     with pytest.raises(BalancerError, match=f"^Consul at {URL} is out of reach: {error.__name__}$"):
-        Catalogue(ConsulAccess()).is_complete()
+        Catalogue(URL).is_complete()
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,5 +364,5 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         return answer({}, headers={"X-Consul-Index": "1"})
 
     monkeypatch.setattr(requests.Session, "get", get)
-    Catalogue(ConsulAccess()).is_complete()
+    Catalogue(URL).is_complete()
     assert seen == [False, False]

@@ -26,6 +26,7 @@ def test_nothing_is_required() -> None:
     assert made == BalancerConfig(
         mode="dynamic",
         networks=(ip_network("10.0.0.0/8"), ip_network("172.16.0.0/12"), ip_network("192.168.0.0/16")),
+        consul_url="http://127.0.0.1:8500",
         nginx_url="http://127.0.0.1:8080",
     )
     assert made.publishes
@@ -83,7 +84,7 @@ def test_another_mode_is_refused_with_the_known_ones() -> None:
 )
 def test_an_address_is_of_either_family_or_a_name(address: str, shown: str) -> None:
     made = config(CONSUL_ADDRESS=address, CONSUL_PORT="1", LB_STATUS_ADDRESS=address, LB_STATUS_PORT="65535")
-    assert (made.consul.url, made.nginx_url) == (f"http://{shown}:1", f"http://{shown}:65535")
+    assert (made.consul_url, made.nginx_url) == (f"http://{shown}:1", f"http://{shown}:65535")
 
 
 def test_every_problem_has_a_line() -> None:

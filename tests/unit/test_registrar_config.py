@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from common.consul_access import ConsulAccess
 from common.environment import ConfigError
 from registrar.agent import build_registration
 from registrar.checks import GrpcCheck, HttpCheck
@@ -27,7 +26,7 @@ def problems(**variables: str) -> list[str]:
 def test_the_four_variables_are_enough() -> None:
     made = config()
     assert (made.app_name, made.app_port) == ("hello_server", 7777)
-    assert made.consul == ConsulAccess()
+    assert (made.consul_address, made.consul_port) == ("127.0.0.1", 8500)
     assert (made.tags, made.weight, made.check, made.drain_seconds) == (("grpc_server",), 1, None, 2)
     assert made.service_id == "hello_server-box-7777"
 

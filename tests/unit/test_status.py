@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from common.consul_access import ConsulAccess
 from common.environment import ConfigError
 from status.command import find_source
 from status.model import Replica, Status, StatusError
@@ -124,9 +123,9 @@ def test_a_name_is_of_an_application_a_replica_or_a_node() -> None:
 
 def test_addresses_come_from_the_options_then_from_the_environment() -> None:
     env = {"CONSUL_ADDRESS": "agent", "CONSUL_PORT": "8501", "LB_STATUS_PORT": "81"}
-    assert find_source(None, None, {}) == Source(ConsulAccess(), "127.0.0.1:8080")
-    assert find_source(None, None, env) == Source(ConsulAccess(address="agent", port=8501), "127.0.0.1:81")
-    assert find_source(":1", "[::1]:2", env) == Source(ConsulAccess(port=1), "[::1]:2")
+    assert find_source(None, None, {}) == Source("127.0.0.1", 8500, "127.0.0.1:8080")
+    assert find_source(None, None, env) == Source("agent", 8501, "127.0.0.1:81")
+    assert find_source(":1", "[::1]:2", env) == Source("127.0.0.1", 1, "[::1]:2")
 
 
 @pytest.mark.parametrize("address", ["host", "host:", "host:x", ":0", "a b:1"])

@@ -218,9 +218,7 @@ end
 function _M.metrics()
     refresh()
     ngx.header.content_type = "text/plain; version=0.0.4; charset=utf-8"
-    metrics.say(
-        view.replicas, state_of, clock.now() - view.document.changed, view.document.certificates or {}
-    )
+    metrics.say(view.replicas, state_of, clock.now() - view.document.changed, view.document)
 end
 
 local empty_array = setmetatable({}, cjson.array_mt)

@@ -281,7 +281,7 @@ local function say_histograms(histograms)
 end
 
 -- Answers /metrics in Prometheus' text format. `age_seconds`: since the last change of the replicas.
-function _M.say(replicas, state_of, age_seconds, certificates)
+function _M.say(replicas, state_of, age_seconds, document)
     flush()
     local present, states = {}, {}
     for _, replica in ipairs(replicas) do
@@ -300,7 +300,9 @@ function _M.say(replicas, state_of, age_seconds, certificates)
         { "application", "replica" }, in_flight)
     say_family("grpc_lb_replicas", "gauge", "Replicas by state.", { "application", "state" }, states)
     say_family("grpc_lb_certificate_expiration_timestamp_seconds", "gauge",
-        "The end of a certificate's validity, in seconds since 1970.", { "variable" }, certificates)
+        "The end of a certificate's validity, in seconds since 1970.", { "variable" }, document.certificates or {})
+    say_head("grpc_lb_catalogue_access", "gauge", "1 while Consul answers the balancer in full, 0 without the rights.")
+    ngx.say("grpc_lb_catalogue_access ", ((document.catalogue or {}).access or "") == "" and 1 or 0)
     say_head("grpc_lb_last_update_age_seconds", "gauge", "Time since the list of replicas last changed.")
     ngx.say(string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end
