@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 from local_stack import logs
 from local_stack.errors import LocalStackError, say
-from local_stack.settings import BALANCER_PORT, ROOT
+from local_stack.settings import BALANCER_PORT
 from local_stack.stack import Stack
 
 
@@ -40,13 +40,13 @@ def up(stack: Stack, arguments: Namespace) -> None:
         raise
 
 
-def secure(_stack: Stack, arguments: Namespace) -> None:
+def secure(stack: Stack, arguments: Namespace) -> None:
     """Makes the secrets of the secure stack."""
     from security.errors import SecurityError
     from security.options import create
 
     try:
-        create(ROOT / "secrets", arguments)
+        create(stack.secrets, arguments)
     except SecurityError as error:
         raise LocalStackError(str(error)) from error
 

@@ -18,7 +18,8 @@ from local_stack.yaml_lines import Ambiguous, Lined, YamlError, load
 # Without Docker the programs ask the machine's own resolver; port 53 would need root.
 _ONLY_IN_CONTAINERS = "resolver"
 _BIND = re.compile(r"\./build/config/(\w[\w-]*)")
-_SECRETS = re.compile(r"\./(secrets/\w[\w-]*)")
+# Other parts of build/config, such as the resolver's file, are only in containers.
+_OTHER_BIND = re.compile(r"(?!\./build/)\.?/.+")
 _DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?(?:(\d+)us)?")
 _UNITS = (3600, 60, 1, 1e-3, 1e-6)
 _PORT = re.compile(r"(?:(?P<address>\[[^\]]+\]|[^:]+):)?(?:(?P<host>\d+):)(?P<container>\d+)(?:/(?P<protocol>\w+))?")
@@ -45,7 +46,7 @@ class Service:
     components: tuple[str, ...]  # the parts of build/config that make up its file system
     environment: Mapping[str, str]
     volumes: Mapping[str, str]  # the paths in the container, by the names of the volumes
-    binds: Mapping[str, str]  # the paths in the container, by directories of the checkout
+    binds: Mapping[str, str]  # the paths on the host, by those in the container
     tmpfs: tuple[str, ...]  # the paths that are empty at each start
     published: Mapping[int, int]  # the ports of the host, by those of the container
     scalable: bool  # whether it may have several replicas
@@ -128,7 +129,7 @@ class _Reader:
             components=() if job else self._components(spec, [source for source, _ in volumes]),
             environment=self._environment(spec),
             volumes={source: target for source, target in volumes if source and source[0] not in "./~"},
-            binds={match[1]: target for source, target in volumes if (match := _SECRETS.fullmatch(source))},
+            binds={target: source for source, target in volumes if _OTHER_BIND.fullmatch(source)},
             tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
             published=published,
             # As in Compose, only one container can have a fixed name or a published port.

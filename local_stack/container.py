@@ -116,17 +116,17 @@ class Container:
             _overlay(ROOT / "build" / "config" / component, self.path)
         for volume, mount in self.service.volumes.items():
             target = self.path / mount.lstrip("/")
-            source = self.directory.volumes / volume
-            source.mkdir(parents=True, exist_ok=True)
+            data = self.directory.volumes / volume
+            data.mkdir(parents=True, exist_ok=True)
             if not target.is_symlink():
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(source)
-        for bound, mount in self.service.binds.items():
+                target.symlink_to(data)
+        for mount, source in self.service.binds.items():
             link = self.path / mount.lstrip("/")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(ROOT / bound)
+            link.symlink_to(ROOT / source)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
         (self.path / "environment").write_text("\n".join(lines) + "\n")
         (self.path / "start").write_text(self._start_script())

@@ -20,7 +20,7 @@ from common.http import make_session
 from common.names import SERVING
 from local_stack.container import Container
 from local_stack.errors import LocalStackError, last_lines
-from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT
+from local_stack.settings import BALANCER_PORT, CONSUL_PORT
 from local_stack.stack import Stack
 from protos import api_pb2, api_pb2_grpc
 
@@ -61,7 +61,7 @@ def read_access(stack: Stack) -> ConsulAccess:
         LocalStackError: a variable is wrong.
     """
     if stack.settings.secure:
-        secrets = ROOT / "secrets" / "load-balancer"
+        secrets = stack.secrets / "load-balancer"
         return ConsulAccess(ssl=True, ca=secrets / "ca.pem", token_file=secrets / "consul.token")
     try:
         return ConsulAccess.from_env(stack.publisher(CONSUL_PORT).service.environment)

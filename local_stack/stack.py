@@ -40,6 +40,11 @@ class Stack:
         self.jobs = [one for one in everything.values() if one.job]
         self.services = {name: one for name, one in everything.items() if not one.job}
 
+    @property
+    def secrets(self) -> Path:
+        """The directory of the secrets of secure.yaml."""
+        return ROOT / self._env.get("SECRETS", "secrets")
+
     @cached_property
     def tools(self) -> dict[str, Path]:
         """The paths of the programs that are not Python packages."""
@@ -169,19 +174,18 @@ class Stack:
             # Raft knows its peers by address.
             _remove_tree(self.directory.volumes)
         self._take(settings)
-        self._check_secrets()
+        self._check_binds()
         self._check_ports()
         say("using " + ", ".join(f"{name} ({path})" for name, path in tools.items()))
         self.directory.save(settings)
         self.supervisor = start_outer(self.directory)
 
-    def _check_secrets(self) -> None:
-        wanted = {ROOT / source for service in self.services.values() for source in service.binds}
-        missing = sorted(path.name for path in wanted if not path.is_dir())
+    def _check_binds(self) -> None:
+        wanted = {ROOT / source for service in self.services.values() for source in service.binds.values()}
+        missing = sorted(str(path) for path in wanted if not path.exists())
         if missing:
-            raise LocalStackError(
-                f"secrets/ has nothing for {', '.join(missing)}: python -m local_stack secure makes it"
-            )
+            hint = "; python -m local_stack secure makes it" if self.settings.secure else ""
+            raise LocalStackError(f"{missing[0]} is not there{hint}")
 
     def _check_ports(self) -> None:
         taken = [

@@ -13,6 +13,7 @@ from security.errors import SecurityError
 from security.files import read_tokens
 from security.options import add_create_options, create
 
+# In a container, of which secure.yaml mounts it; and by default of `create`.
 _DIRECTORY = Path("secrets")
 
 

@@ -77,7 +77,9 @@ class Secrets:
             self._make(f"{name}/agent.hcl", lambda ids=ids: _format_agent(gossip, ids))  # type: ignore[misc]
         for name in (BALANCER, *self.applications):
             self._copy(f"{name}/registrar.token", tokens[f"{name}-registrar"])
-        for name, role in ((BALANCER, "reader"), ("consul-server", "server-health"), ("prometheus", "prometheus")):
+        readers = {BALANCER: "reader", "prometheus": "prometheus"}
+        readers |= dict.fromkeys(("consul-server", "consul-ui"), "server-health")
+        for name, role in readers.items():
             self._copy(f"{name}/consul.token", tokens[role])
         for name in self.applications:
             self._issue(inner, name, "tls", [name])

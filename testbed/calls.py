@@ -28,9 +28,13 @@ _OPTIONS = [
 _SECONDS = 5.0
 
 
+# The credentials of targets with TLS.
+CREDENTIALS: dict[str, grpc.ChannelCredentials] = {}
+
+
 def open_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> Any:
     """Returns a channel, with TLS if there are credentials; ``Any`` because grpc's own type wants serializers."""
-    if credentials:
+    if credentials := credentials or CREDENTIALS.get(target):
         return grpc.secure_channel(target, credentials, options=_OPTIONS)
     return grpc.insecure_channel(target, options=_OPTIONS)
 

@@ -133,9 +133,11 @@ def client_command(port: int, seconds: float, concurrency: int, connections: int
     return [*command, "--connections", str(connections)]
 
 
-def ghz_command(ghz: Path, seconds: float, concurrency: int, connections: int) -> list[str]:
+def ghz_command(
+    ghz: Path, seconds: float, concurrency: int, connections: int, security: Sequence[str] = ("--insecure",)
+) -> list[str]:
     """Returns the command of ghz, which waits for its calls in flight; format and target must follow."""
-    command = [str(ghz), "--insecure", "--proto", str(programs.ROOT / "protos" / "api.proto")]
+    command = [str(ghz), *security, "--proto", str(programs.ROOT / "protos" / "api.proto")]
     command += ["--call", "protos.Ping.SayHello", "--data", json.dumps({"greeting": GREETING})]
     command += ["--concurrency", str(concurrency), "--connections", str(connections)]
     return [*command, "--duration", f"{seconds:g}s", "--duration-stop", "wait"]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import requests
 
+from common.http import make_session
 from local_stack import processes
 from testbed.stack import BALANCER, Stack
 from testbed.wait import wait_for
@@ -30,6 +31,13 @@ class Driver(Protocol):
 
     port: int
     consul_port: int
+    consul: str
+    # What the clients of load.py need for TLS.
+    client_flags: Sequence[str]
+    ghz_flags: Sequence[str]
+
+    def consul_session(self) -> requests.Session:
+        """Returns a session for Consul's HTTP API at ``consul``."""
 
     def up(self, replicas: int) -> None:
         """Starts everything, with so many replicas."""
@@ -98,12 +106,18 @@ def run(
 class LocalDriver(Stack):
     """``python -m local_stack``, with programs beside it."""
 
+    client_flags: Sequence[str] = ()
+    ghz_flags: Sequence[str] = ("--insecure",)
+
     def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
         super().__init__(home, address_base=address_base, port=port, consul_port=consul_port)
         # A line a call would be most of the logs; test_access_log.py turns it on.
         self.env["LB_ACCESS_LOG"] = "off"
         self._extras: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._extra_addresses: dict[str, str] = {}
+
+    def consul_session(self) -> requests.Session:
+        return self._http
 
     def down(self) -> None:
         self.stop_extras()
@@ -181,9 +195,13 @@ class LocalDriver(Stack):
 class ComposeDriver:
     """``docker-compose``, of either major version, as a project of its own."""
 
+    client_flags: Sequence[str] = ()
+    ghz_flags: Sequence[str] = ("--insecure",)
+
     def __init__(self, compose: Sequence[str], project: str, *, port: int, consul_port: int) -> None:
         self.port = port
         self.consul_port = consul_port
+        self.consul = f"http://127.0.0.1:{consul_port}"
         self.project = project
         self._compose = list(compose)
         self._env = {
@@ -195,6 +213,9 @@ class ComposeDriver:
     def compose(self, *arguments: str, text: str | None = None) -> str:
         """Runs a command of docker-compose, which reads ``text``."""
         return run([*self._compose, *arguments], self._env, timeout=900, text=text)
+
+    def consul_session(self) -> requests.Session:
+        return make_session()
 
     def rollout(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs build/rollout."""
@@ -295,20 +316,20 @@ class ConsulApi:
     """Consul's HTTP API as a person would use it with curl."""
 
     def __init__(self, driver: Driver) -> None:
-        self._base = f"http://127.0.0.1:{driver.consul_port}"
+        self._base, self._session = driver.consul, driver.consul_session()
 
     def get(self, path: str) -> Any:
         """Returns the decoded answer; asks again during an election, when Consul answers 500."""
         deadline = time.monotonic() + ELECTION_SECONDS
         while True:
-            response = requests.get(self._base + path, timeout=10)
+            response = self._session.get(self._base + path, timeout=10)
             if response.status_code != 500 or time.monotonic() > deadline:
                 response.raise_for_status()
                 return response.json()
             time.sleep(0.1)
 
     def put(self, path: str, body: Any = None) -> None:
-        requests.put(self._base + path, json=body, timeout=10).raise_for_status()
+        self._session.put(self._base + path, json=body, timeout=10).raise_for_status()
 
     def instances(self, service: str) -> dict[str, str]:
         """Returns the worst check status of each instance of a service, by its ID."""

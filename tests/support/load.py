@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +101,10 @@ def two_clients(
     """Runs both clients, with 32 callers on 8 connections, until the block ends; only grpc_client can ``retry``."""
     load = Load()
     with tempfile.TemporaryDirectory() as directory:
-        ours = _start(_ours(driver.port, retry, rate, deadline), Path(directory, "ours"))
+        ours = _start([*_ours(driver.port, retry, rate, deadline), *driver.client_flags], Path(directory, "ours"))
         program = ghz()
-        other = _start(_ghz(program, driver.port, rate, deadline), Path(directory, "other")) if program else None
+        others = _ghz(program, driver.port, rate, deadline, driver.ghz_flags) if program else None
+        other = _start(others, Path(directory, "other")) if others else None
         processes = [process for process in (ours, other) if process]
         try:
             time.sleep(_START_SECONDS)
@@ -162,8 +163,8 @@ def _our_outcome(report: dict[str, Any]) -> Outcome:
     )
 
 
-def _ghz(program: Path, port: int, rate: int | None, deadline: float) -> list[str]:
-    command = [*ghz_command(program, _LIMIT_SECONDS, CALLERS, CONNECTIONS), "--timeout", f"{deadline}s"]
+def _ghz(program: Path, port: int, rate: int | None, deadline: float, flags: Sequence[str]) -> list[str]:
+    command = [*ghz_command(program, _LIMIT_SECONDS, CALLERS, CONNECTIONS, flags), "--timeout", f"{deadline}s"]
     command += ["--rps", str(rate)] if rate else []
     return [*command, "--format", "json", f"127.0.0.1:{port}"]
 
