@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any, cast
 import pytest
 import requests
 
+from common.consul_access import ConsulAccess
 from testbed import programs
 from testbed.calls import answers
 from testbed.processes import Processes
@@ -37,7 +39,8 @@ POLICIES = {
     "without-app": f'{SERVICES} {NODES} service "{APP}" {{ policy = "deny" }}',
     "without-nodes": SERVICES,
     "registrar": f'{SERVICES} {NODES} service_prefix "{APP}" {{ policy = "write" }}'
-    'agent_prefix "" { policy = "write" } session_prefix "" { policy = "write" } key_prefix "grpc-load-balancing/" { policy = "write" }',
+    'agent_prefix "" { policy = "write" } session_prefix "" { policy = "write" }'
+    'key_prefix "grpc-load-balancing/" { policy = "write" }',
 }
 # consul-template's waiting queries end after 10 s and a sixteenth.
 RENDERED_SECONDS = 15
@@ -169,11 +172,14 @@ def test_a_right_that_is_lost_costs_no_call(stack: Stack, lose: Callable[[Stack]
         since = time.monotonic()
         lose(stack)
         assert_said_within_5_s(stack, since, "Consul filters its answers by rights")
-        # consul-template takes an answer of the same index for the same.
-        stack.consul.put("/v1/agent/service/register", Name="another")
-        stack.consul.put(f"/v1/agent/service/maintenance/{APP}-acl-1-{PORT}?enable=true")
-        stack.consul.put(f"/v1/agent/service/maintenance/{APP}-acl-1-{PORT}?enable=false")
-        wait_for(stack.rendered, lambda count: count == 0, RENDERED_SECONDS, "consul-template renders no replica")
+        # consul-template takes an answer of the same index for the same, and a query that waits has its first rights.
+        numbers = itertools.count()
+
+        def render_again() -> int:
+            stack.consul.put("/v1/agent/service/register", Name=f"another-{next(numbers)}")
+            return stack.rendered()
+
+        wait_for(render_again, lambda count: count == 0, RENDERED_SECONDS, "consul-template renders no replica", 0.5)
         stack.wait_for_states("held", "held", seconds=5)
         stack.consul.allow("balancer", token=BALANCER)
         assert_clears_within_5_s(stack)
@@ -223,5 +229,10 @@ def test_every_program_speaks_tls_with_an_agent_that_verifies_its_clients(stack:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert "acl" in done.stdout, done
     # Without a certificate nobody gets an answer.
-    with pytest.raises(requests.RequestException):
-        requests.get(f"https://127.0.0.1:{HTTP}/v1/status/leader", timeout=5, verify=False)  # noqa: S501
+    without = {name: stack.consul.tls[name] for name in ("CONSUL_HTTP_SSL", "CONSUL_CACERT", "CONSUL_TLS_SERVER_NAME")}
+    with ConsulAccess.from_env(without).make_session() as session, pytest.raises(requests.RequestException):
+        session.get(f"https://127.0.0.1:{HTTP}/v1/status/leader", timeout=5)
+    # The certificate has no address.
+    unnamed = {name: value for name, value in stack.consul.tls.items() if name != "CONSUL_TLS_SERVER_NAME"}
+    with ConsulAccess.from_env(unnamed).make_session() as session, pytest.raises(requests.exceptions.SSLError):
+        session.get(f"https://127.0.0.1:{HTTP}/v1/status/leader", timeout=5)
