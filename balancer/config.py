@@ -31,6 +31,7 @@ class BalancerConfig:
         consul_url: the HTTP API of the local agent.
         access: the token and the TLS of requests to it.
         nginx_url: nginx's status port.
+        consul_template_pid: the process ID of consul-template.
         rendered: the list of registrations from consul-template.
         snapshot: the document on disk, from which nginx and the control plane start.
         current: the same for the other programs of the container, on a disk that is never full.
@@ -44,6 +45,7 @@ class BalancerConfig:
     consul_url: str
     nginx_url: str
     rendered: Path = Path("run/peers")
+    consul_template_pid: Path = Path("run/consul-template.pid")
     snapshot: Path = Path("var/lib/load-balancer/snapshot.json")
     current: Path = Path("run/document.json")
     socket: Path = Path("run/balancer.sock")

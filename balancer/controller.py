@@ -15,6 +15,7 @@ from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.certificates import Certificates
 from balancer.config import BalancerConfig
+from balancer.consul_template import ConsulTemplate
 from balancer.errors import BalancerError
 from balancer.files import follow_text
 from balancer.fleet import Fleet, Health, Replica
@@ -49,10 +50,12 @@ class Controller:
         self._encoder = document.Encoder()
         self._publisher = Publisher(config, self._encode)
         self._certificates = Certificates(config.certificates, config.copies, self._publisher.request)
+        self._consul_template = ConsulTemplate(config.access.files, config.consul_template_pid)
         self._prober = Prober(report=self._apply_health)
         self._left = asyncio.Event()
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
+        self._denied = False
         self._published_catalogue: dict[str, Any] = {}
         self._catalogue = Catalogue(config.consul_url, access=config.access)
         self._memory = RouteMemory({}, time.monotonic())
@@ -60,7 +63,7 @@ class Controller:
 
     async def run(self) -> None:
         """Works until the task is cancelled."""
-        tasks = [self._follow_rendered(), self._certificates.follow()]
+        tasks = [self._follow_rendered(), self._certificates.follow(), self._consul_template.follow()]
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
@@ -168,10 +171,22 @@ class Controller:
                 unserved = await asyncio.to_thread(self._catalogue.find_unserved, held)
                 still = {one.registration.key for one in self._fleet.held}
                 self._remove(unserved & still, "in the catalogue, and not to be served")
+            self._notice_rights()
             # The document keeps the state of the catalogue, whose data may be lost while this program restarts.
             noted = self._catalogue.describe() == self._published_catalogue
             if not noted or self._update_routes() != self._routes:
                 self._publisher.request()
+
+    def _notice_rights(self) -> None:
+        """Has consul-template read the catalogue again when Consul answers in full again.
+
+        Without a change of the catalogue the index of an answer is that of the filtered one, and consul-template takes
+        it for the same.
+        """
+        denied = bool(self._catalogue.describe()["access"])
+        if self._denied and not denied:
+            self._consul_template.reload()
+        self._denied = denied
 
     def _remove(self, keys: Iterable[str], why: str) -> None:
         if self._fleet.remove(keys):

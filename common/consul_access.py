@@ -111,6 +111,11 @@ class ConsulAccess:
         return (str(self.certificate), str(self.key)) if self.certificate and self.key else None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, of the token and of the certificates."""
+        return tuple(filter(None, (self.token_file, self.ca, self.certificate, self.key)))
+
+    @property
     def token_source(self) -> str:
         """Where the token comes from, for messages."""
         if self.token_file:

@@ -116,7 +116,7 @@ class _Nginx(LuaNginx):
         self._open_files = open_files
 
     def _configure(self, env: Mapping[str, str], peers: Sequence[str]) -> None:  # noqa: ARG002 - it has none
-        self._started_with = env
+        self.started_with = env
         # nginx keeps only the variables that its configuration names.
         main = self.directory / "etc/nginx/nginx.conf"
         main.write_text("".join(f"env {name};\n" for name in self.variables) + main.read_text())
@@ -137,7 +137,7 @@ class _Nginx(LuaNginx):
         self.stop()
         if not snapshot:
             kept.unlink()
-        self._spawn(["nginx-start"], self._started_with)
+        self._spawn(["nginx-start"], self.started_with)
 
 
 class Balancer:

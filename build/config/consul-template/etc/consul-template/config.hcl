@@ -1,6 +1,7 @@
 # consul-template reads the local agent (CONSUL_HTTP_ADDR). Paths are below the working directory: / in the container.
 log_level = "info"
-pid_file = ""
+# balancer/consul_template.py reads it.
+pid_file = "run/consul-template.pid"
 kill_signal = "SIGTERM"
 reload_signal = "SIGHUP"
 
