@@ -50,8 +50,8 @@ class BalancerConfig:
     socket: Path = Path("run/balancer.sock")
     answers: Path = Path("run/answers.sock")
     copies: Path = Path("run")
-    certificates: certificates.Files = certificates.Files(variables=CALLERS)
-    replica_certificates: certificates.Files = certificates.Files(variables=REPLICAS)
+    certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=CALLERS))
+    replica_certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=REPLICAS))
     consul_token: str = field(default="", repr=False)
 
     @property

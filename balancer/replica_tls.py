@@ -57,7 +57,6 @@ class ReplicaTls:
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # Not create_default_context, because with OpenSSL's strict flags nginx and gRPC would accept more than this.
         context.load_verify_locations(cadata=self.authority.decode("ascii", "ignore"))
         context.set_alpn_protocols(["h2"])
         if self.pair:

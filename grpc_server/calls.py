@@ -1,4 +1,4 @@
-"""The server's interceptor: wraps each handler once, for the drain and for the metrics."""
+"""The server's interceptor: wraps each handler once, for the drain, for the metrics and for the check of callers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import grpc
 
 from grpc_server.in_flight import CallsInFlight, Context
 from grpc_server.metrics import TYPES, Metrics, UncountedCall
+from grpc_server.tls import Callers
 
 # The drain does not wait for calls of the health service: Watch goes on for as long as its caller likes.
 HEALTH = "/grpc.health.v1.Health/"
+# Consul's agent and the registrar call these, with the certificate of the replica.
+OPEN = (HEALTH, "/grpc.reflection.")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -24,8 +27,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     neither counted nor waited for; this server has none.
     """
 
-    def __init__(self, in_flight: CallsInFlight, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, in_flight: CallsInFlight, metrics: Metrics | None = None, callers: Callers | None = None
+    ) -> None:
         self._in_flight = in_flight
+        self._callers = callers
         self._metrics = metrics
         # By path. The server's handlers never change, so a call of a known path needs no look-up by gRPC.
         self._wrapped: dict[str, Any] = {}
@@ -51,12 +57,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         in_flight = self._in_flight
         streams = kind.endswith("stream")
         waited_for = not path.startswith(HEALTH)
+        callers = self._callers if not path.startswith(OPEN) else None
         begin = self._metrics.counter(kind, path) if self._metrics else UncountedCall
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             call = begin(request, context)
             try:
                 await in_flight.enter(context, waited_for)
+                if callers:
+                    await callers.check(context)
                 async with contextlib.aclosing(method(call.request, call.context)) as answers:
                     async for answer in answers:
                         yield answer
@@ -72,6 +81,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = begin(request, context)
             try:
                 await in_flight.enter(context, waited_for)
+                if callers:
+                    await callers.check(context)
                 answer = await method(call.request, call.context)
             except BaseException as error:
                 call.ended(error)

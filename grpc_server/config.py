@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from common import certificates
 from common.environment import (
     MAX_MESSAGE_BYTES,
     EnvironmentReader,
@@ -13,6 +14,9 @@ from common.environment import (
     read_max_message_bytes,
 )
 
+# The certificate of the server, its key, and the CA of callers.
+TLS = ("GRPC_TLS_CERTIFICATE", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -20,6 +24,8 @@ class ServerConfig:
 
     Attributes:
         metrics_port: 0 for no metrics.
+        certificates: the files for TLS.
+        client_name: the DNS name that the certificate of a caller must have; empty for any.
         max_message_bytes: the limit of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
@@ -30,6 +36,8 @@ class ServerConfig:
     hostname: str
     metrics_port: int = 0
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=TLS))
+    client_name: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -47,6 +55,12 @@ class ServerConfig:
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             max_message_bytes=read_max_message_bytes(reader),
+            certificates=certificates.read_files(reader, TLS),
+            client_name=reader.host("GRPC_TLS_CLIENT_NAME", ""),
         )
+        if config.certificates.authority and not config.certificates.certificate:
+            reader.add_problem(TLS[2], f"needs {TLS[0]}")
+        if config.client_name and not config.certificates.authority:
+            reader.add_problem("GRPC_TLS_CLIENT_NAME", f"needs {TLS[2]}")
         reader.raise_problems()
         return config
