@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from balancer.certificates import CALLERS, CERTIFICATE, REPLICAS
-from common import certificates
+from common.certificates import Files, read_files
 from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
@@ -50,8 +50,8 @@ class BalancerConfig:
     socket: Path = Path("run/balancer.sock")
     answers: Path = Path("run/answers.sock")
     copies: Path = Path("run")
-    certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=CALLERS))
-    replica_certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=REPLICAS))
+    certificates: Files = field(default_factory=lambda: Files(variables=CALLERS))
+    replica_certificates: Files = field(default_factory=lambda: Files(variables=REPLICAS))
     consul_token: str = field(default="", repr=False)
 
     @property
@@ -100,8 +100,8 @@ class BalancerConfig:
         return config
 
 
-def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str]) -> certificates.Files:
-    files = certificates.read_files(reader, variables)
+def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str]) -> Files:
+    files = read_files(reader, variables)
     certificate, _, authority = variables
     if variables == CALLERS and files.authority and not files.certificate:
         reader.add_problem(authority, f"needs {certificate}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -56,16 +57,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_method(self, method: Callable[..., Any], kind: str, path: str) -> Callable[..., Any]:
         in_flight = self._in_flight
         streams = kind.endswith("stream")
-        waited_for = not path.startswith(HEALTH)
-        callers = self._callers if not path.startswith(OPEN) else None
+        enter = self._wrap_enter(path)
         begin = self._metrics.counter(kind, path) if self._metrics else UncountedCall
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             call = begin(request, context)
             try:
-                await in_flight.enter(context, waited_for)
-                if callers:
-                    await callers.check(context)
+                await enter(context)
                 async with contextlib.aclosing(method(call.request, call.context)) as answers:
                     async for answer in answers:
                         yield answer
@@ -80,9 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def coroutine(request: Any, context: Context) -> Any:
             call = begin(request, context)
             try:
-                await in_flight.enter(context, waited_for)
-                if callers:
-                    await callers.check(context)
+                await enter(context)
                 answer = await method(call.request, call.context)
             except BaseException as error:
                 call.ended(error)
@@ -98,3 +94,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(method):
             return stream
         return coroutine if inspect.iscoroutinefunction(method) else method
+
+    def _wrap_enter(self, path: str) -> Callable[[Context], Awaitable[None]]:
+        """Returns the function that begins a call, and may end it with a status."""
+        enter = functools.partial(self._in_flight.enter, waited_for=not path.startswith(HEALTH))
+        callers = self._callers
+        if callers is None or path.startswith(OPEN):
+            return enter
+
+        async def enter_and_check(context: Context) -> None:
+            await enter(context)
+            await callers.check(context)
+
+        return enter_and_check

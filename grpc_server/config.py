@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common import certificates
+from common.certificates import Files, read_files
 from common.environment import (
     MAX_MESSAGE_BYTES,
     EnvironmentReader,
@@ -36,7 +36,7 @@ class ServerConfig:
     hostname: str
     metrics_port: int = 0
     max_message_bytes: int = MAX_MESSAGE_BYTES
-    certificates: certificates.Files = field(default_factory=lambda: certificates.Files(variables=TLS))
+    certificates: Files = field(default_factory=lambda: Files(variables=TLS))
     client_name: str = ""
 
     @classmethod
@@ -55,7 +55,7 @@ class ServerConfig:
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             max_message_bytes=read_max_message_bytes(reader),
-            certificates=certificates.read_files(reader, TLS),
+            certificates=read_files(reader, TLS),
             client_name=reader.host("GRPC_TLS_CLIENT_NAME", ""),
         )
         if config.certificates.authority and not config.certificates.certificate:

@@ -90,8 +90,10 @@ class Callers:
 def make_credentials(files: Files) -> grpc.ServerCredentials:
     """Makes the credentials of a server; with a CA of callers, each must have a certificate of it."""
     renewal = Renewal(files)
+    # grpcio's types lack the None that its documentation has.
+    fetch: Any = renewal.fetch
     return grpc.dynamic_ssl_server_credentials(
-        renewal.configuration, renewal.fetch, require_client_authentication=files.authority is not None
+        renewal.configuration, fetch, require_client_authentication=files.authority is not None
     )
 
 
