@@ -65,6 +65,34 @@ local function this_request()
     return tonumber(ffi.cast("uintptr_t", get_request()))
 end
 
+local function enter(call, pool)
+    call.pool = pool
+    call.entered = inflight.enter(pool.calls)
+end
+
+-- Chooses between TLS and clear text, which nginx must know before it asks for a replica. All tries of a call are of
+-- one kind. In a pool of both kinds, which an application has while it changes from one to the other, the kind is that
+-- of the replica whose turn it is.
+local function choose(call)
+    refresh()
+    local pool = view.tls and router.route(view, ngx.var.uri, ngx.var.http_x_application)
+    if not (pool and pool.tls) then
+        return
+    end
+    if pool.kinds then
+        call.first = picker.pick(pool, nil, clock.now())
+        pool = pool.kinds[call.first ~= nil and call.first.tls]
+    end
+    if pool.tls and not ngx.var.lb_application then
+        pool = fleet.nobody -- nginx has no TLS with replicas any more, and the snapshot is of before.
+    end
+    enter(call, pool)
+    if pool.tls then
+        ngx.var.lb_upstream = "grpcs://grpc_replicas_tls"
+        ngx.var.lb_application = pool.replicas[1].application
+    end
+end
+
 -- For access_by_lua: a call has begun.
 function _M.accept()
     if open_calls >= MAX_CALLS then
@@ -111,11 +139,6 @@ local function unimplemented()
     return ngx.exit(ngx.ERROR)
 end
 
-local function enter(call, pool)
-    call.pool = pool
-    call.entered = inflight.enter(pool.calls)
-end
-
 local function begin(call)
     if not call.pool then
         local pool = router.route(view, ngx.var.uri, ngx.var.http_x_application)
@@ -132,29 +155,6 @@ local function begin(call)
         ngx_balancer.set_more_tries(math.min(count - 1, MORE_TRIES))
     end
     return true
-end
-
--- Chooses between TLS and clear text, which nginx must know before it asks for a replica. All tries of a call are of
--- one kind. In a pool of both kinds, which an application has while it changes from one to the other, the kind is that
--- of the replica whose turn it is.
-local function choose(call)
-    refresh()
-    local pool = view.tls and router.route(view, ngx.var.uri, ngx.var.http_x_application)
-    if not (pool and pool.tls) then
-        return
-    end
-    if pool.kinds then
-        call.first = picker.pick(pool, nil, clock.now())
-        pool = pool.kinds[call.first ~= nil and call.first.tls]
-    end
-    if pool.tls and not ngx.var.lb_application then
-        pool = fleet.nobody -- nginx has no TLS with replicas any more, and the snapshot is of before.
-    end
-    enter(call, pool)
-    if pool.tls then
-        ngx.var.lb_upstream = "grpcs://grpc_replicas_tls"
-        ngx.var.lb_application = pool.replicas[1].application
-    end
 end
 
 local function give_up(call, replica, reason)
