@@ -51,7 +51,7 @@ def main() -> int:
 async def answer(config: BalancerConfig) -> None:
     """Serves health and reflection of all applications."""
     if config.publishes:
-        await answers.serve(config.current, config.answers)
+        await answers.serve(config.current, config.answers, config.copies)
     else:
         LOG.info("not needed with NGINX_UPDATE=%s", config.mode)
         await asyncio.Event().wait()

@@ -91,9 +91,15 @@ def make_server(directory: Directory, socket: Path) -> grpc.aio.Server:
     return server
 
 
-async def serve(document: Path, socket: Path) -> None:
-    """Serves the document in a file until the task is cancelled."""
-    directory = Directory()
+async def serve(document: Path, socket: Path, copies: Path) -> None:
+    """Serves the document in a file until the task is cancelled.
+
+    Args:
+        document: the file.
+        socket: the socket of the server.
+        copies: the directory of the certificates for TLS with replicas.
+    """
+    directory = Directory(copies)
     server = make_server(directory, socket)
     await server.start()
     LOG.info("serving health and reflection of all applications")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from balancer import certificates
+from balancer.certificates import CALLERS, CERTIFICATE, REPLICAS
+from common.certificates import Files, read_files
 from common.consul_access import PLAIN, ConsulAccess
 from common.environment import EnvironmentReader, host_port, parse_host_port
 
@@ -38,6 +39,7 @@ class BalancerConfig:
         socket: the Unix socket of the control plane's HTTP API.
         answers: the Unix socket of health and reflection for all applications.
         certificates: the files for TLS with callers; nginx gets copies in the directory ``copies``.
+        replica_certificates: the same for TLS with replicas.
     """
 
     mode: str
@@ -51,13 +53,21 @@ class BalancerConfig:
     socket: Path = Path("run/balancer.sock")
     answers: Path = Path("run/answers.sock")
     copies: Path = Path("run")
-    certificates: certificates.Files = field(default_factory=certificates.Files)
+    certificates: Files = field(default_factory=lambda: Files(variables=CALLERS))
+    replica_certificates: Files = field(default_factory=lambda: Files(variables=REPLICAS))
     access: ConsulAccess = PLAIN
 
     @property
     def publishes(self) -> bool:
         """Whether nginx has its replicas from the control plane."""
         return self.mode == "dynamic"
+
+    @property
+    def no_replica_tls(self) -> str:
+        """Why there is no TLS with replicas; empty if there is."""
+        if not self.publishes:
+            return "NGINX_UPDATE is not dynamic"
+        return "" if self.replica_certificates.authority else "LB_REPLICA_CA is not set"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> BalancerConfig:
@@ -75,7 +85,8 @@ class BalancerConfig:
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
             access=access,
-            certificates=_read_certificates(reader),
+            certificates=_read_certificates(reader, CALLERS),
+            replica_certificates=_read_certificates(reader, REPLICAS),
         )
         # nginx's configuration is rendered from these.
         for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
@@ -93,16 +104,13 @@ class BalancerConfig:
         return config
 
 
-def _read_certificates(reader: EnvironmentReader) -> certificates.Files:
-    names = (certificates.CERTIFICATE, certificates.KEY, certificates.CLIENT_CA)
-    certificate, key, client_ca = (Path(text) if (text := reader.text(name, "")) else None for name in names)
-    if (certificate is None) != (key is None):
-        reader.add_problem(names[0] if key else names[1], f"must be set, because {names[1] if key else names[0]} is")
-    if client_ca and not certificate:
-        reader.add_problem(names[2], f"needs {names[0]}")
-    files = certificates.Files(certificate=certificate, key=key, client_ca=client_ca)
-    for name, problem in certificates.describe(files).items():
-        reader.add_problem(name, problem)
+def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str]) -> Files:
+    files = read_files(reader, variables)
+    certificate, _, authority = variables
+    if variables == CALLERS and files.authority and not files.certificate:
+        reader.add_problem(authority, f"needs {certificate}")
+    if variables == REPLICAS and files.certificate and not files.authority:
+        reader.add_problem(certificate, f"needs {authority}")
     return files
 
 
@@ -113,7 +121,7 @@ def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:
     """
     scheme, _, rest = text.rpartition("://")
     if scheme == "grpcs" and not tls:
-        reader.add_problem("LB_LISTEN", f"needs {certificates.CERTIFICATE} (got {text!r})")
+        reader.add_problem("LB_LISTEN", f"needs {CERTIFICATE} (got {text!r})")
     if scheme in ("grpc", "grpcs"):
         text = rest
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from balancer import document, snapshot
 from balancer.catalogue import Catalogue
-from balancer.certificates import Certificates
+from balancer.certificates import CALLERS_COPIES, REPLICAS_COPIES, Certificates
 from balancer.config import BalancerConfig
 from balancer.consul_template import ConsulTemplate
 from balancer.errors import BalancerError
@@ -22,6 +22,7 @@ from balancer.fleet import Fleet, Health, Replica
 from balancer.prober import Prober
 from balancer.publisher import Publisher
 from balancer.registration import Parser, Refusal
+from balancer.replica_tls import ReplicaTls
 from balancer.routes import Route, RouteMemory, compute_routes
 
 LOG = logging.getLogger("balancer")
@@ -44,12 +45,16 @@ class Controller:
     def __init__(self, config: BalancerConfig) -> None:
         self._config = config
         self._fleet = Fleet()
-        self._parser = Parser(config.networks)
+        self._parser = Parser(config.networks, config.no_replica_tls)
         self._refused: list[Refusal] = []
         self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()
         self._publisher = Publisher(config, self._encode)
-        self._certificates = Certificates(config.certificates, config.copies, self._publisher.request)
+        callers, replicas = ([config.copies / name for name in names] for names in (CALLERS_COPIES, REPLICAS_COPIES))
+        self._certificates = Certificates(config.certificates, (callers[0], callers[1]), self._publisher.request)
+        self._replica_certificates = Certificates(
+            config.replica_certificates, (replicas[0], replicas[1]), self._apply_replica_certificates
+        )
         self._consul_template = ConsulTemplate(config.access.files, config.consul_template_pid)
         self._prober = Prober(report=self._apply_health)
         self._left = asyncio.Event()
@@ -63,7 +68,8 @@ class Controller:
 
     async def run(self) -> None:
         """Works until the task is cancelled."""
-        tasks = [self._follow_rendered(), self._certificates.follow(), self._consul_template.follow()]
+        tasks = [self._follow_rendered(), self._consul_template.follow()]
+        tasks += [self._certificates.follow(), self._replica_certificates.follow()]
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
@@ -87,6 +93,7 @@ class Controller:
                     "port": one.registration.port,
                     "weight": one.registration.weight,
                     "state": one.state,
+                    "reason": self._prober.find_reason(one.registration.key),
                     "rendered": self._fleet.is_registered(one.registration.key),
                 }
                 for one in self._fleet
@@ -203,8 +210,13 @@ class Controller:
             self._remove([key], f"a held replica is {health.value}")
         elif self._fleet.set_health(key, health, time.monotonic()):
             level = logging.INFO if replica.serves else logging.WARNING
-            LOG.log(level, "%s replica=%s", replica.state, key)
+            reason = self._prober.find_reason(key)
+            LOG.log(level, "%s replica=%s%s", replica.state, key, f" reason={reason}" if reason else "")
             self._publisher.request()
+
+    def _apply_replica_certificates(self) -> None:
+        self._prober.tls = ReplicaTls.read(self._config.copies)
+        self._publisher.request()
 
     # The document.
 
@@ -234,7 +246,7 @@ class Controller:
             changed=self._changed,
             updated=self._updated,
             catalogue=self._published_catalogue,
-            certificates=self._certificates.expiries,
+            certificates=self._certificates.expiries | self._replica_certificates.expiries,
         )
         return self._encoder.encode(content)
 
@@ -243,7 +255,9 @@ class Controller:
         try:
             known = snapshot.load(self._config.snapshot)
             if known:
-                replicas = document.read_replicas(known)
+                known_replicas = document.read_replicas(known)
+                no_tls = self._config.no_replica_tls
+                replicas = [one for one in known_replicas if not (no_tls and one.registration.tls)]
                 for one in replicas:
                     # The monotonic clock of a restarted machine begins at 0.
                     one.since = min(one.since, time.monotonic())

@@ -24,16 +24,22 @@ OVERALL = ""
 class Directory:
     """The latest document, indexed.
 
+    Args:
+        copies: the directory of the certificates for TLS with replicas.
+
     Attributes:
         serving: by gRPC service, and by each name of a replica's own health service, whether a replica serves it.
         owners: by gRPC service, the application that gets its calls.
         targets: by application, ``address:port`` of its replicas that serve.
+        secure: those replicas, by application and ``address:port``, that have TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, copies: Path = Path("run")) -> None:
+        self.copies = copies
         self.serving: dict[str, bool] = {OVERALL: False}
         self.owners: dict[str, str] = {}
         self.targets: dict[str, list[str]] = {}
+        self.secure: set[tuple[str, str]] = set()
         self._changed = asyncio.Event()
 
     async def follow(self, path: Path) -> None:
@@ -67,6 +73,9 @@ class Directory:
             members = pools[route["pool"] - 1] if route["pool"] else []
             serving[service] = any(one.serves for one in members)
         self.serving, self.owners, self.targets = serving, owners, targets
+        self.secure = {
+            (one.registration.application, one.registration.target) for one in replicas if one.registration.tls
+        }
         self._changed.set()
         self._changed = asyncio.Event()
 

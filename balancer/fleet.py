@@ -20,6 +20,8 @@ class Health(enum.Enum):
     # The program at its address does not know the name of its health service.
     WRONG_SERVICE = names.WRONG_SERVICE
     NOT_SERVING = names.NOT_SERVING
+    # With TLS: its certificate is not verified (yet), or it refuses the balancer's.
+    CERTIFICATE = names.CERTIFICATE
 
 
 @dataclass(kw_only=True)
@@ -48,6 +50,8 @@ class Replica:
         A replica that names its health service gets no call before that has answered again, because another program may
         have its address. A replica that names none can't be told from another program.
         """
+        if self.health is Health.CERTIFICATE:
+            return False
         return not self.registration.health or self.health not in (Health.REFUSED, Health.WRONG_SERVICE)
 
     @property
@@ -104,9 +108,11 @@ class Fleet:
         for key, registration in wanted.items():
             replica = self._replicas.get(key)
             if replica is None:
-                self._replicas[key] = Replica(registration=registration, since=now)
+                self._replicas[key] = Replica(registration=registration, since=now, health=_first_health(registration))
                 changed = True
             elif replica.registration != registration or replica.held:
+                if replica.registration.tls != registration.tls:
+                    replica.health = _first_health(registration)
                 replica.registration, replica.held = registration, False
                 changed = True
         self._registered = set(wanted)
@@ -134,3 +140,12 @@ class Fleet:
         if replica.serves:
             replica.since = now
         return True
+
+
+def _first_health(registration: Registration) -> Health:
+    """Returns the health of a replica before its first probe.
+
+    With TLS it gets no call before its certificate is verified. nginx verifies new connections only, and may have one
+    to this address from another application.
+    """
+    return Health.CERTIFICATE if registration.tls else Health.SERVING

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from balancer.fleet import Health
 from balancer.registration import Registration
+from balancer.replica_tls import ReplicaTls, open_channel
 
 # The interval of a replica that serves, and of one that is held.
 SERVING_SECONDS, HELD_SECONDS = 0.5, 0.2
@@ -33,6 +34,9 @@ _CHECK_COST, _CONNECTION_COST = 1.0, 4.0
 MAX_WATCHES = 1000
 # A server that has as many calls as it takes must not lose one of them to the balancer's watch.
 _SATURATED_SECONDS = 60.0
+# An open connection does not show that a certificate has expired or was replaced by a wrong one, which ends each new
+# connection of nginx.
+_VERIFY_SECONDS = 10.0
 # Gossip takes less to find that a host is dead, and to remove its replicas from the catalogue. A replica without a
 # health service waits for that, because another program may have its address.
 _GOSSIP_SECONDS = 10.0
@@ -64,12 +68,14 @@ class Context:
         clock: seconds of a monotonic clock.
         tasks: the tasks that run.
         watches: the tasks among them that are watches.
+        tls: the files for TLS with replicas; None before they are read.
     """
 
     report: Callable[[str, Health], None]
     clock: Callable[[], float] = time.monotonic
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     watches: set[asyncio.Task[None]] = field(default_factory=set)
+    tls: ReplicaTls | None = None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts a task, and keeps it until it ends."""
@@ -87,6 +93,7 @@ class Probe:
         asked: the end of the last question.
         changed: the last time that the replica was ejected or restored.
         turn: the question that runs.
+        reason: why the certificate of the replica is not accepted; empty if it is.
     """
 
     context: Context
@@ -96,11 +103,14 @@ class Probe:
     changed: float
     held: bool = False
     turn: asyncio.Task[None] | None = None
+    reason: str = ""
     _gone: float = float("-inf")
     _channel: grpc.aio.Channel | None = None
     _watch: asyncio.Task[None] | None = None
     _watch_due: float = float("-inf")
     _closed: bool = False
+    _verified_with: ReplicaTls | None = None
+    _verify_due: float = float("-inf")
 
     def compute_interval(self, now: float, fair: float) -> float:
         """Returns the seconds between two questions; ``fair`` is the shortest interval that all replicas can have."""
@@ -155,15 +165,33 @@ class Probe:
             self.health = health
         self.context.report(self.registration.key, health)
 
+    async def _verify(self) -> Health:
+        """Makes a handshake of TLS before the first connection, at intervals, and with new files."""
+        tls, now = self.context.tls, self.context.clock()
+        if tls is None:
+            return Health.CERTIFICATE
+        if tls is not self._verified_with:
+            await self._drop_channel()
+        elif self._channel is not None and now < self._verify_due:
+            return Health.SERVING
+        health, self.reason = await tls.verify(self.registration, TIMEOUT_SECONDS)
+        self._verified_with, self._verify_due = tls, now + _VERIFY_SECONDS
+        return health
+
     async def _ask(self) -> Health:
+        if self.registration.tls:
+            health = await self._verify()
+            if health is not Health.SERVING:
+                await self._drop_channel()
+                return health
         fresh = self._channel is None
         if self._channel is None:
             # Costs a tenth of a channel if nothing listens.
             health = await _connect(self.registration)
             if health is not Health.SERVING:
                 return health
-            scheme = "ipv6" if ":" in self.registration.address else "ipv4"
-            self._channel = grpc.aio.insecure_channel(f"{scheme}:{self.registration.target}", options=_OPTIONS)
+            tls = self._verified_with if self.registration.tls else None
+            self._channel = open_channel(self.registration.target, self.registration.application, tls, _OPTIONS)
         channel = self._channel
         if not self.registration.health:
             health = await _shake_hands(channel)

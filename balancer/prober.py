@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 
 from balancer.fleet import Health, Replica
 from balancer.probe import SERVING_SECONDS, Context, Probe
+from balancer.registration import Registration
+from balancer.replica_tls import ReplicaTls
 
 # The cost of all probes in a second, in the units of probe.py: 40 ms.
 BUDGET = 200.0
@@ -26,6 +28,20 @@ class Prober:
         self._context = Context(report=report, clock=clock)
         self._probes: dict[str, Probe] = {}
 
+    @property
+    def tls(self) -> ReplicaTls | None:
+        """The files for TLS with replicas; a change is in use with the next question."""
+        return self._context.tls
+
+    @tls.setter
+    def tls(self, tls: ReplicaTls | None) -> None:
+        self._context.tls = tls
+
+    def find_reason(self, key: str) -> str:
+        """Returns why the certificate of a replica is not accepted; empty for any other state."""
+        probe = self._probes.get(key)
+        return probe.reason if probe else ""
+
     def update(self, replicas: Iterable[Replica]) -> None:
         """Takes the present replicas; a new one starts with its last known health."""
         before, self._probes = self._probes, {}
@@ -33,7 +49,7 @@ class Prober:
         for number, replica in enumerate(replicas):
             registration = replica.registration
             probe = before.pop(registration.key, None)
-            if probe and probe.registration.health != registration.health:
+            if probe and _ways(probe.registration) != _ways(registration):
                 probe.close()
                 probe = None
             if probe is None:
@@ -82,3 +98,8 @@ class Prober:
             allowance -= probe.cost
             probe.start()
         return allowance
+
+
+def _ways(registration: Registration) -> tuple[str, bool]:
+    """Returns the parts of a registration by which its probe works."""
+    return registration.health, registration.tls

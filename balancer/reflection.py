@@ -16,6 +16,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from balancer.directory import Directory
+from balancer.replica_tls import ReplicaTls, open_channel
 
 _NAME = "grpc.reflection.{version}.ServerReflection"
 # The balancer serves these.
@@ -107,7 +108,12 @@ class Session:
                 peer.close()
             if not targets:
                 return _make_error(request, grpc.StatusCode.UNAVAILABLE, f"no replica of {application} serves")
-            peer = self._peers[application] = _Peer(random.choice(targets), self._metadata)  # noqa: S311 - no secret
+            target = random.choice(targets)  # noqa: S311 - no secret
+            secure = (application, target) in self._directory.secure
+            tls = ReplicaTls.read(self._directory.copies) if secure else None
+            if secure and tls is None:
+                return _make_error(request, grpc.StatusCode.UNAVAILABLE, f"{application} has TLS, and there is no CA")
+            peer = self._peers[application] = _Peer(application, target, tls, self._metadata)
         try:
             return await peer.ask(request)
         except grpc.aio.AioRpcError as error:
@@ -117,11 +123,12 @@ class Session:
 class _Peer:
     """The connection to a replica's reflection."""
 
-    def __init__(self, target: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    def __init__(
+        self, application: str, target: str, tls: ReplicaTls | None, metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> None:
         self.target = target
         self._metadata = metadata
-        scheme = "ipv6" if target.startswith("[") else "ipv4"
-        self._channel = grpc.aio.insecure_channel(f"{scheme}:{target}", options=_OPTIONS)
+        self._channel = open_channel(target, application, tls, _OPTIONS)
         self._methods = list(_METHODS)
 
     async def ask(self, request: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from balancer.config import Network
 from common.environment import host_port
-from common.names import GRPC_SERVICE, NAME, SERVICES_KEYS, SINCE
+from common.names import GRPC_SERVICE, GRPC_TLS, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"
@@ -38,6 +38,7 @@ class Registration:
         services: its gRPC services, sorted; empty if it registers none.
         health: the name in its health service; empty if it registers none.
         since: the time from which its application has had its services, in ISO 8601; empty if it registers none.
+        tls: whether it speaks TLS.
         own_node: whether its address is that of its own Consul node.
     """
 
@@ -48,6 +49,7 @@ class Registration:
     services: tuple[str, ...] = ()
     health: str = ""
     since: str = ""
+    tls: bool = False
     own_node: bool = field(default=True, compare=False)
 
     # Both are read many times at each change of the fleet.
@@ -81,10 +83,12 @@ class Parser:
 
     Args:
         networks: a replica's address must be in one of them, or be its own Consul node's.
+        no_tls: why replicas with TLS are refused; empty if they are not.
     """
 
-    def __init__(self, networks: Iterable[Network]) -> None:
+    def __init__(self, networks: Iterable[Network], no_tls: str = "") -> None:
         self._networks = tuple(networks)
+        self._no_tls = no_tls
         self._known: dict[str, Registration | Refusal | None] = {}
 
     def parse(self, text: str, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]] | None:
@@ -154,8 +158,11 @@ class Parser:
             services=_read_services(meta),
             health=_read_name(meta, "grpc_health"),
             since=_read_since(meta),
+            tls=_read_tls(meta),
             own_node=ip == _parse_ip(node_address),
         )
+        if registration.tls and self._no_tls:
+            raise _RefusedError(f"it has TLS, and {self._no_tls}")
         return registration if weight else None
 
     def _parse_address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
@@ -242,3 +249,10 @@ def _read_since(meta: Mapping[str, object]) -> str:
     """Returns the time as the registrar writes it, so that it sorts as text; empty for any other form."""
     value = meta.get("grpc_since")
     return value if isinstance(value, str) and SINCE.fullmatch(value) else ""
+
+
+def _read_tls(meta: Mapping[str, object]) -> bool:
+    value = meta.get(GRPC_TLS) or "false"
+    if value not in ("true", "false"):
+        raise _RefusedError(f"{GRPC_TLS} must be true or false (got {_show(value)})")
+    return value == "true"

@@ -16,6 +16,8 @@ NODE_CHECK = "serfHealth"
 # Consul takes 512 characters a value.
 MAX_VALUE = 512
 SERVICES_KEYS = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
+# The metadata of a replica that speaks TLS: true.
+GRPC_TLS = "grpc_tls"
 # The metadata grpc_since as the registrar writes it: text that sorts by time.
 SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 
@@ -24,3 +26,4 @@ SERVING = "serving"
 HELD = "held"
 EJECTED = "ejected: "
 REFUSED, TIMEOUT, WRONG_SERVICE, NOT_SERVING = "refused", "timeout", "wrong service", "not serving"
+CERTIFICATE = "certificate"

@@ -1,20 +1,24 @@
-"""The server's interceptor: wraps each handler once, for the drain and for the metrics."""
+"""The server's interceptor: wraps each handler once, for the drain, for the metrics and for the check of callers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from grpc_server.in_flight import CallsInFlight, Context
 from grpc_server.metrics import TYPES, Metrics, UncountedCall
+from grpc_server.tls import Callers
 
 # The drain does not wait for calls of the health service: Watch goes on for as long as its caller likes.
 HEALTH = "/grpc.health.v1.Health/"
+# Consul's agent and the registrar call these, with the certificate of the replica.
+OPEN = (HEALTH, "/grpc.reflection.")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -24,8 +28,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     neither counted nor waited for; this server has none.
     """
 
-    def __init__(self, in_flight: CallsInFlight, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, in_flight: CallsInFlight, metrics: Metrics | None = None, callers: Callers | None = None
+    ) -> None:
         self._in_flight = in_flight
+        self._callers = callers
         self._metrics = metrics
         # By path. The server's handlers never change, so a call of a known path needs no look-up by gRPC.
         self._wrapped: dict[str, Any] = {}
@@ -50,13 +57,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_method(self, method: Callable[..., Any], kind: str, path: str) -> Callable[..., Any]:
         in_flight = self._in_flight
         streams = kind.endswith("stream")
-        waited_for = not path.startswith(HEALTH)
+        enter = self._wrap_enter(path)
         begin = self._metrics.counter(kind, path) if self._metrics else UncountedCall
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             call = begin(request, context)
             try:
-                await in_flight.enter(context, waited_for)
+                await enter(context)
                 async with contextlib.aclosing(method(call.request, call.context)) as answers:
                     async for answer in answers:
                         yield answer
@@ -71,7 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def coroutine(request: Any, context: Context) -> Any:
             call = begin(request, context)
             try:
-                await in_flight.enter(context, waited_for)
+                await enter(context)
                 answer = await method(call.request, call.context)
             except BaseException as error:
                 call.ended(error)
@@ -87,3 +94,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(method):
             return stream
         return coroutine if inspect.iscoroutinefunction(method) else method
+
+    def _wrap_enter(self, path: str) -> Callable[[Context], Awaitable[None]]:
+        """Returns the function that begins a call, and may end it with a status."""
+        enter = functools.partial(self._in_flight.enter, waited_for=not path.startswith(HEALTH))
+        callers = self._callers
+        if callers is None or path.startswith(OPEN):
+            return enter
+
+        async def enter_and_check(context: Context) -> None:
+            await enter(context)
+            await callers.check(context)
+
+        return enter_and_check

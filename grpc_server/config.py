@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from common.certificates import Files, read_files
 from common.environment import (
     MAX_MESSAGE_BYTES,
     EnvironmentReader,
@@ -12,6 +13,9 @@ from common.environment import (
     read_hostname,
     read_max_message_bytes,
 )
+
+# The certificate of the server, its key, and the CA of callers.
+TLS = ("GRPC_TLS_CERTIFICATE", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,8 @@ class ServerConfig:
     Attributes:
         metrics_port: 0 for no metrics.
         metrics_address: empty for ``address``.
+        certificates: the files for TLS.
+        client_name: the DNS name that the certificate of a caller must have; empty for any.
         max_message_bytes: the limit of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
@@ -32,6 +38,8 @@ class ServerConfig:
     metrics_port: int = 0
     metrics_address: str = ""
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    certificates: Files = field(default_factory=lambda: Files(variables=TLS))
+    client_name: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -50,6 +58,12 @@ class ServerConfig:
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             metrics_address=reader.host("METRICS_ADDRESS", ""),
             max_message_bytes=read_max_message_bytes(reader),
+            certificates=read_files(reader, TLS),
+            client_name=reader.host("GRPC_TLS_CLIENT_NAME", ""),
         )
+        if config.certificates.authority and not config.certificates.certificate:
+            reader.add_problem(TLS[2], f"needs {TLS[0]}")
+        if config.client_name and not config.certificates.authority:
+            reader.add_problem("GRPC_TLS_CLIENT_NAME", f"needs {TLS[2]}")
         reader.raise_problems()
         return config

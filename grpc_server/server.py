@@ -20,6 +20,7 @@ from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
 from grpc_server.ping import Ping
+from grpc_server.tls import Callers, make_credentials
 from protos import api_pb2, api_pb2_grpc
 
 LOG = logging.getLogger("grpc_server")
@@ -76,7 +77,13 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
     """
     # Without max_connection_age, connections live until the client or an operator ends them.
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(calls, Metrics() if config.metrics_port else None)],
+        interceptors=[
+            CallInterceptor(
+                calls,
+                Metrics() if config.metrics_port else None,
+                Callers(config.client_name) if config.client_name else None,
+            )
+        ],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -94,7 +101,10 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
     reflection.enable_server_reflection((PING, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = host_port(config.address, config.port)
     try:
-        server.add_insecure_port(address)
+        if config.certificates.certificate:
+            server.add_secure_port(address, make_credentials(config.certificates))
+        else:
+            server.add_insecure_port(address)
     except RuntimeError as error:
         raise ServerError(f"can't listen on {address}: {error}") from error
     for name in (OVERALL, PING):

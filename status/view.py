@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
 from common.name_conflict import KEYS, Note
-from common.names import BALANCED_TAG, HELD, NAME, NODE_CHECK, SERVING
+from common.names import BALANCED_TAG, CERTIFICATE, EJECTED, HELD, NAME, NODE_CHECK, SERVING
 from status.model import Replica, Status, StatusError
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Source:
             decided = self._get("replicas")
             view.rendered = {_make_key(one) for one in decided["replicas"] if one["rendered"]}
             view.replicas = {_make_key(one): one for one in decided["replicas"]}
+            view.reasons = {key: one.get("reason", "") for key, one in view.replicas.items()}
             view.refused = decided["refused"]
             view.access = str(decided["catalogue"].get("access", ""))
             if not decided["publishes"]:
@@ -124,6 +125,7 @@ class _View:
         replicas: its replicas, by application, address and port.
         problem, access: see :class:`Status`.
         rendered: the replicas that consul-template has passed to it and that it accepted; None when unknown.
+        reasons: why the certificate of a replica is not accepted.
     """
 
     replicas: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
@@ -132,6 +134,7 @@ class _View:
     refused: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
     access: str = ""
+    reasons: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
 
 def _read_entries(client: consul.Consul) -> Iterator[dict[str, Any]]:
@@ -189,7 +192,9 @@ def _make_replica(entry: dict[str, Any], view: _View) -> Replica:
         registered=meta.get("registered", ""),
         rendered=None if view.rendered is None else key in view.rendered,
         balancer=str(known["state"]) if known else "",
-        difference="" if view.rendered is None else _describe_difference(worst["Status"], weight, known),
+        difference=""
+        if view.rendered is None
+        else _describe_difference(worst["Status"], weight, known, view.reasons.get(key, "")),
         last_call=float(known.get("last_call", 0)) if known else 0.0,
         last_status=str(known.get("last_status", "")) if known else "",
     )
@@ -199,7 +204,7 @@ def _rank(status: str) -> int:
     return _ORDER.index(status) if status in _ORDER else len(_ORDER)
 
 
-def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
+def _describe_difference(check: str, weight: int, known: dict[str, Any] | None, reason: str) -> str:
     serves = check in ("passing", "warning") and weight > 0
     if serves and not known:
         return "the balancer does not have it"
@@ -210,7 +215,9 @@ def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) 
     if known and known["state"] == HELD:
         return "the balancer holds it until the catalogue is complete again"
     if known and known["state"] != SERVING:
-        return f"the balancer has {known['state'].replace(':', ' it:')}"
+        # The control plane has already found it to serve again, if there is no reason.
+        why = f" ({reason})" if reason and known["state"] == EJECTED + CERTIFICATE else ""
+        return f"the balancer has {known['state'].replace(':', ' it:')}{why}"
     return ""
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from common.environment import host_port
 from testbed.calls import wait_for_answers
+from testbed.wait import wait_for
 from tests.support.control_plane import line
 from tests.support.drivers import ROOT
 from tests.support.local import SLOT
@@ -24,10 +25,17 @@ HEALTH: dict[str, Any] = {"grpc_health": "protos.Ping"}
 
 
 class ServerProcess:
-    """A ``grpc_server`` that can be killed and started again; leaving the ``with`` block kills it."""
+    """A ``grpc_server`` that can be killed and started again; leaving the ``with`` block kills it.
 
-    def __init__(self, name: str, address: str) -> None:
+    Args:
+        name: its HOSTNAME.
+        address: its own.
+        environment: more of its variables.
+    """
+
+    def __init__(self, name: str, address: str, **environment: str) -> None:
         self.name, self.address = name, address
+        self.environment = environment
         self.process = self.start()
 
     def __enter__(self) -> Self:
@@ -38,7 +46,7 @@ class ServerProcess:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts it, and waits for an answer."""
-        given = {"HOSTNAME": self.name, "BIND_ADDRESS": self.address, "APP_PORT": str(PORT)}
+        given = {"HOSTNAME": self.name, "BIND_ADDRESS": self.address, "APP_PORT": str(PORT), **self.environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "grpc_server"],
             cwd=ROOT,
@@ -46,8 +54,15 @@ class ServerProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for_answers(host_port(self.address, PORT), 1, 20)
+        if "GRPC_TLS_CERTIFICATE" in self.environment:
+            wait_for(self._listens, bool, 20, f"{self.name} listens")
+        else:
+            wait_for_answers(host_port(self.address, PORT), 1, 20)
         return self.process
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address, PORT)) == 0
 
     def kill(self) -> None:
         """Kills it outright."""

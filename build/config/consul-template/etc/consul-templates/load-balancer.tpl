@@ -6,6 +6,7 @@ reload, restart  They are the servers of the upstream, and this file is rendered
 {{ $static := or (eq (env "NGINX_UPDATE") "reload") (eq (env "NGINX_UPDATE") "restart") -}}
 {{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
 {{ $tls := ne (env "LB_TLS_CERTIFICATE") "" }}{{ $verifies := ne (env "LB_TLS_CLIENT_CA") "" -}}
+{{ $replicas := and (not $static) (ne (env "LB_REPLICA_CA") "") -}}
 
 {{- /* An IPv4 address as a number. */ -}}
 {{ define "number" }}{{ $number := 0 -}}
@@ -44,7 +45,8 @@ replica's address must be its node's own or in PEER_CIDR, and its port not one o
 {{ $host = printf "[%s]" .Address }}{{ end -}}
 {{ $weight := .Weights.Warning }}{{ if eq .Status "passing" }}{{ $weight = .Weights.Passing }}{{ end -}}
 {{ $port := and (ge .Port 1) (le .Port 65535) (not (eq .Port 8300 8301 8302 8500 8501 8502 8503 8600)) -}}
-{{ if and $host $allowed $port (ge $weight 1) (le $weight 65535) -}}
+{{ $tls := eq (index .ServiceMeta "grpc_tls") "true" -}}
+{{ if and $host $allowed $port (not $tls) (ge $weight 1) (le $weight 65535) -}}
 {{ scratch.MapSetX "servers" (printf "%s:%d" $host .Port) (printf "%s:%d weight=%d" $host .Port $weight) -}}
 {{ end }}{{ end }}{{ end }}{{ end }}{{ end -}}
 {{ else -}}
@@ -72,6 +74,17 @@ upstream grpc_replicas {
 }
 
 {{ if not $static -}}
+{{ if $replicas -}}
+# The same for replicas with TLS, so that idle connections of the two kinds are apart.
+upstream grpc_replicas_tls {
+    server 0.0.0.1:1;
+    balancer_by_lua_block { require("balancer").balance() }
+    keepalive 4096;
+    keepalive_requests 1000000000;
+    keepalive_timeout 1h;
+}
+
+{{ end -}}
 # Health and reflection for all applications (balancer/answers.py).
 upstream answers {
     server unix:run/answers.sock;
@@ -155,11 +168,22 @@ server {
     log_by_lua_block { require("balancer").finish() }
 
     # The services that every application has. Lua may change the upstream.
-    set $lb_upstream grpc_replicas;
+    set $lb_upstream grpc://grpc_replicas;
+    {{- if $replicas }}
+
+    # TLS with replicas. The certificate of a replica is of the CA and has the name of its application.
+    set $lb_application "";
+    include replica_tls.conf;
+    {{- if ne (env "LB_REPLICA_CERTIFICATE") "" }}
+    # A path with a variable is read for each connection.
+    grpc_ssl_certificate $lb_replica_certificate;
+    grpc_ssl_certificate_key $lb_replica_certificate;
+    {{- end }}
+    {{- end }}
     {{- range sprig_list "health.v1.Health" "reflection.v1.ServerReflection" "reflection.v1alpha.ServerReflection" }}
     location /grpc.{{ . }}/ {
         access_by_lua_block { {{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept_shared() }
-        grpc_pass grpc://$lb_upstream;
+        grpc_pass $lb_upstream;
     }
     {{- end }}
     {{- end }}
@@ -172,7 +196,7 @@ server {
             return 495;
         }
         {{- end }}
-        grpc_pass grpc://grpc_replicas;
+        grpc_pass {{ if $replicas }}$lb_upstream{{ else }}grpc://grpc_replicas{{ end }};
     }
 
     location @unavailable {

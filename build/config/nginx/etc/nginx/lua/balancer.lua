@@ -16,6 +16,8 @@ local tcp = require("tcp")
 
 local _M = {}
 
+-- The upstream of health and reflection for all applications.
+local ANSWERS = "grpc://answers"
 -- The most other replicas that are tried after a failed connection.
 local MORE_TRIES = 4
 -- The most calls that a worker has at once, as a part of its connections. Their number is worker_connections, which
@@ -63,6 +65,34 @@ local function this_request()
     return tonumber(ffi.cast("uintptr_t", get_request()))
 end
 
+local function enter(call, pool)
+    call.pool = pool
+    call.entered = inflight.enter(pool.calls)
+end
+
+-- Chooses between TLS and clear text, which nginx must know before it asks for a replica. All tries of a call are of
+-- one kind. In a pool of both kinds, which an application has while it changes from one to the other, the kind is that
+-- of the replica whose turn it is.
+local function choose(call)
+    refresh()
+    local pool = view.tls and router.route(view, ngx.var.uri, ngx.var.http_x_application)
+    if not (pool and pool.tls) then
+        return
+    end
+    if pool.kinds then
+        call.first = picker.pick(pool, nil, clock.now())
+        pool = pool.kinds[call.first ~= nil and call.first.tls]
+    end
+    if pool.tls and not ngx.var.lb_application then
+        pool = fleet.nobody -- nginx has no TLS with replicas any more, and the snapshot is of before.
+    end
+    enter(call, pool)
+    if pool.tls then
+        ngx.var.lb_upstream = "grpcs://grpc_replicas_tls"
+        ngx.var.lb_application = pool.replicas[1].application
+    end
+end
+
 -- For access_by_lua: a call has begun.
 function _M.accept()
     if open_calls >= MAX_CALLS then
@@ -77,6 +107,7 @@ function _M.accept()
     local call = spare[spare_count] or {}
     spare_count = math.max(spare_count - 1, 0)
     call.began, call.pool, call.replica, call.tried, call.context = clock.now(), nil, nil, nil, nil
+    call.begun, call.first = false, nil
     calls[this_request()] = call
     open_calls = open_calls + 1
     local timeout = ngx.var.http_grpc_timeout
@@ -84,6 +115,10 @@ function _M.accept()
         ngx.var.lb_grpc_timeout = outcome.timeout(timeout)
     end
     tcp.gather()
+    -- Afterwards, because the replicas may change meanwhile.
+    if view.tls and ngx.var.lb_upstream ~= ANSWERS then
+        choose(call)
+    end
 end
 
 -- For access_by_lua: a call of health or reflection has begun. Every application has these services: with several
@@ -91,7 +126,7 @@ end
 function _M.accept_shared()
     refresh()
     if view.several and not ngx.var.http_x_application then
-        ngx.var.lb_upstream = "answers"
+        ngx.var.lb_upstream = ANSWERS
     end
     return _M.accept()
 end
@@ -105,15 +140,19 @@ local function unimplemented()
 end
 
 local function begin(call)
-    local pool = router.route(view, ngx.var.uri, ngx.var.http_x_application)
-    if not pool then
-        return false
+    if not call.pool then
+        local pool = router.route(view, ngx.var.uri, ngx.var.http_x_application)
+        if not pool then
+            return false
+        end
+        -- Without TLS: choose() has had no replica with it, and this try must not get one.
+        enter(call, pool.kinds and pool.kinds[false] or not pool.tls and pool or fleet.nobody)
     end
-    call.pool = pool
-    call.entered = inflight.enter(pool.calls)
+    call.begun = true
     call.context = outcome.context()
-    if #pool.replicas > 1 then
-        ngx_balancer.set_more_tries(math.min(#pool.replicas - 1, MORE_TRIES))
+    local count = #call.pool.replicas
+    if count > 1 then
+        ngx_balancer.set_more_tries(math.min(count - 1, MORE_TRIES))
     end
     return true
 end
@@ -128,7 +167,7 @@ end
 function _M.balance()
     refresh()
     local call = calls[this_request()]
-    if not call.pool then
+    if not call.begun then
         if not begin(call) then
             return unimplemented()
         end
@@ -139,7 +178,8 @@ function _M.balance()
         call.replica = nil
     end
     local now = clock.now()
-    local replica = picker.pick(call.pool, call.tried, now)
+    local replica = call.first or picker.pick(call.pool, call.tried, now)
+    call.first = nil
     while replica do
         local ok, err = ngx_balancer.set_current_peer(replica.host, replica.port)
         if ok then

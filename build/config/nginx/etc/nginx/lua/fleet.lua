@@ -11,10 +11,13 @@ local generation
 -- The pool of services without a replica: their calls get UNAVAILABLE.
 local NOBODY = { name = "", replicas = {}, weight = 0, weighted = false, calls = inflight.new() }
 
+_M.nobody = NOBODY
+
 -- document: the source of the view. replicas: all, in the document's order; by_key: the same by their keys. pools: by
 -- name. applications: by name, the pool of all replicas of an application. services: by gRPC service, the pool that
 -- gets its calls. default: the pool of all other calls, or nil. only: the pool of every call, where one gets all of
--- them. several: whether there are several applications.
+-- them. several: whether there are several applications. tls: whether a replica has TLS; the same in a pool, which has
+-- the pools of each kind of its replicas, by their `tls`, in `kinds` if it has both.
 local function new_view(document)
     return {
         document = document, replicas = {}, by_key = {}, pools = {}, applications = {}, services = {}, several = false,
@@ -27,10 +30,11 @@ view.default, view.only = NOBODY, NOBODY
 local function take_replica(entry)
     -- metrics.lua reads its two parts as labels.
     local key = entry.application .. "\t" .. entry.address .. ":" .. entry.port
-    local replica = view.by_key[key]
-    if not replica then
+    local replica, tls = view.by_key[key], entry.tls == true
+    -- A call has chosen between TLS and clear text before its replica, which must not change meanwhile.
+    if not replica or replica.tls ~= tls then
         replica = {
-            key = key, application = entry.application, address = entry.address, port = entry.port,
+            key = key, application = entry.application, address = entry.address, port = entry.port, tls = tls,
             calls = inflight.new(),
             -- In the form of set_current_peer.
             host = entry.address:find(":", 1, true) and "[" .. entry.address .. "]" or entry.address,
@@ -67,19 +71,34 @@ local function start_rotation(pool, old)
     end
 end
 
+local function new_pool(name, replicas, calls, old)
+    local pool = { name = name, replicas = replicas, weight = 0, weighted = false, calls = calls }
+    for _, replica in ipairs(replicas) do
+        pool.weight = pool.weight + replica.weight
+        pool.weighted = pool.weighted or replica.weight ~= replicas[1].weight
+    end
+    start_rotation(pool, old)
+    return pool
+end
+
 local function take_pool(entry, replicas, calls)
-    local pool = { name = entry.name, replicas = {}, weight = 0, weighted = false }
+    local members, kinds = {}, { [true] = {}, [false] = {} }
     for index, number in ipairs(entry.replicas) do
         local replica = replicas[number]
-        pool.replicas[index] = replica
-        pool.weight = pool.weight + replica.weight
-        pool.weighted = pool.weighted or replica.weight ~= pool.replicas[1].weight
+        members[index] = replica
+        local kind = kinds[replica.tls]
+        kind[#kind + 1] = replica
     end
     -- The pools of an application share replicas, so they count calls in flight together.
     local old = view.pools[entry.name]
-    calls[entry.application] = calls[entry.application] or old and old.calls or inflight.new()
-    pool.calls = calls[entry.application]
-    start_rotation(pool, old)
+    local counted = calls[entry.application] or old and old.calls or inflight.new()
+    calls[entry.application] = counted
+    local pool = new_pool(entry.name, members, counted, old)
+    pool.tls = #kinds[true] > 0
+    if pool.tls and #kinds[false] > 0 then
+        pool.kinds = { [true] = new_pool("", kinds[true], counted), [false] = new_pool("", kinds[false], counted) }
+        pool.kinds[true].tls = true
+    end
     return pool
 end
 
@@ -89,6 +108,7 @@ local function build(document)
         local replica = take_replica(entry)
         new.replicas[index] = replica
         new.by_key[replica.key] = replica
+        new.tls = new.tls or replica.tls
     end
     local pools, calls = {}, {}
     for index, entry in ipairs(document.pools) do

@@ -1,0 +1,102 @@
+"""TLS of the server: its certificate, which may be renewed while it runs, and the check of callers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from common.certificates import CertificateError, Contents, Files, load
+
+LOG = logging.getLogger("grpc_server")
+
+# New connections get a renewed certificate within 5 s. The files are read at a handshake, at most once in this time.
+_LOOK_SECONDS = 1.0
+
+
+class Renewal:
+    """Reads the files again at handshakes, in gRPC's threads.
+
+    Args:
+        files: good files.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._contents = load(files)
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+        self._problem = self._logged = ""
+
+    @property
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """The last good files, for gRPC."""
+        return _configure(self._contents)
+
+    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns the renewed files, or None if there are none.
+
+        Wrong files are logged once, and only if they are still wrong at a later handshake, because programs renew a
+        certificate and its key one after the other.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now < self._looked + _LOOK_SECONDS:
+                return None
+            self._looked = now
+            try:
+                found = load(self._files)
+            except CertificateError as error:
+                if str(error) == self._problem and self._problem != self._logged:
+                    LOG.error("%s; the last good files stay in use", error)  # noqa: TRY400 - an expected failure
+                    self._logged = self._problem
+                self._problem = str(error)
+                return None
+            self._problem = self._logged = ""
+            if found == self._contents:
+                return None
+            self._contents = found
+            LOG.info("the certificate is renewed")
+            return self.configuration
+
+
+class Callers:
+    """The callers that may call the services of the server.
+
+    Args:
+        name: the DNS name that the certificate of a caller must have.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def check(self, context: Any) -> None:
+        """Ends the call of another caller.
+
+        Raises:
+            grpc.aio.AbortError: it is another one.
+        """
+        names: Iterable[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
+        if self._name.encode() not in names:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, f"the caller's certificate must have the name {self._name}"
+            )
+
+
+def make_credentials(files: Files) -> grpc.ServerCredentials:
+    """Makes the credentials of a server; with a CA of callers, each must have a certificate of it."""
+    renewal = Renewal(files)
+    # grpcio's types lack the None that its documentation has.
+    fetch: Any = renewal.fetch
+    return grpc.dynamic_ssl_server_credentials(
+        renewal.configuration, fetch, require_client_authentication=files.authority is not None
+    )
+
+
+def _configure(contents: Contents) -> grpc.ServerCertificateConfiguration:
+    pairs = [(contents.key, contents.chain)]
+    return grpc.ssl_server_certificate_configuration(pairs, contents.authority or None)

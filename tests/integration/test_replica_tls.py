@@ -1,0 +1,327 @@
+"""TLS between the balancer and replicas: side by side with clear text, wrong certificates, renewal, a rollout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from protos import api_pb2_grpc
+from testbed.calls import answers, greet, open_channel, say_hello, status
+from testbed.processes import Processes
+from testbed.wait import wait_for
+from tests.support.certificates import Authority, Pair
+from tests.support.control_plane import Balancer
+from tests.support.drivers import ROOT
+from tests.support.local import SLOT
+from tests.support.server_process import NETWORK, PORT, ServerProcess
+
+# The first of six: calls, status.
+_PORT = 28500 + 6 * SLOT
+APP = "hello_server"
+ADDRESS = f"{NETWORK}.8.1"
+Start = Callable[..., Balancer]
+
+
+def contains(part: str, text: str) -> bool:
+    return part in text
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def start(processes: Processes, tools: None, authority: Authority) -> Iterator[Start]:  # noqa: ARG001
+    """Starts a balancer with a certificate of its own, in front of some registrations."""
+    pair = authority.issue("load-balancer")
+    with ExitStack() as leave:
+
+        def make(*lines: list[Any], **variables: str) -> Balancer:
+            files = {"LB_REPLICA_CERTIFICATE": pair.certificate, "LB_REPLICA_KEY": pair.key}
+            given = {name: str(path) for name, path in {**files, "LB_REPLICA_CA": authority.path}.items()}
+            one = leave.enter_context(Balancer(processes, _PORT, {**given, **variables}))
+            one.control_plane.render(lines)
+            return one
+
+        yield make
+
+
+def tls(pair: Pair, authority: Authority | None = None, **more: str) -> dict[str, str]:
+    """The variables of a server with TLS; with an authority, callers need a certificate of it."""
+    files = {"GRPC_TLS_CERTIFICATE": str(pair.certificate), "GRPC_TLS_KEY": str(pair.key)}
+    return {**files, **({"GRPC_TLS_CLIENT_CA": str(authority.path)} if authority else {}), **more}
+
+
+def secure(one: ServerProcess, app: str = APP, **given: Any) -> list[Any]:
+    """The registration of a server with TLS."""
+    return one.line(app=app, grpc_tls="true", **given)
+
+
+def wait_for_state(one: Balancer, address: str, state: str, seconds: float = 10) -> None:
+    wait_for(lambda: one.states().get(address, ""), state.__eq__, seconds, f"{address} is {state}")
+
+
+@contextmanager
+def calling(target: str, threads: int = 4) -> Iterator[Counter[str]]:
+    """Makes calls, one after the other in each thread, while the block runs; counts answers, and failures."""
+    outcomes: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def run() -> None:
+        with open_channel(target) as channel:
+            ping = api_pb2_grpc.PingStub(channel)
+            while not ended.is_set():
+                try:
+                    outcomes[greet(ping)] += 1
+                except grpc.RpcError as error:
+                    outcomes[f"failed: {error.code().name} {error.details()}"] += 1
+                ended.wait(0.005)
+
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        ended.set()
+        for thread in running:
+            thread.join()
+
+
+def failures(outcomes: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in outcomes.items() if name.startswith("failed")}
+
+
+def test_applications_with_and_without_tls_are_served_side_by_side(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    with (
+        ServerProcess("secure-1", ADDRESS, **tls(pair, authority)) as one,
+        ServerProcess("secure-2", f"{NETWORK}.8.2", **tls(pair, authority, GRPC_WORKERS="2")) as two,
+        ServerProcess("clear", f"{NETWORK}.8.3") as clear,
+    ):
+        balancer = start(secure(one), secure(two), clear.line(app="words", grpc_services="words.Words"))
+        for address in (one.address, two.address, clear.address):
+            wait_for_state(balancer, address, "serving")
+        found = answers(balancer.target, 40)
+        assert set(found) == {"secure-1", "secure-2"}
+        assert max(found.values()) <= 24
+        with open_channel(balancer.target) as channel, pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/words.Words/Any")(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "Method not found" in str(caught.value.details())
+
+
+def test_without_a_ca_of_replicas_a_registration_with_tls_is_refused(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    with ServerProcess("secure-1", ADDRESS, **tls(pair)) as one:
+        balancer = start(secure(one), LB_REPLICA_CA="", LB_REPLICA_CERTIFICATE="", LB_REPLICA_KEY="")
+        wait_for(
+            lambda: [refusal["reason"] for refusal in balancer.control_plane.view()["refused"]],
+            ["it has TLS, and LB_REPLICA_CA is not set"].__eq__,
+            5,
+            "the refusal",
+        )
+        assert status(balancer.target)[0] == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("another CA", "self-signed certificate in certificate chain|unable to get local issuer certificate"),
+        ("another name", "Hostname mismatch"),
+        ("expired", "certificate has expired"),
+        ("no client certificate", "it refuses the balancer's certificate: "),
+        ("client certificate of another CA", "it refuses the balancer's certificate: "),
+    ],
+)
+def test_a_replica_whose_certificate_does_not_verify_gets_no_call(
+    start: Start, authority: Authority, tmp_path: Path, case: str, reason: str
+) -> None:
+    stranger = Authority(tmp_path, "stranger")
+    pairs = {
+        "another CA": stranger.issue(APP),
+        "another name": authority.issue("words"),
+        "expired": authority.issue(APP, days=-1),
+    }
+    callers = {"no client certificate": authority, "client certificate of another CA": stranger}
+    good = authority.issue(APP, file="good")
+    variables = {"LB_REPLICA_CERTIFICATE": "", "LB_REPLICA_KEY": ""} if case == "no client certificate" else {}
+    with (
+        ServerProcess("wrong", ADDRESS, **tls(pairs.get(case, good), callers.get(case))) as wrong,
+        ServerProcess("good", f"{NETWORK}.8.2", **tls(good)) as right,
+    ):
+        balancer = start(secure(wrong), secure(right), **variables)
+        wait_for_state(balancer, right.address, "serving")
+        wait_for(
+            lambda: {one["address"]: one["reason"] for one in balancer.control_plane.view()["replicas"]}[ADDRESS],
+            lambda found: any(part in found for part in reason.split("|")),
+            10,
+            reason,
+        )
+        assert balancer.states()[ADDRESS] == "ejected: certificate"
+        assert answers(balancer.target, 30) == {"good": 30}
+        right.kill()
+        wait_for_state(balancer, right.address, "ejected: refused")
+        assert status(balancer.target)[0] == "UNAVAILABLE"
+
+
+def test_a_certificate_that_goes_wrong_ejects_the_replica_and_a_good_one_restores_it(
+    start: Start, authority: Authority
+) -> None:
+    pair = authority.issue(APP)
+    good = authority.issue(APP, file="good")
+    with ServerProcess("secure-1", ADDRESS, **tls(pair)) as one:
+        balancer = start(secure(one))
+        wait_for_state(balancer, ADDRESS, "serving")
+        assert status(balancer.target)[0] == "OK"
+        pair.replace_with(authority.issue(APP, days=-1, file="old"))
+        wait_for_state(balancer, ADDRESS, "ejected: certificate", 20)
+        wait_for(balancer.control_plane.log, partial(contains, "reason=certificate has expired"), 5, "the reason")
+        pair.replace_with(good)
+        wait_for_state(balancer, ADDRESS, "serving", 20)
+        assert status(balancer.target)[0] == "OK"
+
+
+def test_only_the_balancer_may_call_and_health_is_open_to_the_ca(authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue(APP)
+    own = authority.issue("load-balancer")
+    stranger = Authority(tmp_path, "stranger").issue("load-balancer", file="fake")
+    with ServerProcess("secure-1", ADDRESS, **tls(pair, authority, GRPC_TLS_CLIENT_NAME="load-balancer")):
+
+        def call(caller: Pair | None) -> str:
+            files = (caller.key.read_bytes(), caller.certificate.read_bytes()) if caller else (None, None)
+            credentials = grpc.ssl_channel_credentials(authority.path.read_bytes(), *files)
+            options = [("grpc.ssl_target_name_override", APP), ("grpc.enable_retries", 0)]
+            with grpc.secure_channel(f"{ADDRESS}:{PORT}", credentials, options=options) as channel:
+                try:
+                    return greet(api_pb2_grpc.PingStub(channel))
+                except grpc.RpcError as error:
+                    return f"{error.code().name} {error.details()}"
+
+        assert call(own) == "secure-1"
+        assert call(pair) == "PERMISSION_DENIED the caller's certificate must have the name load-balancer"
+        assert call(None).startswith("UNAVAILABLE")
+        assert call(stranger).startswith("UNAVAILABLE")
+        with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+            say_hello(f"{ADDRESS}:{PORT}")
+
+
+def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: Start, authority: Authority) -> None:
+    pair, own = authority.issue(APP), authority.issue("load-balancer", file="own")
+    given = {"LB_REPLICA_CERTIFICATE": str(own.certificate), "LB_REPLICA_KEY": str(own.key)}
+    with ExitStack() as leave:
+        servers = [
+            leave.enter_context(ServerProcess(f"secure-{number}", f"{NETWORK}.8.{number}", **tls(pair, authority)))
+            for number in (1, 2)
+        ]
+        balancer = start(*map(secure, servers), **given)
+        for one in servers:
+            wait_for_state(balancer, one.address, "serving")
+        copy = balancer.nginx.directory / "run/replica-certificate.pem"
+        with calling(balancer.target) as outcomes:
+            for number in range(3):
+                own.replace_with(authority.issue("load-balancer", file=f"own-{number}"))
+                pair.replace_with(authority.issue(APP, file=f"pair-{number}"))
+                renewed = (own.certificate.read_text(), pair.certificate.read_text())
+                wait_for(
+                    lambda: (
+                        copy.read_text().partition("-----BEGIN PRIVATE")[0],
+                        served_certificate(servers[0], own, authority),
+                    ),
+                    renewed.__eq__,
+                    5,
+                    "the renewed certificates",
+                )
+        assert not failures(outcomes)
+        assert sum(outcomes.values()) > 200
+
+
+def served_certificate(one: ServerProcess, own: Pair, authority: Authority) -> str:
+    """Returns the certificate that a new connection gets."""
+    command = ["openssl", "s_client", "-connect", f"{one.address}:{PORT}", "-alpn", "h2", "-CAfile", authority.path]
+    done = subprocess.run(
+        [*command, "-cert", own.certificate, "-key", own.key],
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return f"{begin}{done.stdout.partition(begin)[2].partition(end)[0]}{end}\n"
+
+
+def test_an_application_changes_to_tls_and_back_and_no_call_is_lost(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    with ExitStack() as leave:
+
+        def run(name: str, number: int, **variables: str) -> ServerProcess:
+            return leave.enter_context(ServerProcess(name, f"{NETWORK}.8.{number}", **variables))
+
+        clear = [run(f"clear-{number}", number).line(app=APP) for number in (1, 2)]
+        encrypted = [secure(run(f"secure-{number}", number, **tls(pair, authority))) for number in (3, 4)]
+        balancer = start(*clear)
+        steps = (
+            [*clear, encrypted[0]],
+            [clear[0], encrypted[0]],
+            [clear[0], *encrypted],
+            encrypted,
+            [clear[0], *encrypted],
+            [clear[0], encrypted[0]],
+            clear,
+        )
+        with calling(balancer.target) as outcomes:
+            for lines in steps:
+                balancer.control_plane.render(lines)
+                wanted = {one[1]: "serving" for one in lines}
+                wait_for(balancer.states, lambda found, wanted=wanted: set(wanted) <= set(found), 10, "they are known")
+                for address in wanted:
+                    wait_for_state(balancer, address, "serving")
+                before = Counter(outcomes)
+                names = {f"{'secure' if one in encrypted else 'clear'}-{one[1].rpartition('.')[2]}" for one in lines}
+                wait_for(
+                    lambda before=before: {name for name in outcomes if outcomes[name] > before[name] + 10},
+                    names.__le__,
+                    10,
+                    "all get calls",
+                )
+        assert not failures(outcomes)
+
+
+def test_wrong_variables_are_one_line_each(authority: Authority) -> None:
+    pair, other = authority.issue(APP), authority.issue("other")
+    for module, variables, message in (
+        ("balancer", {"LB_REPLICA_CERTIFICATE": pair.certificate}, "LB_REPLICA_KEY: must be set, because LB_REPLICA_C"),
+        (
+            "balancer",
+            {"LB_REPLICA_CERTIFICATE": pair.certificate, "LB_REPLICA_KEY": pair.key},
+            "LB_REPLICA_CERTIFICATE: needs LB_REPLICA_CA",
+        ),
+        ("balancer", {"LB_REPLICA_CA": pair.key}, "LB_REPLICA_CA: must be a file with a certificate in PEM"),
+        ("grpc_server", {"GRPC_TLS_KEY": pair.key}, "GRPC_TLS_CERTIFICATE: must be set, because GRPC_TLS_KEY is"),
+        (
+            "grpc_server",
+            {"GRPC_TLS_CERTIFICATE": pair.certificate, "GRPC_TLS_KEY": other.key},
+            "GRPC_TLS_KEY: must be the key of GRPC_TLS_CERTIFICATE",
+        ),
+        ("grpc_server", {"GRPC_TLS_CLIENT_CA": authority.path}, "GRPC_TLS_CLIENT_CA: needs GRPC_TLS_CERTIFICATE"),
+        ("grpc_server", {"GRPC_TLS_CLIENT_NAME": "x"}, "GRPC_TLS_CLIENT_NAME: needs GRPC_TLS_CLIENT_CA"),
+    ):
+        env = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+        command = [sys.executable, "-m", module]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(message), done.stderr
+        assert len(done.stderr.splitlines()) == 1
