@@ -20,7 +20,7 @@ SCRIPTS = {
     path.name: path
     for path in (
         *sorted(ROOT.glob("build/config/*/usr/bin/*")),
-        *(ROOT / "build" / name for name in ("check-nginx", "install", "rollout")),
+        *(ROOT / "build" / name for name in ("check-nginx", "install", "rollout", "secure")),
     )
 }
 CONSUL = ROOT / "build/config/consul/usr/bin"
