@@ -109,7 +109,7 @@ def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str
     certificate, _, authority = variables
     if variables == CALLERS and files.authority and not files.certificate:
         reader.add_problem(authority, f"needs {certificate}")
-    if variables == REPLICAS and files.certificate and not files.authority:
+    if variables == REPLICAS and files.certificate and files.key and not files.authority:
         reader.add_problem(certificate, f"needs {authority}")
     return files
 

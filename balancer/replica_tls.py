@@ -23,6 +23,8 @@ from balancer.registration import Registration
 # A client's first bytes in HTTP/2: the preface, and a SETTINGS frame without settings (RFC 9113, section 3.4).
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
+_REFUSED = "it does not accept the balancer's certificate"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaTls:
@@ -74,24 +76,28 @@ class ReplicaTls:
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                reader, writer = await asyncio.open_connection(
-                    registration.address, registration.port, ssl=self._context, server_hostname=registration.application
-                )
-                with contextlib.closing(writer):
-                    writer.write(_HELLO)
-                    begin = await reader.read(1)
+                return await self._shake_hands(registration)
         except TimeoutError:
             return Health.TIMEOUT, ""
         except ssl.SSLCertVerificationError as error:
             return Health.CERTIFICATE, error.verify_message.rstrip(".")
         except ssl.SSLError as error:
             reason = (error.reason or "").replace("_", " ").lower()
-            if "alert" not in reason:
-                return Health.WRONG_SERVICE, ""
-            return Health.CERTIFICATE, f"it refuses the balancer's certificate: {reason}"
+            return (Health.CERTIFICATE, f"{_REFUSED}: {reason}") if "alert" in reason else (Health.WRONG_SERVICE, "")
         except OSError:
             return Health.REFUSED, ""
-        return (Health.SERVING if begin else Health.REFUSED), ""
+
+    async def _shake_hands(self, registration: Registration) -> tuple[Health, str]:
+        reader, writer = await asyncio.open_connection(
+            registration.address, registration.port, ssl=self._context, server_hostname=registration.application
+        )
+        with contextlib.closing(writer):
+            writer.write(_HELLO)
+            with contextlib.suppress(ConnectionError):
+                if await reader.read(1):
+                    return Health.SERVING, ""
+        # gRPC's C core sends no alert.
+        return Health.CERTIFICATE, f"{_REFUSED}: it ends the connection after the handshake"
 
 
 def open_channel(

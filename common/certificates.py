@@ -31,11 +31,6 @@ class Files:
     key: Path | None = None
     authority: Path | None = None
 
-    @property
-    def given(self) -> bool:
-        """Whether there is a file."""
-        return self.certificate is not None or self.authority is not None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
@@ -53,9 +48,10 @@ class Contents:
     expiries: dict[str, float]
 
 
-def read_files(reader: EnvironmentReader, variables: tuple[str, str, str]) -> Files:
+def read_files(reader: EnvironmentReader, variables: tuple[str, str, str], *, default_authority: str = "") -> Files:
     """Reads the variables, and notes problems: a certificate without its key, and wrong files."""
-    certificate, key, authority = (Path(text) if (text := reader.text(name, "")) else None for name in variables)
+    texts = [reader.text(name, "") for name in variables[:2]] + [reader.text(variables[2], default_authority)]
+    certificate, key, authority = (Path(text) if text else None for text in texts)
     files = Files(variables=variables, certificate=certificate, key=key, authority=authority)
     if (certificate is None) != (key is None):
         missing, other = variables[:2] if key else variables[1::-1]

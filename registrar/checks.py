@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import requests
 
 from common.http import make_session
+from registrar.tls import ServiceTls, open_channel
 
 # A machine that pauses for a second must not remove all its replicas at once. The balancer's health probe ejects a
 # replica that does not answer much earlier.
@@ -64,6 +65,7 @@ class GrpcCheck(Check):
 
     target: str
     service: str
+    tls: ServiceTls | None = None
 
     def passes(self) -> bool:
         """Asks the health service."""
@@ -72,17 +74,21 @@ class GrpcCheck(Check):
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         request = health_pb2.HealthCheckRequest(service=self.service)
-        # A channel of its own each time: a channel that failed to connect waits a second before it tries again.
-        with grpc.insecure_channel(self.target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            try:
+        try:
+            # A channel of its own each time: a channel that failed to connect waits a second before it tries again.
+            with open_channel(self.target, self.tls) as channel:
                 answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=self.timeout_seconds)
-            except grpc.RpcError:
-                return False
+        except (grpc.RpcError, OSError):
+            return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _describe(self) -> dict[str, object]:
         endpoint = f"{self.target}/{self.service}" if self.service else self.target
-        return {"Name": f"gRPC health of {endpoint}", "GRPC": endpoint, "GRPCUseTLS": False}
+        tls: dict[str, object] = {"GRPCUseTLS": False}
+        if self.tls:
+            # The agent's settings have the CA and the client's certificate (consul-start).
+            tls = {"GRPCUseTLS": True, "TLSServerName": self.tls.name}
+        return {"Name": f"gRPC health of {endpoint}", "GRPC": endpoint, **tls}
 
 
 def _format_duration(seconds: float) -> str:

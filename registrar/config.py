@@ -17,8 +17,9 @@ from common.environment import (
     read_drain_seconds,
     read_hostname,
 )
-from common.names import BALANCED_TAG, GRPC_SERVICE, MAX_VALUE, NAME, SERVICES_KEYS
+from common.names import BALANCED_TAG, GRPC_SERVICE, GRPC_TLS, MAX_VALUE, NAME, SERVICES_KEYS
 from registrar.checks import Check, GrpcCheck, HttpCheck
+from registrar.tls import ServiceTls, read_tls
 
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,127})")
 _TAG = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")
@@ -44,6 +45,7 @@ class RegistrarConfig:
     hostname: str
     metrics_port: int = 0
     access: ConsulAccess = PLAIN
+    tls: ServiceTls | None = None
 
     @property
     def service_id(self) -> str:
@@ -66,11 +68,13 @@ class RegistrarConfig:
         ``grpc_services``, ``grpc_services_2`` and so on: its gRPC services, separated by commas. ``grpc_health``: the
         name for its health service. An ejected replica is restored only when its health service says SERVING for this
         name, because another service may have its address by then. ``version``: shown to people. ``metrics_port``: the
-        port of its metrics. The agent adds the times ``registered`` and ``grpc_since``.
+        port of its metrics. ``grpc_tls``: it speaks TLS. The agent adds the times ``registered`` and ``grpc_since``.
         """
         found = dict(zip(SERVICES_KEYS, split_services(grpc_services), strict=False))
         if isinstance(self.check, GrpcCheck) and self.check.target == self.target and self.check.service:
             found["grpc_health"] = self.check.service
+        if self.tls:
+            found[GRPC_TLS] = "true"
         if self.version:
             found["version"] = self.version
         if self.metrics_port:
@@ -91,6 +95,7 @@ class RegistrarConfig:
         tags = _read_tags(reader)
         if is_host(app_address) and BALANCED_TAG in tags and not is_address(app_address):
             reader.add_problem("APP_ADDRESS", f"must be an IP address for a balanced service (got {app_address!r})")
+        tls = read_tls(reader, app_name)
         config = cls(
             app_name=app_name,
             app_port=app_port,
@@ -101,11 +106,12 @@ class RegistrarConfig:
             weight=reader.integer("WEIGHT", 1, low=1, high=_MAX_WEIGHT),
             consul_address=reader.host("CONSUL_ADDRESS", "127.0.0.1"),
             consul_port=reader.port("CONSUL_PORT"),
-            check=_read_check(reader, app_address or "127.0.0.1", app_port),
+            check=_read_check(reader, app_address or "127.0.0.1", app_port, tls),
             drain_seconds=read_drain_seconds(reader),
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
+            tls=tls,
         )
         reader.raise_problems()
         return config
@@ -148,7 +154,7 @@ def _read_tags(reader: EnvironmentReader) -> tuple[str, ...]:
     return tags
 
 
-def _read_check(reader: EnvironmentReader, address: str, port: int) -> Check | None:
+def _read_check(reader: EnvironmentReader, address: str, port: int, tls: ServiceTls | None) -> Check | None:
     kind = reader.choice("HEALTH_CHECK_TYPE", ("", "http", "grpc"), "")
     endpoint = reader.text("HEALTH_CHECK_ENDPOINT", "")
     interval = reader.seconds("HEALTH_CHECK_INTERVAL", 1, low=0.1, high=3600)
@@ -162,7 +168,9 @@ def _read_check(reader: EnvironmentReader, address: str, port: int) -> Check | N
             url = _build_http_url(endpoint, address, port)
             return HttpCheck(url=url, interval_seconds=interval, timeout_seconds=timeout)
         target, service = _parse_grpc_target(endpoint, address, port)
-        return GrpcCheck(target=target, service=service, interval_seconds=interval, timeout_seconds=timeout)
+        # A check of another port is one of another server.
+        own = tls if target.endswith(f":{port}") else None
+        return GrpcCheck(target=target, service=service, interval_seconds=interval, timeout_seconds=timeout, tls=own)
     except ValueError as error:
         reader.add_problem("HEALTH_CHECK_ENDPOINT", str(error))
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from common.names import GRPC_SERVICE
+from registrar.tls import ServiceTls, open_channel
 
 LOG = logging.getLogger("registrar")
 # The two versions have the same messages on the wire (gRFC A15).
@@ -14,12 +15,13 @@ _METHOD = "/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
 _OWN = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
 
 
-def find_services(target: str, timeout_seconds: float) -> list[str] | None:
+def find_services(target: str, timeout_seconds: float, tls: ServiceTls | None = None) -> list[str] | None:
     """The full names of the server's services, sorted; an empty list when it has no reflection, or refuses it.
 
     Args:
         target: its address, ``host:port``.
         timeout_seconds: of each question.
+        tls: its files, if it speaks TLS.
 
     Returns:
         None when no server answers (yet).
@@ -31,7 +33,12 @@ def find_services(target: str, timeout_seconds: float) -> list[str] | None:
         ServerReflectionResponse,
     )
 
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    try:
+        opened = open_channel(target, tls)
+    except OSError as error:
+        LOG.warning("the server is not asked for its services: %s", error)
+        return None
+    with opened as channel:
         for version in _VERSIONS:
             method = channel.unary_stream(
                 _METHOD.format(version=version),

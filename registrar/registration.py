@@ -12,6 +12,7 @@ from registrar.agent import Agent
 from registrar.agent_api import AgentError
 from registrar.config import RegistrarConfig, services_fit
 from registrar.same_name import SameName
+from registrar.tls import Renewal
 
 LOG = logging.getLogger("registrar")
 
@@ -58,6 +59,7 @@ class Registration:
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
         self._waited_for_services = False
         self._ask_again_seconds, self._ask_again_at = 0.5, 0.0
+        self._renewal = Renewal(config.tls) if config.tls else None
 
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
@@ -95,6 +97,7 @@ class Registration:
         self._rejoin_gossip()
         catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
         while not self._stop.wait(_WATCH_SECONDS):
+            self._follow_certificates()
             try:
                 known = self._agent.has_service(self._config.service_id)
             except AgentError as error:
@@ -145,6 +148,15 @@ class Registration:
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
 
+    def _follow_certificates(self) -> None:
+        """Has the agent read renewed files for its check, which it does not by itself."""
+        if self._renewal and self._renewal.is_new():
+            try:
+                self._agent.reload()
+                LOG.info("the certificate is renewed, the agent has read it")
+            except AgentError as error:
+                LOG.warning("the agent has not read the renewed certificate reason=%s", error)
+
     def _rejoin_gossip(self) -> None:
         try:
             self._agent.rejoin_gossip()
@@ -177,7 +189,7 @@ class Registration:
             self._stop.wait(_START_POLL_SECONDS)
 
     def _ask_for_services(self) -> bool:
-        self._services = reflection.find_services(self._config.target, _REFLECTION_SECONDS)
+        self._services = reflection.find_services(self._config.target, _REFLECTION_SECONDS, self._config.tls)
         if self._services and not services_fit(self._services):
             LOG.warning("too many gRPC services for the catalogue, the last ones are left out")
         return self._services is not None

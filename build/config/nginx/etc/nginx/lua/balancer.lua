@@ -74,9 +74,8 @@ end
 -- one kind. In a pool of both kinds, which an application has while it changes from one to the other, the kind is that
 -- of the replica whose turn it is.
 local function choose(call)
-    refresh()
-    local pool = view.tls and router.route(view, ngx.var.uri, ngx.var.http_x_application)
-    if not (pool and pool.tls) then
+    local pool = router.route(view, ngx.var.uri, ngx.var.http_x_application)
+    if not pool or not pool.tls then
         return
     end
     if pool.kinds then
@@ -115,7 +114,8 @@ function _M.accept()
         ngx.var.lb_grpc_timeout = outcome.timeout(timeout)
     end
     tcp.gather()
-    -- Afterwards, because the replicas may change meanwhile.
+    -- Afterwards, because the replicas may change meanwhile. nginx asks for the first replica in the same iteration.
+    refresh()
     if view.tls and ngx.var.lb_upstream ~= ANSWERS then
         choose(call)
     end
@@ -145,8 +145,7 @@ local function begin(call)
         if not pool then
             return false
         end
-        -- Without TLS: choose() has had no replica with it, and this try must not get one.
-        enter(call, pool.kinds and pool.kinds[false] or not pool.tls and pool or fleet.nobody)
+        enter(call, pool)
     end
     call.begun = true
     call.context = outcome.context()
@@ -165,7 +164,6 @@ end
 
 -- For balancer_by_lua: gives nginx the replica of this try.
 function _M.balance()
-    refresh()
     local call = calls[this_request()]
     if not call.begun then
         if not begin(call) then
@@ -173,6 +171,7 @@ function _M.balance()
         end
     elseif call.replica then
         -- nginx asks again because the last replica could not be reached.
+        refresh()
         inflight.leave(call.replica.calls, call.period)
         give_up(call, call.replica, "no connection")
         call.replica = nil
