@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from balancer import document, snapshot
+from balancer.addresses import Addresses
 from balancer.catalogue import Catalogue
 from balancer.certificates import Certificates
 from balancer.config import BalancerConfig
@@ -44,7 +45,7 @@ class Controller:
     def __init__(self, config: BalancerConfig) -> None:
         self._config = config
         self._fleet = Fleet()
-        self._parser = Parser(config.networks)
+        self._parser = Parser(Addresses(config.networks, config.consul_port, config.own))
         self._refused: list[Refusal] = []
         self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()
