@@ -15,7 +15,7 @@ from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
 
-_PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+_PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 # By nginx's ngx_http_limit_conn_module.
 _MAX_LIMIT_CONN = 65535
 MODES = ("dynamic", "reload", "restart")
@@ -28,8 +28,9 @@ class BalancerConfig:
     Attributes:
         mode: with ``dynamic`` nginx has its replicas from the control plane; with ``reload`` and ``restart`` it has
             them from consul-template, and the control plane only answers ``status``.
-        networks: a replica must be in one of them, or have its own Consul node's address.
-        consul_url: the HTTP API of the local agent.
+        networks: a replica must be in one of them.
+        own: the addresses and ports that nginx listens on, which no replica may have.
+        consul_url: the HTTP API of the local agent, which has the port ``consul_port``.
         access: the token and the TLS of requests to it.
         nginx_url: nginx's status port.
         consul_template_pid: the process ID of consul-template.
@@ -46,6 +47,8 @@ class BalancerConfig:
     networks: tuple[Network, ...]
     consul_url: str
     nginx_url: str
+    consul_port: int = 8500
+    own: tuple[tuple[str, int], ...] = ()
     rendered: Path = Path("run/peers")
     consul_template_pid: Path = Path("run/consul-template.pid")
     snapshot: Path = Path("var/lib/load-balancer/snapshot.json")
@@ -78,26 +81,31 @@ class BalancerConfig:
         """
         reader = EnvironmentReader(env)
         access = ConsulAccess.read(reader)
+        consul_port = reader.port("CONSUL_PORT", 8500)
+        status = reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)
+        bind = reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
+        metrics = reader.host("METRICS_ADDRESS", bind), reader.integer("METRICS_PORT", 0, low=0, high=65535)
+        certificate_files = _read_certificates(reader, CALLERS)
+        # nginx's configuration is rendered from these.
+        listened = [
+            _read_listen(reader, text, tls=certificate_files.certificate is not None)
+            for text in reader.text("LB_LISTEN", "0.0.0.0:5000").split()
+        ]
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
-            consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), reader.port("CONSUL_PORT", 8500)),
-            nginx_url="http://"
-            + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
+            consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), consul_port),
+            consul_port=consul_port,
+            own=(*filter(None, listened), status, metrics),
+            nginx_url=f"http://{host_port(*status)}",
             access=access,
-            certificates=_read_certificates(reader, CALLERS),
+            certificates=certificate_files,
             replica_certificates=_read_certificates(reader, REPLICAS),
         )
-        # nginx's configuration is rendered from these.
-        for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
-            _check_listen(reader, address, tls=config.certificates.certificate is not None)
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
         _read_networks(reader, "LB_ALLOW", "")
         reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
-        reader.integer("METRICS_PORT", 0, low=0, high=65535)
-        for name in ("BIND_ADDRESS", "METRICS_ADDRESS"):
-            reader.host(name, "")
         if reader.text("NGINX_WORKERS", "auto") != "auto":
             reader.integer("NGINX_WORKERS", 1, low=1, high=1024)
         reader.raise_problems()
@@ -114,8 +122,8 @@ def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str
     return files
 
 
-def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:
-    """Checks an address: a port, or an address and a port, with brackets around an IPv6 address.
+def _read_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> tuple[str, int] | None:
+    """Reads an address: a port, or an address and a port, with brackets around an IPv6 address.
 
     ``grpc://`` before it means clear text, ``grpcs://`` TLS; without either it is TLS if there is a certificate.
     """
@@ -125,10 +133,12 @@ def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:
     if scheme in ("grpc", "grpcs"):
         text = rest
     try:
-        if not (text.isdecimal() and 1 <= int(text) <= 65535):
-            parse_host_port(text, "")
+        if text.isdecimal() and 1 <= int(text) <= 65535:
+            return "0.0.0.0", int(text)  # noqa: S104 - as nginx has it
+        return parse_host_port(text, "")
     except ValueError:
         reader.add_problem("LB_LISTEN", f"must be ADDRESS:PORT, [ADDRESS]:PORT or PORT (got {text!r})")
+        return None
 
 
 def _read_networks(reader: EnvironmentReader, name: str, default: str) -> tuple[Network, ...]:

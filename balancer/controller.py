@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from balancer import document, snapshot
+from balancer.addresses import Addresses
 from balancer.catalogue import Catalogue
 from balancer.certificates import CALLERS_COPIES, REPLICAS_COPIES, Certificates
 from balancer.config import BalancerConfig
@@ -45,7 +46,8 @@ class Controller:
     def __init__(self, config: BalancerConfig) -> None:
         self._config = config
         self._fleet = Fleet()
-        self._parser = Parser(config.networks, config.no_replica_tls)
+        addresses = Addresses(config.networks, config.consul_port, config.own)
+        self._parser = Parser(addresses, config.no_replica_tls)
         self._refused: list[Refusal] = []
         self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()

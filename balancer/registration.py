@@ -12,14 +12,12 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from balancer.config import Network
+from balancer.addresses import Addresses
 from common.environment import host_port
 from common.names import GRPC_SERVICE, GRPC_TLS, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"
-# A replica must not have one of Consul's own ports, because every caller could reach its API.
-_CONSUL_PORTS = frozenset((8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600))
 # By Consul's API page "Register Service".
 _MAX_WEIGHT = 65535
 _LARGEST = 10**9
@@ -82,12 +80,12 @@ class Parser:
     """Reads the rendered file, and parses only the lines that the last file did not have.
 
     Args:
-        networks: a replica's address must be in one of them, or be its own Consul node's.
+        addresses: the rules for the addresses of replicas.
         no_tls: why replicas with TLS are refused; empty if they are not.
     """
 
-    def __init__(self, networks: Iterable[Network], no_tls: str = "") -> None:
-        self._networks = tuple(networks)
+    def __init__(self, addresses: Addresses, no_tls: str = "") -> None:
+        self._addresses = addresses
         self._no_tls = no_tls
         self._known: dict[str, Registration | Refusal | None] = {}
 
@@ -142,13 +140,13 @@ class Parser:
         name, address, port, weight, node_address, meta = fields
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise _RefusedError("the name is not of 1 to 63 letters, digits, - and _")
-        if not _is_integer(port, 1, 65535) or port in _CONSUL_PORTS:
+        if not _is_integer(port, 1, 65535) or not self._addresses.allows_port(port):
             raise _RefusedError(
                 f"a replica's port must be from 1 to 65535 and none of Consul's own (got {_show(port)})"
             )
         if not _is_integer(weight, 0, _MAX_WEIGHT):
             raise _RefusedError(f"the weight must be from 0 to {_MAX_WEIGHT} (got {_show(weight)})")
-        ip = self._parse_address(address or node_address, node_address)
+        ip = self._parse_address(address or node_address, port)
         meta = meta if isinstance(meta, dict) else {}
         registration = Registration(
             application=name,
@@ -165,14 +163,13 @@ class Parser:
             raise _RefusedError(f"it has TLS, and {self._no_tls}")
         return registration if weight else None
 
-    def _parse_address(self, text: object, node_address: object) -> IPv4Address | IPv6Address:
+    def _parse_address(self, text: object, port: int) -> IPv4Address | IPv6Address:
         ip = _parse_ip(text)
         if ip is None:
             raise _RefusedError(f"the address must be an IP address (got {_show(text)})")
-        if ip.is_unspecified or ip.is_multicast:
-            raise _RefusedError(f"{ip} is not the address of one host")
-        if ip != _parse_ip(node_address) and not any(ip in network for network in self._networks):
-            raise _RefusedError(f"{ip} is neither its node's address nor in PEER_CIDR")
+        problem = self._addresses.find_problem(ip, port)
+        if problem:
+            raise _RefusedError(problem)
         return ip
 
 

@@ -2,81 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
 from testbed.processes import Processes
-from testbed.programs import tool
 from testbed.wait import wait_for
+from tests.support.acl import ANONYMOUS, AclConsul
 from tests.support.control_plane import ControlPlane
 from tests.support.local import SLOT
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 HTTP = 22000 + 10 * SLOT
-TOKEN, OWN = "00000000-0000-0000-0000-000000000001", "10000000-0000-0000-0000-000000000000"
-ANONYMOUS = "00000000-0000-0000-0000-000000000002"
+OWN = "10000000-0000-0000-0000-000000000000"
 
 
-class Consul:
-    """A Consul server on loopback, whose anonymous token has the rights that a test gives it.
-
-    Args:
-        processes: what starts it.
-        expect: the number of servers of its cluster; with more than one there is no leader.
-    """
-
-    def __init__(self, processes: Processes, *, expect: int = 1) -> None:
-        self._processes = processes
-        self._expect = expect
-        self._number = 0
-        self.start()
+class Consul(AclConsul):
+    """One whose anonymous token has the rights that a test gives it."""
 
     def start(self) -> None:
-        """Starts one without data."""
-        self._number += 1
-        home = self._processes.directory / f"consul-{self._number}"
-        home.mkdir()
-        ports = {"http": HTTP, "server": HTTP + 1, "serf_lan": HTTP + 2, "serf_wan": HTTP + 3, "dns": -1, "grpc": -1}
-        settings = {
-            "server": True,
-            "bootstrap_expect": self._expect,
-            "data_dir": str(home),
-            "bind_addr": "127.0.0.1",
-            "ports": {**ports, "grpc_tls": -1},
-            "acl": {"enabled": True, "default_policy": "deny", "tokens": {"initial_management": TOKEN}},
-            "performance": {"raft_multiplier": 1},
-            "disable_update_check": True,
-        }
-        (home / "config.json").write_text(json.dumps(settings))
-        command: list[str | Path] = [tool("consul"), "agent", f"-config-file={home / 'config.json'}", "-node=acl"]
-        self.process = self._processes.start(f"consul-{self._number}", command, cwd=home)
-        if self._expect == 1:
-            wait_for(self._leads, bool, 30, "it leads")
+        """Starts one without data, with the policies ``all`` and ``other`` and a token of all."""
+        super().start()
+        if self.leads:
             for name, prefix in (("all", ""), ("other", "other-")):
                 rules = f'node_prefix "" {{ policy = "read" }} service_prefix "{prefix}" {{ policy = "read" }}'
-                self.put("/v1/acl/policy", Name=name, Rules=rules)
-            self.put("/v1/acl/token", AccessorID=OWN, SecretID=OWN, Policies=[{"Name": "all"}])
+                self.write_policy(name, rules)
+            self.create_token(OWN, "all")
             self.allow("all")
-
-    def restart_empty(self) -> None:
-        """Comes back without its data."""
-        self._processes.stop(self.process)
-        self.start()
-
-    def allow(self, *policies: str, token: str = ANONYMOUS) -> None:
-        """Sets the policies of the anonymous token, or of another."""
-        self.put(f"/v1/acl/token/{token}", Policies=[{"Name": policy} for policy in policies])
-
-    def put(self, path: str, **body: Any) -> None:
-        """PUT with all rights."""
-        url = f"http://127.0.0.1:{HTTP}{path}"
-        response = requests.put(url, json=body, headers={"X-Consul-Token": TOKEN}, timeout=10)
-        assert response.ok, f"{path}: {response.text}"
 
     def register(self, server: ServerProcess) -> None:
         """Registers a replica."""
@@ -89,19 +41,11 @@ class Consul:
             Tags=["grpc_server"],
         )
 
-    def _leads(self) -> bool:
-        try:
-            url = f"http://127.0.0.1:{HTTP}/v1/acl/policies"
-            answer = requests.get(url, headers={"X-Consul-Token": TOKEN}, timeout=5)
-        except requests.RequestException:
-            return False
-        return answer.ok
-
 
 @pytest.fixture
 def consul(request: pytest.FixtureRequest, processes: Processes, tools: None) -> Consul:  # noqa: ARG001
     """A cluster of one server, or of as many as the test's parameter says."""
-    return Consul(processes, expect=getattr(request, "param", 1))
+    return Consul(processes, HTTP, expect=getattr(request, "param", 1))
 
 
 @pytest.fixture(scope="module")

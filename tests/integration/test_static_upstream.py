@@ -23,7 +23,10 @@ from tests.support.twin import twin
 
 GOOD: dict[str, Any] = {"Name": "hello_server", "Port": 7777, "Tags": ["grpc_server"]}
 # Each is registered as the address of a node, which a replica without an address of its own has.
-HOSTILE_NODES = ("1.2.3.4; }", "1.2.3.4\n", ":::", "fe80::1%eth0", "010.0.0.1")
+HOSTILE_NODES = (
+    *("1.2.3.4; }", "1.2.3.4\n", ":::", "fe80::1%eth0", "010.0.0.1"),
+    *("8.8.8.8", "169.254.169.254", "::1", "fe80::1", "::ffff:7f00:1"),
+)
 HOSTILE_SERVICES: tuple[dict[str, Any], ...] = (
     {"Address": "1.2.3.4; }"},
     {"Address": "8.8.8.8"},
@@ -76,6 +79,7 @@ def test_nothing_that_anybody_registers_reaches_the_configuration_unchecked(stac
     api, nginx = ConsulApi(stack), Nginx(stack)
     workers, before = nginx.workers, nginx.configuration
     services = [{**GOOD, "ID": f"hostile-{number}", **body} for number, body in enumerate(HOSTILE_SERVICES)]
+    services.append({**GOOD, "ID": "loop", "Address": stack.address(BALANCER), "Port": 5000})
     try:
         for body in services:
             api.put("/v1/agent/service/register", {"Address": replica, **body})

@@ -85,7 +85,15 @@ def test_a_replica_that_the_balancer_refuses_is_explained_and_marked(stack: Loca
         marked, refused = [line for line in stack.local_stack("status").splitlines() if "203.0.113.9:7777" in line]
         assert marked.startswith("!")
         assert marked.endswith("the balancer does not have it")
-        assert refused.startswith("! refused: far 203.0.113.9:7777: 203.0.113.9 is neither its node's address nor in")
+        assert refused.startswith("! refused: far 203.0.113.9:7777: 203.0.113.9 is not in PEER_CIDR")
+
+
+def test_a_replica_that_would_be_the_balancer_itself_is_refused(stack: LocalDriver) -> None:
+    address = stack.address(BALANCER)
+    more = {"Port": 5000}
+    with Registration(stack=stack, address=address, app="loop", service="", more=more).registered(wait=False):
+        expected = f"! refused: loop {address}:5000: port 5000 of {address} is the balancer's own"
+        wait_for(lambda: stack.local_stack("status").splitlines(), lambda lines: expected in lines, 20, "it is refused")
 
 
 def test_a_replica_that_is_ejected_is_marked(stack: LocalDriver) -> None:

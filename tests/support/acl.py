@@ -32,12 +32,13 @@ class AclConsul:
 
     Attributes:
         tls: the variables of a client's certificates.
+        leads: whether it is a cluster of its own, with a leader.
     """
 
     def __init__(self, processes: Processes, http: int, *, expect: int = 1, authority: Authority | None = None) -> None:
         self._processes = processes
         self._http = http
-        self._expect = expect
+        self._expect, self.leads = expect, expect == 1
         self._number = 0
         self.tls: Mapping[str, str] = {}
         self._settings: dict[str, Any] = {}
@@ -85,8 +86,8 @@ class AclConsul:
         (home / "config.json").write_text(json.dumps(settings))
         command: list[str | Path] = [tool("consul"), "agent", f"-config-file={home / 'config.json'}", "-node=acl"]
         self.process = self._processes.start(f"consul-{self._number}", command, cwd=home)
-        if self._expect == 1:
-            wait_for(self._leads, bool, 30, "it leads")
+        if self.leads:
+            wait_for(self._answers, bool, 30, "it leads")
 
     def restart_empty(self) -> None:
         """Comes back without its data."""
@@ -120,7 +121,7 @@ class AclConsul:
         """Deletes a token."""
         self.call("DELETE", f"/v1/acl/token/{token}")
 
-    def _leads(self) -> bool:
+    def _answers(self) -> bool:
         try:
             with self._access.make_session() as session:
                 return session.get(f"{self._url}/v1/acl/policies", timeout=5).ok

@@ -82,9 +82,13 @@ def scale_up(driver: Driver) -> None:
         driver.up(5)
         wait_for_replicas(driver, 5)
     assert set(seen) == {"OK"}, seen
-    shares = answers(target(driver), 500, concurrency=10)
-    assert len(shares) == 5, shares
-    assert all(90 <= count <= 110 for count in shares.values()), shares
+    # A replica that a busy machine keeps from answering its probe is ejected for a moment.
+    wait_for(
+        lambda: sorted(answers(target(driver), 500, concurrency=10).values()),
+        lambda shares: len(shares) == 5 and shares[0] >= 90 and shares[-1] <= 110,
+        PATIENCE_SECONDS,
+        "even shares of 500 calls",
+    )
 
 
 def scale_down(driver: Driver) -> None:

@@ -25,11 +25,21 @@ def test_nothing_is_required() -> None:
     made = config()
     assert made == BalancerConfig(
         mode="dynamic",
-        networks=(ip_network("10.0.0.0/8"), ip_network("172.16.0.0/12"), ip_network("192.168.0.0/16")),
+        networks=tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))),
+        own=(("0.0.0.0", 5000), ("127.0.0.1", 8080), ("0.0.0.0", 0)),
         consul_url="http://127.0.0.1:8500",
         nginx_url="http://127.0.0.1:8080",
     )
     assert made.publishes
+
+
+def test_the_balancers_own_addresses_are_those_that_nginx_listens_on() -> None:
+    listen = "5000 grpc://10.0.0.1:5001 [fd00::1]:5002"
+    made = config(LB_LISTEN=listen, LB_STATUS_ADDRESS="10.0.0.1", BIND_ADDRESS="10.0.0.2", METRICS_PORT="9464")
+    assert made.own == (
+        *(("0.0.0.0", 5000), ("10.0.0.1", 5001), ("fd00::1", 5002)),
+        *(("10.0.0.1", 8080), ("10.0.0.2", 9464)),
+    )
 
 
 def test_blank_is_as_missing() -> None:
@@ -96,4 +106,4 @@ def test_every_problem_has_a_line() -> None:
         "LB_STATUS_ADDRESS": "1.2.3",
         "LB_STATUS_PORT": "65536",
     }
-    assert [line.split(":")[0] for line in problems(**wrong)] == list(wrong)
+    assert {line.split(":")[0] for line in problems(**wrong)} == set(wrong)

@@ -12,11 +12,12 @@ from ipaddress import ip_network
 import pytest
 
 from balancer import registration
+from balancer.addresses import Addresses
 from balancer.registration import Parser, Refusal, Registration
 from tests.support.fleet import registration as make_registration
 
 NETWORKS = ("10.0.0.0/8", "fd00::/8")
-NODE = "192.0.2.1"
+NODE = "10.9.0.1"
 # As the template renders them.
 FIELDS = {"name": "shop", "address": "10.0.0.2", "port": 7777, "weight": 1, "node": NODE, "meta": {}}
 WHOLE = make_registration("shop", 2)
@@ -25,7 +26,7 @@ CONSUL_PORTS = (8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600)
 
 
 def make_parser() -> Parser:
-    return Parser(ip_network(network) for network in NETWORKS)
+    return Parser(Addresses(map(ip_network, NETWORKS)))
 
 
 def line(**given: object) -> str:
@@ -111,7 +112,7 @@ def test_a_replica_of_weight_0_is_neither_taken_nor_refused() -> None:
         (NODE, NODE, NODE),
         ("", NODE, NODE),
         (None, NODE, NODE),
-        ("2001:DB8::1", "2001:db8:0::1", "2001:db8::1"),
+        ("FD01:DB8::1", "fd01:db8:0::1", "fd01:db8::1"),
     ],
 )
 def test_an_address_is_taken_in_its_canonical_form_and_without_one_the_nodes(
@@ -137,9 +138,10 @@ def test_an_address_of_many_hosts_is_refused(address: str) -> None:
     assert refuse(address=address).reason == f"{address} is not the address of one host"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "11.0.0.1", "fe80::1"])
-def test_an_address_outside_of_the_networks_is_refused(address: str) -> None:
-    assert refuse(address=address).reason == f"{address} is neither its node's address nor in PEER_CIDR"
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "11.0.0.1", "2001:db8::1", "::ffff:b00:1"])
+def test_an_address_outside_of_the_networks_is_refused_even_if_it_is_its_nodes(address: str) -> None:
+    for given in ({"address": address}, {"address": address, "node": address}, {"address": "", "node": address}):
+        assert refuse(**given).reason == f"{address} is not in PEER_CIDR"
 
 
 @pytest.mark.parametrize(
@@ -154,10 +156,10 @@ def test_a_node_whose_address_stands_for_no_host_does_not_help(address: str, nod
     assert refuse(address=address, node=node).reason == reason
 
 
-def test_without_networks_only_the_nodes_own_address_is_taken() -> None:
-    found, refused = parse(line(), line(address=NODE), parser=Parser([]))
-    assert [one.address for one in found] == [NODE]
-    assert [one.address for one in refused] == ["10.0.0.2"]
+def test_without_networks_nothing_is_taken() -> None:
+    found, refused = parse(line(), line(address=NODE), parser=Parser(Addresses([])))
+    assert not found
+    assert [one.address for one in refused] == ["10.0.0.2", NODE]
 
 
 def repeat(value: object) -> dict[str, object]:

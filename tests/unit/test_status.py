@@ -98,7 +98,7 @@ def test_an_explanation_ends_with_the_first_step_that_is_missing(given: dict[str
 
 
 def test_a_refusal_is_found_by_application_address_and_port() -> None:
-    reason = "10.0.0.2 is neither its node's address nor in PEER_CIDR"
+    reason = "10.0.0.2 is not in PEER_CIDR"
     entry = {"application": "shop", "address": "10.0.0.2", "port": 7777, "reason": reason}
     other = {**entry, "port": 1, "reason": "other"}
     shown = explain(status(replica(rendered=False, balancer=""), refused=[other, entry]))

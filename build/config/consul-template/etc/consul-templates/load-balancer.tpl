@@ -26,27 +26,36 @@ down, are equal. A network without a prefix is one address.
 {{ $networks := envOrDefault "PEER_CIDR" "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16" | replaceAll "," " " | split " " -}}
 {{ range $networks }}{{ if regexMatch (printf "^%s(/(3[0-2]|[12]?[0-9]))?$" $ipv4) . -}}
 {{ $parts := printf "%s/32" . | split "/" }}{{ $number := index $parts 0 | executeTemplate "number" | parseInt -}}
+{{ $loopback := and (regexMatch "^127[.]" .) (not (regexMatch "/[0-7]$" .)) -}}
 {{ $size := 1 }}{{ range loop (index $parts 1) 32 }}{{ $size = multiply 2 $size }}{{ end -}}
-{{ scratch.MapSet "networks" . (sprig_dict "size" $size "quotient" (divide $size $number)) -}}
+{{ scratch.MapSet "networks" . (sprig_dict "size" $size "quotient" (divide $size $number) "loopback" $loopback) -}}
 {{ end }}{{ end -}}
 
 {{- /*
-Whoever reaches Consul can register anything, so only literal addresses and numbers in range go into the file. A
-replica's address must be its node's own or in PEER_CIDR, and its port not one of Consul's. Services as in peers.tpl.
+Whoever reaches Consul can register anything, so only literal addresses and numbers in range go into the file. As in
+balancer/addresses.py a replica's IPv4 address must be in PEER_CIDR, never link-local, loopback only in a network of
+these; its port none of Consul's; both together not the balancer's own. Its IPv6 address must be its node's own, and
+global or private. Services as in peers.tpl.
 */ -}}
+{{ $consul := envOrDefault "CONSUL_PORT" "8500" | parseInt -}}
+{{ $own := envOrDefault "LB_LISTEN" "0.0.0.0:5000" | regexReplaceAll "grpcs?://" "" | split " " -}}
 {{ range services }}{{ if and (contains "grpc_server" .Tags) (regexMatch "^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$" .Name) -}}
 {{ range service (printf "%s|passing,warning" .Name) }}{{ if contains "grpc_server" .Tags -}}
-{{ $host := "" }}{{ $allowed := eq .Address .NodeAddress -}}
+{{ $host := "" }}{{ $allowed := false -}}
 {{ if regexMatch (printf "^%s$" $ipv4) .Address }}{{ $host = .Address -}}
-{{ $number := executeTemplate "number" .Address | parseInt -}}
+{{ $number := executeTemplate "number" .Address | parseInt }}{{ $loopback := regexMatch "^127[.]" .Address -}}
+{{ $never := regexMatch "^(0[.]0[.]0[.]0$|169[.]254[.]|22[4-9][.]|23[0-9][.])" .Address -}}
 {{ range scratch.MapValues "networks" -}}
-{{ if eq (divide .size $number) .quotient }}{{ $allowed = true }}{{ end }}{{ end -}}
+{{ if not (or $never (ne (divide .size $number) .quotient) (and $loopback (not .loopback))) }}{{ $allowed = true }}{{ end -}}
+{{ end -}}
 {{ else if and (regexMatch $ipv6 .Address) (not (regexMatch "(:.*){8}" .Address)) -}}
-{{ $host = printf "[%s]" .Address }}{{ end -}}
+{{ $host = printf "[%s]" .Address -}}
+{{ $allowed = and (eq .Address .NodeAddress) (regexMatch "(?i)^([23][0-9a-f]|f[cd])[0-9a-f]{2}:" .Address) }}{{ end -}}
 {{ $weight := .Weights.Warning }}{{ if eq .Status "passing" }}{{ $weight = .Weights.Passing }}{{ end -}}
-{{ $port := and (ge .Port 1) (le .Port 65535) (not (eq .Port 8300 8301 8302 8500 8501 8502 8503 8600)) -}}
+{{ $port := and (ge .Port 1) (le .Port 65535) (not (eq .Port 8300 8301 8302 8500 8501 8502 8503 8600 $consul)) -}}
+{{ $loops := contains (printf "%s:%d" $host .Port) $own -}}
 {{ $tls := eq (index .ServiceMeta "grpc_tls") "true" -}}
-{{ if and $host $allowed $port (not $tls) (ge $weight 1) (le $weight 65535) -}}
+{{ if and $host $allowed $port (not $loops) (not $tls) (ge $weight 1) (le $weight 65535) -}}
 {{ scratch.MapSetX "servers" (printf "%s:%d" $host .Port) (printf "%s:%d weight=%d" $host .Port $weight) -}}
 {{ end }}{{ end }}{{ end }}{{ end }}{{ end -}}
 {{ else -}}
