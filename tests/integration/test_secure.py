@@ -195,10 +195,11 @@ def test_no_call_registration_check_or_token_is_in_clear_text(secure: SecureDriv
 
 def test_changes_of_the_fleet_lose_no_call(secure: SecureDriver) -> None:
     with two_clients(secure) as load:
-        for replicas in (5, 2):
+        for replicas in (4, 2):
             secure.up(replicas)
             wait_for_replicas(secure, replicas)
         secure.local_stack("restart", "hello_server-1")
+        wait_for_replicas(secure, 2)
     load.assert_no_failed_calls()
 
 
