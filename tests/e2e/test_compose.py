@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import grpc
 import pytest
 
 from protos import api_pb2_grpc
-from testbed.calls import greet, open_channel
+from testbed.calls import CREDENTIALS, greet, open_channel
 from testbed.wait import wait_for
 from tests.support import scenarios
+from tests.support.capture import captured
 from tests.support.certificates import Authority
 from tests.support.drivers import ComposeDriver, ConsulApi, Driver, run
 from tests.support.missing import missing
@@ -58,6 +60,29 @@ def stack_by_compose_1(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
 @pytest.fixture(scope="class")
 def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
     yield from compose_stack(engine, "2")
+
+
+@pytest.fixture(scope="class")
+def secure_stack(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    """The stack of secure.yaml by Compose 2, with secrets of its own, which build/secure makes."""
+    if "2" not in engine:
+        missing("Compose 2.x is not here")
+    files = [part for file in ("docker-compose.yaml", "secure.yaml") for part in ("-f", file)]
+    driver = ComposeDriver([*engine["2"], *files], "glbsecure", port=25000, consul_port=28500)
+    with tempfile.TemporaryDirectory() as directory:
+        driver.env["SECRETS"] = directory
+        driver.down()
+        driver.compose("build")
+        run(["sh", "build/secure"], {"SECRETS": directory})
+        caller = Path(directory, "caller")
+        pems = [(caller / name).read_bytes() for name in ("callers-ca.pem", "tls-key.pem", "tls.pem")]
+        CREDENTIALS[scenarios.target(driver)] = grpc.ssl_channel_credentials(*pems)
+        driver.up(1)
+        yield driver
+        del CREDENTIALS[scenarios.target(driver)]
+        driver.compose("kill")
+        driver.down()
+    assert driver.leftovers() == []
 
 
 def rolled_out(stack: ComposeDriver) -> None:
@@ -110,6 +135,13 @@ def called_over_tls(stack: ComposeDriver, directory: Path) -> None:
     wait_for_replicas(stack, 1)
 
 
+def wait_until_healthy(stack: ComposeDriver) -> None:
+    """Waits until all containers of one replica are healthy."""
+    for service in ("load-balancer", "hello_server", "server-1", "server-2", "server-3", "consul-ui"):
+        command = ["docker", "inspect", "--format", "{{.State.Health.Status}}", stack.container(service)]
+        wait_for(partial(run, command), lambda status: status.strip() == "healthy", 60, service)
+
+
 ADDRESSES = "import socket, sys; print(*sorted({found[4][0] for found in socket.getaddrinfo(sys.argv[1], 80)}))"
 CALL = """
 import grpc
@@ -137,6 +169,58 @@ def names_resolve(stack: ComposeDriver) -> None:
     answer = stack.execute(inside, "python3", "-c", CALL).strip()
     assert answer in {f"Hello from {name}." for name in names}
     assert stack.execute("load-balancer", "python3", "-c", ADDRESSES, "consul.service.consul").split()
+
+
+class TestSecure:
+    """secure.yaml, by Compose 2."""
+
+    def test_replicas_are_found_and_no_call_is_lost(self, secure_stack: ComposeDriver) -> None:
+        wait_for_replicas(secure_stack, 1)
+        with calls_going_on(secure_stack) as seen:
+            secure_stack.up(3)
+            wait_for_replicas(secure_stack, 3)
+            secure_stack.up(2)
+            wait_for_replicas(secure_stack, 2)
+        assert set(seen) == {"OK"}, seen
+
+    def test_calls_without_tls_are_refused(self, secure_stack: ComposeDriver) -> None:
+        with grpc.insecure_channel(scenarios.target(secure_stack)) as channel, pytest.raises(grpc.RpcError):
+            greet(api_pb2_grpc.PingStub(channel))
+
+    def test_every_container_becomes_healthy(self, secure_stack: ComposeDriver) -> None:
+        wait_until_healthy(secure_stack)
+
+    def test_nothing_of_calls_registrations_and_tokens_is_in_clear_text(self, secure_stack: ComposeDriver) -> None:
+        tokens = json.loads(Path(secure_stack.env["SECRETS"], "acl", "tokens.json").read_text())["tokens"].values()
+        with captured([bytes([10, 213])]) as packets:
+            secure_stack.up(3)
+            wait_for_replicas(secure_stack, 3)
+            with open_channel(scenarios.target(secure_stack)) as channel:
+                greet(api_pb2_grpc.PingStub(channel), "a very private greeting")
+        together = b"\n".join(packets)
+        secrets = ["a very private greeting", "Hello from", "protos.Ping", "grpc_since"]
+        secrets += [token["secret"] for token in tokens]
+        assert len(packets) > 500
+        assert [one for one in secrets if one.encode() in together] == []
+
+    def test_a_container_is_in_the_networks_that_it_needs(self, secure_stack: ComposeDriver) -> None:
+        wanted = {
+            "load-balancer": {"callers", "consul", "monitoring", "replicas"},
+            "hello_server": {"consul", "monitoring", "replicas"},
+            "server-1": {"consul"},
+            "consul-ui": {"consul", "monitoring"},
+        }
+        for service, names in wanted.items():
+            form = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}"
+            found = run(["docker", "inspect", "--format", form, secure_stack.container(service)]).split()
+            assert set(found) == {f"glbsecure_{name}" for name in names}, service
+
+    def test_no_token_is_in_what_docker_shows(self, secure_stack: ComposeDriver) -> None:
+        tokens = json.loads(Path(secure_stack.env["SECRETS"], "acl", "tokens.json").read_text())["tokens"].values()
+        for service in ("load-balancer", "hello_server", "server-1", "consul-ui"):
+            container = secure_stack.container(service)
+            shown = run(["docker", "inspect", container]) + run(["docker", "top", container, "-eo", "pid,args"])
+            assert not [token for token in tokens if token["secret"] in shown], service
 
 
 class TestCompose1:
@@ -177,10 +261,7 @@ class TestCompose2:
             assert not [line for line in owners if line.split()[0] == "0"], owners
 
     def test_every_container_becomes_healthy(self, stack_by_compose_2: ComposeDriver) -> None:
-        for service in ("load-balancer", "hello_server", "server-1", "server-2", "server-3", "consul-ui"):
-            container = stack_by_compose_2.container(service)
-            command = ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
-            wait_for(partial(run, command), lambda status: status.strip() == "healthy", 60, service)
+        wait_until_healthy(stack_by_compose_2)
 
     def test_a_container_with_wrong_variables_starts_nothing_and_names_them(
         self, stack_by_compose_2: ComposeDriver

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -21,6 +18,7 @@ from protos import api_pb2_grpc
 from security.files import Secrets
 from testbed.calls import greet, open_channel, say_hello
 from testbed.wait import wait_for
+from tests.support.capture import captured
 from tests.support.drivers import ROOT
 from tests.support.load import two_clients
 from tests.support.local import SLOT, short_home
@@ -145,42 +143,10 @@ def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: Secur
     assert allowed == RIGHTS[who] - {"deregister the balancer"}
 
 
-@contextmanager
-def captured(prefix: bytes) -> Iterator[list[bytes]]:
-    """Collects the packets of the loopback interface from or to addresses that begin with a prefix.
-
-    Without those of the status port, which in a container is on 127.0.0.1.
-    """
-    packets: list[bytes] = []
-    stop = threading.Event()
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as sniffer:
-        sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024 * 1024)
-        sniffer.bind(("lo", 0x0800))
-        sniffer.settimeout(0.2)
-
-        def collect() -> None:
-            while not stop.is_set():
-                try:
-                    packet = sniffer.recv(65536)
-                except TimeoutError:
-                    continue
-                offset = 4 * (packet[0] & 15)
-                ports = struct.unpack("!HH", packet[offset : offset + 4])
-                if prefix in (packet[12 : 12 + len(prefix)], packet[16 : 16 + len(prefix)]) and 8080 not in ports:
-                    packets.append(packet)
-
-        thread = threading.Thread(target=collect)
-        thread.start()
-        try:
-            yield packets
-        finally:
-            stop.set()
-            thread.join()
-
-
 def test_no_call_registration_check_or_token_is_in_clear_text(secure: SecureDriver) -> None:
+    # The status port is on 127.0.0.1 in a container.
     prefix = socket.inet_aton(secure.address_base)[:2]
-    with captured(prefix) as packets:
+    with captured([prefix], without_ports=[8080]) as packets:
         # Registrations and deregistrations, checks of each second, and calls.
         secure.scale(3)
         for _ in range(20):

@@ -204,7 +204,7 @@ class ComposeDriver:
         self.consul = f"http://127.0.0.1:{consul_port}"
         self.project = project
         self._compose = list(compose)
-        self._env = {
+        self.env = {
             "COMPOSE_PROJECT_NAME": project,
             "LB_PUBLISHED_PORT": str(port),
             "CONSUL_PUBLISHED_PORT": str(consul_port),
@@ -212,14 +212,14 @@ class ComposeDriver:
 
     def compose(self, *arguments: str, text: str | None = None) -> str:
         """Runs a command of docker-compose, which reads ``text``."""
-        return run([*self._compose, *arguments], self._env, timeout=900, text=text)
+        return run([*self._compose, *arguments], self.env, timeout=900, text=text)
 
     def consul_session(self) -> requests.Session:
         return make_session()
 
     def rollout(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs build/rollout."""
-        variables = {**os.environ, **self._env, "COMPOSE": shlex.join(self._compose), **env}
+        variables = {**os.environ, **self.env, "COMPOSE": shlex.join(self._compose), **env}
         command = ["sh", "build/rollout", "hello_server"]
         return subprocess.run(
             command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600, check=False
