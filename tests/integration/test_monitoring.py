@@ -169,5 +169,5 @@ def test_alerts_are_quiet_while_all_is_well(prometheus: Prometheus) -> None:
         "the rules have been evaluated",
     )
     assert {rule["name"]: rule["state"] for rule in rules} == dict.fromkeys(
-        ("BalancerDown", "NoReplica", "ReplicaEjected", "CertificateExpires", "CallsFail"), "inactive"
+        ("BalancerDown", "NoReplica", "ReplicaEjected", "CertificateExpires", "CatalogueDenied", "CallsFail"), "inactive"
     )
