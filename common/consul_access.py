@@ -198,7 +198,7 @@ def _read_token(path: Path) -> str:
 
 
 def _check_certificates(reader: EnvironmentReader, access: ConsulAccess) -> None:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if access.ca and _is_readable(reader, CA, access.ca):
         try:
             context.load_verify_locations(access.ca)

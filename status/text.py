@@ -38,8 +38,7 @@ def format_tables(status: Status, now: datetime.datetime) -> str:
         services = [("", *(str(one[key]) or _UNKNOWN for key in keys)) for one in status.services]
         parts.append(align_columns([heading, *services]))
     parts += [f"{_MARK} refused: {mask_unprintable(_describe_refused(one))}" for one in status.refused]
-    if status.access:
-        parts.append(f"{_MARK} {mask_unprintable(status.access)}")
+    parts += [f"{_MARK} {mask_unprintable(line)}" for line in status.access.splitlines()]
     if status.problem:
         parts.append(f"{_MARK} {status.problem}")
     return "\n\n".join(parts)

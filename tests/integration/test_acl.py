@@ -220,8 +220,9 @@ def test_a_token_that_is_revoked_costs_no_call_and_a_new_one_in_its_file_is_used
 @pytest.mark.parametrize("stack", ["tls"], indirect=True)
 def test_every_program_speaks_tls_with_an_agent_that_verifies_its_clients(stack: Stack) -> None:
     assert sum(answers(stack.balancer.target, 20).values()) == 20
-    shown = stack.status()
-    assert (shown.returncode, shown.stdout.count("serving"), "!" in shown.stdout) == (0, 2, False), shown
+    for token in (REGISTRAR, BALANCER):
+        shown = stack.status(token)
+        assert (shown.returncode, shown.stdout.count("serving"), "!" in shown.stdout) == (0, 2, False), shown
     assert stack.metric() == "1"
     # The commands of the scripts and of the health check.
     env = {**os.environ, **stack.consul.tls, "CONSUL_HTTP_ADDR": f"127.0.0.1:{HTTP}", "CONSUL_HTTP_TOKEN": REGISTRAR}

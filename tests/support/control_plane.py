@@ -48,7 +48,7 @@ class ControlPlane:
         self.kept = home / "var/lib/load-balancer/snapshot.json"
         for needed in (home / "run", self.kept.parent):
             needed.mkdir(parents=True, exist_ok=True)
-        defaults = {"CONSUL_PORT": "1", "LB_STATUS_PORT": "1", "PEER_CIDR": "127.0.0.0/8,::1/128"}
+        defaults = {"CONSUL_PORT": "2", "LB_STATUS_PORT": "2", "PEER_CIDR": "127.0.0.0/8,::1/128"}
         self._environment = {**os.environ, **defaults, **environment, "PYTHONPATH": str(ROOT)}
         self.start()
 

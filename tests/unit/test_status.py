@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from dataclasses import replace
@@ -105,6 +106,11 @@ def test_a_refusal_is_found_by_application_address_and_port() -> None:
     assert reason in shown
     assert "other" not in shown
     assert reason not in explain(status(replica(address="0.0.0.2"), refused=[entry]))
+
+
+def test_rights_that_are_missing_at_consul_have_lines_of_their_own() -> None:
+    found = dataclasses.replace(status(replica()), access="Consul filters\x07\nConsul refuses")
+    assert format_tables(found, NOW).endswith("\n\n! Consul filters?\n\n! Consul refuses")
 
 
 def test_registered_text_has_no_effect_on_the_terminal() -> None:
