@@ -20,6 +20,8 @@ from protos import api_pb2_grpc
 from testbed.calls import answers, greet, open_channel, say_hello, status
 from testbed.processes import Processes
 from testbed.wait import wait_for
+from tests.integration.test_registrar import environment, registrar, staying
+from tests.integration.test_registrar import server as agent
 from tests.support.certificates import Authority, Pair
 from tests.support.control_plane import Balancer
 from tests.support.drivers import ROOT
@@ -62,6 +64,18 @@ def tls(pair: Pair, authority: Authority | None = None, **more: str) -> dict[str
     """The variables of a server with TLS; with an authority, callers need a certificate of it."""
     files = {"GRPC_TLS_CERTIFICATE": str(pair.certificate), "GRPC_TLS_KEY": str(pair.key)}
     return {**files, **({"GRPC_TLS_CLIENT_CA": str(authority.path)} if authority else {}), **more}
+
+
+def agent_settings(variables: dict[str, str], directory: Path) -> str:
+    """Returns the settings that consul-start gives an agent with these variables."""
+    program = directory / "consul"
+    program.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    program.chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    env = {"PATH": path, **variables, "HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1"}
+    script = ROOT / "build/config/consul/usr/bin/consul-start"
+    done = subprocess.run([script], env=env, capture_output=True, text=True, timeout=20, check=True)
+    return next(one.removeprefix("-hcl=") for one in done.stdout.split("\0") if one.startswith("-hcl="))
 
 
 def secure(one: ServerProcess, app: str = APP, **given: Any) -> list[Any]:
@@ -238,7 +252,7 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
                 wait_for(
                     lambda: (
                         copy.read_text().partition("-----BEGIN PRIVATE")[0],
-                        served_certificate(servers[0], own, authority),
+                        served_certificate(ADDRESS, own, authority),
                     ),
                     renewed.__eq__,
                     5,
@@ -248,9 +262,9 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
         assert sum(outcomes.values()) > 200
 
 
-def served_certificate(one: ServerProcess, own: Pair, authority: Authority) -> str:
+def served_certificate(address: str, own: Pair, authority: Authority) -> str:
     """Returns the certificate that a new connection gets."""
-    command = ["openssl", "s_client", "-connect", f"{one.address}:{PORT}", "-alpn", "h2", "-CAfile", authority.path]
+    command = ["openssl", "s_client", "-connect", f"{address}:{PORT}", "-alpn", "h2", "-CAfile", authority.path]
     done = subprocess.run(
         [*command, "-cert", own.certificate, "-key", own.key],
         input="",
@@ -329,3 +343,46 @@ def test_wrong_variables_are_one_line_each(authority: Authority) -> None:
         assert done.returncode == 2
         assert done.stderr.startswith(message), done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
+    tools: None,  # noqa: ARG001
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    pair = authority.issue(APP)
+    log, output = tmp_path / "consul.log", tmp_path / "registrar.log"
+    own = tls(pair, authority, GRPC_TLS_CLIENT_NAME="load-balancer")
+    check = {"HEALTH_CHECK_TYPE": "grpc", "HEALTH_CHECK_ENDPOINT": "/protos.Ping", "HEALTH_CHECK_INTERVAL": "0.2"}
+
+    def find_check() -> tuple[str, str]:
+        checks = [one for one in (consul.get("/v1/agent/checks") or {}).values() if one["ServiceName"] == APP]
+        return (checks[0]["Status"], checks[0]["Output"]) if checks else ("none", "")
+
+    def passes(found: tuple[str, str]) -> bool:
+        return found[0] == "passing" and "success" in found[1]
+
+    with (
+        ServerProcess("secure-1", ADDRESS, **own),
+        agent(log, "-dev", f"-hcl={agent_settings(own, tmp_path)}") as consul,
+    ):
+        wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
+        env = environment(consul.port, APP_ADDRESS=ADDRESS, APP_PORT=str(PORT), TAGS="grpc_server", **own, **check)
+        with staying(env, output):
+            wait_for(find_check, passes, 20, "the check passes")
+            (service,) = consul.get("/v1/agent/services").values()
+            assert service["Meta"]["grpc_tls"] == "true"
+            assert service["Meta"]["grpc_services"] == "protos.Ping"
+            assert registrar(env, "health").stderr == ""
+            # The server takes only certificates of the new CA, so that the check shows the agent's new ones.
+            before = output.read_text()
+            other = Authority(tmp_path, "other")
+            authority.path.write_bytes(other.path.read_bytes())
+            pair.replace_with(other.issue(APP, file="renewed"))
+            wait_for(output.read_text, partial(contains, "the agent has read it"), 10, f"the renewal, after {before}")
+            # A restored check is of the new certificate.
+            server.kill()
+            wait_for(find_check, lambda found: found[0] == "critical", 20, "the check fails")
+            server.start()
+            wait_for(find_check, passes, 20, "the check passes again")
+            assert served_certificate(ADDRESS, pair, authority) == pair.certificate.read_text()
