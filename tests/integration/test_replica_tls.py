@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from protos import api_pb2_grpc
 from testbed.calls import answers, greet, open_channel, say_hello, status
 from testbed.processes import Processes
 from testbed.wait import wait_for
+from tests.foreign.programs import LIBRARIES
+from tests.foreign.test_statuses import INTERNAL, TABLE, UNAVAILABLE, ended, goes_away, resets
 from tests.integration.test_registrar import environment, registrar, staying
 from tests.integration.test_registrar import server as agent
 from tests.support.certificates import Authority, Pair
-from tests.support.control_plane import Balancer
+from tests.support.control_plane import Balancer, line
 from tests.support.drivers import ROOT
 from tests.support.local import SLOT
+from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 # The first of six: calls, status.
@@ -363,7 +367,7 @@ def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
         return found[0] == "passing" and "success" in found[1]
 
     with (
-        ServerProcess("secure-1", ADDRESS, **own),
+        ServerProcess("secure-1", ADDRESS, **own) as server,
         agent(log, "-dev", f"-hcl={agent_settings(own, tmp_path)}") as consul,
     ):
         wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
@@ -386,3 +390,41 @@ def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
             server.start()
             wait_for(find_check, passes, 20, "the check passes again")
             assert served_certificate(ADDRESS, pair, authority) == pair.certificate.read_text()
+
+
+def test_a_call_that_a_replica_ends_has_the_same_status_as_without_tls(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.set_alpn_protocols(["h2"])
+    with closing(Scripted(ADDRESS, PORT, resets(2), context)) as replica:
+        balancer = start(line(ADDRESS, PORT, app=APP, grpc_tls="true"))
+        wait_for_state(balancer, ADDRESS, "serving")
+        for code, wanted in TABLE.items():
+            replica.script = resets(code)
+            status_of_call, message = ended(balancer)
+            assert (status_of_call, f" {code}" in str(message)) == (wanted, True), (code, message)
+        for script, wanted in (
+            (goes_away(0), UNAVAILABLE),
+            (lambda _: b"", UNAVAILABLE),
+            (resets(2, begun=True), INTERNAL),
+        ):
+            replica.script = script
+            assert ended(balancer)[0] == wanted
+
+
+def test_servers_of_other_libraries_are_verified(
+    start: Start, authority: Authority, processes: Processes, tmp_path: Path
+) -> None:
+    pair = authority.issue(APP)
+    go = next(one for one in LIBRARIES if one.name == "grpc-go")
+    assert go.server
+    targets = [f"{NETWORK}.8.{number}" for number in (1, 2)]
+    for address, issued in zip(targets, (pair, Authority(tmp_path, "stranger").issue(APP, file="fake")), strict=True):
+        env = tls(issued, authority)
+        processes.start(f"go-{address}", [*go.server(), f"{address}:{PORT}"], cwd=tmp_path, env={**os.environ, **env})
+    balancer = start(*(line(address, PORT, app=APP, grpc_tls="true") for address in targets))
+    wait_for_state(balancer, targets[0], "serving", 20)
+    wait_for_state(balancer, targets[1], "ejected: certificate")
+    for _ in range(20):
+        assert ended(balancer) == (0, "")
