@@ -118,6 +118,11 @@ def calling(target: str, threads: int = 4) -> Iterator[Counter[str]]:
             thread.join()
 
 
+def busy(outcomes: Counter[str], before: Counter[str]) -> set[str]:
+    """The servers that have answered calls since then."""
+    return {name for name in list(outcomes) if outcomes[name] > before[name] + 10}
+
+
 def failures(outcomes: Counter[str]) -> dict[str, int]:
     return {name: count for name, count in outcomes.items() if name.startswith("failed")}
 
@@ -268,7 +273,16 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
 
 def served_certificate(address: str, own: Pair, authority: Authority) -> str:
     """Returns the certificate that a new connection gets."""
-    command = ["openssl", "s_client", "-connect", f"{address}:{PORT}", "-alpn", "h2", "-CAfile", authority.path]
+    command: list[str | Path] = [
+        "openssl",
+        "s_client",
+        "-connect",
+        f"{address}:{PORT}",
+        "-alpn",
+        "h2",
+        "-CAfile",
+        authority.path,
+    ]
     done = subprocess.run(
         [*command, "-cert", own.certificate, "-key", own.key],
         input="",
@@ -307,18 +321,10 @@ def test_an_application_changes_to_tls_and_back_and_no_call_is_lost(start: Start
             # Without Consul the balancer keeps replicas that are no longer registered.
             for lines in steps:
                 balancer.control_plane.render(lines)
-                wanted = {one[1]: "serving" for one in lines}
-                wait_for(balancer.states, lambda found, wanted=wanted: set(wanted) <= set(found), 10, "they are known")
-                for address in wanted:
-                    wait_for_state(balancer, address, "serving")
-                before = Counter(outcomes)
+                for one in lines:
+                    wait_for_state(balancer, one[1], "serving")
                 names = {f"{'secure' if one in encrypted else 'clear'}-{one[1].rpartition('.')[2]}" for one in lines}
-                wait_for(
-                    lambda before=before: {name for name in outcomes if outcomes[name] > before[name] + 10},
-                    names.__le__,
-                    10,
-                    "all get calls",
-                )
+                wait_for(partial(busy, outcomes, Counter(outcomes)), names.__le__, 10, "all get calls")
         assert not failures(outcomes)
 
 
