@@ -18,6 +18,8 @@ import grpc
 import pytest
 
 from protos import api_pb2_grpc
+from status.text import explain
+from status.view import Source
 from testbed.calls import answers, greet, open_channel, say_hello, status
 from testbed.processes import Processes
 from testbed.wait import wait_for
@@ -198,6 +200,18 @@ def test_a_replica_whose_certificate_does_not_verify_gets_no_call(
         right.kill()
         wait_for_state(balancer, right.address, "ejected: refused")
         assert status(balancer.target)[0] == "UNAVAILABLE"
+
+
+def test_status_names_the_reason(start: Start, authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue(APP, days=-1)
+    service = {"Name": APP, "ID": "one", "Address": ADDRESS, "Port": PORT, "Tags": ["grpc_server"]}
+    with ServerProcess("expired", ADDRESS, **tls(pair)) as one, agent(tmp_path / "consul.log", "-dev") as consul:
+        wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, "a leader")
+        consul.put("/v1/agent/service/register", service)
+        balancer = start(secure(one))
+        source = Source("127.0.0.1", consul.port, f"127.0.0.1:{balancer.port + 1}")
+        reason = "balancer       ejected: certificate: certificate has expired\n"
+        wait_for(lambda: explain(source.read().select(APP)), partial(contains, reason), 20, "the reason")
 
 
 def test_a_certificate_that_goes_wrong_ejects_the_replica_and_a_good_one_restores_it(
