@@ -41,7 +41,10 @@ class ServiceTls:
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
         files = self.files
-        assert files.certificate and files.key and files.authority  # noqa: S101 - read_tls has checked it
+        # read_tls has checked it.
+        assert files.certificate  # noqa: S101
+        assert files.key  # noqa: S101
+        assert files.authority  # noqa: S101
         return files.authority.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
 
 

@@ -23,6 +23,7 @@ class Replica:
         registered: the time of its last registration, in ISO 8601; empty when unknown.
         rendered: whether consul-template has passed it to the balancer, which accepted it; None when unknown.
         balancer: its state at the balancer; empty when the balancer does not have it.
+        reason: why the balancer does not accept its certificate; empty for any other state.
         difference: the difference between the two views; empty when they agree.
         last_call: the end of its last call, in seconds since 1970; 0 without a call in a day or without metrics.
         last_status: the gRPC status of that call.
@@ -41,6 +42,7 @@ class Replica:
     registered: str = ""
     rendered: bool | None = None
     balancer: str = ""
+    reason: str = ""
     difference: str = ""
     last_call: float = 0.0
     last_status: str = ""

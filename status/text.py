@@ -81,7 +81,7 @@ def _explain_replica(one: Replica, status: Status) -> str:
         ("check", one.check in ("passing", "warning") if one.check else None, f"{one.check or 'none'}: {one.output}"),
         ("catalogue", bool(one.id), f"{one.id or 'not registered'}, weight {one.weight}"),
         ("rendered list", one.rendered if one.id else unknown, _find_refusal(one, status)),
-        ("balancer", one.balancer in _SERVES if not status.problem else None, one.balancer or status.problem),
+        ("balancer", one.balancer in _SERVES if not status.problem else None, _describe_state(one) or status.problem),
         ("last call", bool(one.last_call) or None, _describe_last_call(one)),
     ]
     lines = [f"{one.application} {one.node or '?'} {host_port(one.address, one.port)}"]
@@ -98,6 +98,10 @@ def _explain_replica(one: Replica, status: Status) -> str:
     else:
         lines.append("  it gets its share of the calls" + (", as far as can be seen" if status.problem else ""))
     return "\n".join(map(mask_unprintable, lines))
+
+
+def _describe_state(one: Replica) -> str:
+    return f"{one.balancer}: {one.reason}" if one.reason else one.balancer
 
 
 def _describe_last_call(one: Replica) -> str:

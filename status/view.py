@@ -192,9 +192,9 @@ def _make_replica(entry: dict[str, Any], view: _View) -> Replica:
         registered=meta.get("registered", ""),
         rendered=None if view.rendered is None else key in view.rendered,
         balancer=str(known["state"]) if known else "",
-        difference=""
-        if view.rendered is None
-        else _describe_difference(worst["Status"], weight, known, view.reasons.get(key, "")),
+        difference="" if view.rendered is None else _describe_difference(worst["Status"], weight, known),
+        # The control plane's reason is of its latest probe, and nginx may have an earlier state.
+        reason=view.reasons.get(key, "") if known and known["state"] == EJECTED + CERTIFICATE else "",
         last_call=float(known.get("last_call", 0)) if known else 0.0,
         last_status=str(known.get("last_status", "")) if known else "",
     )
@@ -204,7 +204,7 @@ def _rank(status: str) -> int:
     return _ORDER.index(status) if status in _ORDER else len(_ORDER)
 
 
-def _describe_difference(check: str, weight: int, known: dict[str, Any] | None, reason: str) -> str:
+def _describe_difference(check: str, weight: int, known: dict[str, Any] | None) -> str:
     serves = check in ("passing", "warning") and weight > 0
     if serves and not known:
         return "the balancer does not have it"
@@ -215,9 +215,7 @@ def _describe_difference(check: str, weight: int, known: dict[str, Any] | None, 
     if known and known["state"] == HELD:
         return "the balancer holds it until the catalogue is complete again"
     if known and known["state"] != SERVING:
-        # The control plane has already found it to serve again, if there is no reason.
-        why = f" ({reason})" if reason and known["state"] == EJECTED + CERTIFICATE else ""
-        return f"the balancer has {known['state'].replace(':', ' it:')}{why}"
+        return f"the balancer has {known['state'].replace(':', ' it:')}"
     return ""
 
 

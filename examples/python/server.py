@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 
@@ -26,6 +27,21 @@ QUIET_SECONDS = 1
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # The grace of calls in flight; supervisord's stopwaitsecs is longer.
 GRACE_SECONDS = float((os.environ.get("GRPC_GRACE_SECONDS") or "20").rstrip("s"))
+
+
+def read_tls() -> grpc.ServerCertificateConfiguration:
+    """Reads the server's certificate, its key, and the CA of callers."""
+    names = ("GRPC_TLS_CERTIFICATE", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA")
+    texts = [Path(os.environ[name]).read_bytes() if os.environ.get(name) else None for name in names]
+    return grpc.ssl_server_certificate_configuration([(texts[1], texts[0])], texts[2])
+
+
+def fetch_tls() -> grpc.ServerCertificateConfiguration | None:
+    """Reads renewed files at each handshake; gRPC keeps the last ones instead of wrong ones."""
+    try:
+        return read_tls()
+    except OSError:
+        return None
 
 
 def answer(value: float) -> Answer:
@@ -66,7 +82,12 @@ async def serve(port: str) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     # The registrar reads the server's services from reflection where GRPC_SERVICES is not set.
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    server.add_insecure_port(f"0.0.0.0:{port}")
+    if os.environ.get("GRPC_TLS_CERTIFICATE"):
+        callers = bool(os.environ.get("GRPC_TLS_CLIENT_CA"))
+        tls = grpc.dynamic_ssl_server_credentials(read_tls(), fetch_tls, require_client_authentication=callers)
+        server.add_secure_port(f"0.0.0.0:{port}", tls)
+    else:
+        server.add_insecure_port(f"0.0.0.0:{port}")
     await server.start()
     for name in ("", SERVICE):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

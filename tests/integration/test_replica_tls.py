@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ import grpc
 import pytest
 
 from protos import api_pb2_grpc
+from status.text import explain
+from status.view import Source
 from testbed.calls import answers, greet, open_channel, say_hello, status
 from testbed.processes import Processes
 from testbed.wait import wait_for
+from tests.foreign.programs import LIBRARIES
+from tests.foreign.test_statuses import INTERNAL, TABLE, UNAVAILABLE, ended, goes_away, resets
+from tests.integration.test_registrar import environment, registrar, staying
+from tests.integration.test_registrar import server as agent
 from tests.support.certificates import Authority, Pair
-from tests.support.control_plane import Balancer
+from tests.support.control_plane import Balancer, line
 from tests.support.drivers import ROOT
 from tests.support.local import SLOT
+from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 # The first of six: calls, status.
@@ -64,6 +72,18 @@ def tls(pair: Pair, authority: Authority | None = None, **more: str) -> dict[str
     return {**files, **({"GRPC_TLS_CLIENT_CA": str(authority.path)} if authority else {}), **more}
 
 
+def agent_settings(variables: dict[str, str], directory: Path) -> str:
+    """Returns the settings that consul-start gives an agent with these variables."""
+    program = directory / "consul"
+    program.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    program.chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    env = {"PATH": path, **variables, "HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1"}
+    script = ROOT / "build/config/consul/usr/bin/consul-start"
+    done = subprocess.run([script], env=env, capture_output=True, text=True, timeout=20, check=True)
+    return next(one.removeprefix("-hcl=") for one in done.stdout.split("\0") if one.startswith("-hcl="))
+
+
 def secure(one: ServerProcess, app: str = APP, **given: Any) -> list[Any]:
     """The registration of a server with TLS."""
     return one.line(app=app, grpc_tls="true", **given)
@@ -98,6 +118,11 @@ def calling(target: str, threads: int = 4) -> Iterator[Counter[str]]:
         ended.set()
         for thread in running:
             thread.join()
+
+
+def busy(outcomes: Counter[str], before: Counter[str]) -> set[str]:
+    """The servers that have answered calls since then."""
+    return {name for name in list(outcomes) if outcomes[name] > before[name] + 10}
 
 
 def failures(outcomes: Counter[str]) -> dict[str, int]:
@@ -177,6 +202,18 @@ def test_a_replica_whose_certificate_does_not_verify_gets_no_call(
         assert status(balancer.target)[0] == "UNAVAILABLE"
 
 
+def test_status_names_the_reason(start: Start, authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue(APP, days=-1)
+    service = {"Name": APP, "ID": "one", "Address": ADDRESS, "Port": PORT, "Tags": ["grpc_server"]}
+    with ServerProcess("expired", ADDRESS, **tls(pair)) as one, agent(tmp_path / "consul.log", "-dev") as consul:
+        wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, "a leader")
+        consul.put("/v1/agent/service/register", service)
+        balancer = start(secure(one))
+        source = Source("127.0.0.1", consul.port, f"127.0.0.1:{balancer.port + 1}")
+        reason = "balancer       ejected: certificate: certificate has expired\n"
+        wait_for(lambda: explain(source.read().select(APP)), partial(contains, reason), 20, "the reason")
+
+
 def test_a_certificate_that_goes_wrong_ejects_the_replica_and_a_good_one_restores_it(
     start: Start, authority: Authority
 ) -> None:
@@ -238,7 +275,7 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
                 wait_for(
                     lambda: (
                         copy.read_text().partition("-----BEGIN PRIVATE")[0],
-                        served_certificate(servers[0], own, authority),
+                        served_certificate(ADDRESS, own, authority),
                     ),
                     renewed.__eq__,
                     5,
@@ -248,9 +285,18 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
         assert sum(outcomes.values()) > 200
 
 
-def served_certificate(one: ServerProcess, own: Pair, authority: Authority) -> str:
+def served_certificate(address: str, own: Pair, authority: Authority) -> str:
     """Returns the certificate that a new connection gets."""
-    command = ["openssl", "s_client", "-connect", f"{one.address}:{PORT}", "-alpn", "h2", "-CAfile", authority.path]
+    command: list[str | Path] = [
+        "openssl",
+        "s_client",
+        "-connect",
+        f"{address}:{PORT}",
+        "-alpn",
+        "h2",
+        "-CAfile",
+        authority.path,
+    ]
     done = subprocess.run(
         [*command, "-cert", own.certificate, "-key", own.key],
         input="",
@@ -289,18 +335,10 @@ def test_an_application_changes_to_tls_and_back_and_no_call_is_lost(start: Start
             # Without Consul the balancer keeps replicas that are no longer registered.
             for lines in steps:
                 balancer.control_plane.render(lines)
-                wanted = {one[1]: "serving" for one in lines}
-                wait_for(balancer.states, lambda found, wanted=wanted: set(wanted) <= set(found), 10, "they are known")
-                for address in wanted:
-                    wait_for_state(balancer, address, "serving")
-                before = Counter(outcomes)
+                for one in lines:
+                    wait_for_state(balancer, one[1], "serving")
                 names = {f"{'secure' if one in encrypted else 'clear'}-{one[1].rpartition('.')[2]}" for one in lines}
-                wait_for(
-                    lambda before=before: {name for name in outcomes if outcomes[name] > before[name] + 10},
-                    names.__le__,
-                    10,
-                    "all get calls",
-                )
+                wait_for(partial(busy, outcomes, Counter(outcomes)), names.__le__, 10, "all get calls")
         assert not failures(outcomes)
 
 
@@ -329,3 +367,84 @@ def test_wrong_variables_are_one_line_each(authority: Authority) -> None:
         assert done.returncode == 2
         assert done.stderr.startswith(message), done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
+    tools: None,  # noqa: ARG001
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    pair = authority.issue(APP)
+    log, output = tmp_path / "consul.log", tmp_path / "registrar.log"
+    own = tls(pair, authority, GRPC_TLS_CLIENT_NAME="load-balancer")
+    check = {"HEALTH_CHECK_TYPE": "grpc", "HEALTH_CHECK_ENDPOINT": "/protos.Ping", "HEALTH_CHECK_INTERVAL": "0.2"}
+
+    def find_check() -> tuple[str, str]:
+        checks = [one for one in (consul.get("/v1/agent/checks") or {}).values() if one["ServiceName"] == APP]
+        return (checks[0]["Status"], checks[0]["Output"]) if checks else ("none", "")
+
+    def passes(found: tuple[str, str]) -> bool:
+        return found[0] == "passing" and "success" in found[1]
+
+    with (
+        ServerProcess("secure-1", ADDRESS, **own) as server,
+        agent(log, "-dev", f"-hcl={agent_settings(own, tmp_path)}") as consul,
+    ):
+        wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
+        env = environment(consul.port, APP_ADDRESS=ADDRESS, APP_PORT=str(PORT), TAGS="grpc_server", **own, **check)
+        with staying(env, output):
+            wait_for(find_check, passes, 20, "the check passes")
+            (service,) = consul.get("/v1/agent/services").values()
+            assert service["Meta"]["grpc_tls"] == "true"
+            assert service["Meta"]["grpc_services"] == "protos.Ping"
+            assert registrar(env, "health").stderr == ""
+            # The server takes only certificates of the new CA, so that the check shows the agent's new ones.
+            before = output.read_text()
+            other = Authority(tmp_path, "other")
+            authority.path.write_bytes(other.path.read_bytes())
+            pair.replace_with(other.issue(APP, file="renewed"))
+            wait_for(output.read_text, partial(contains, "the agent has read it"), 10, f"the renewal, after {before}")
+            # A restored check is of the new certificate.
+            server.kill()
+            wait_for(find_check, lambda found: found[0] == "critical", 20, "the check fails")
+            server.start()
+            wait_for(find_check, passes, 20, "the check passes again")
+            assert served_certificate(ADDRESS, pair, authority) == pair.certificate.read_text()
+
+
+def test_a_call_that_a_replica_ends_has_the_same_status_as_without_tls(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.set_alpn_protocols(["h2"])
+    with closing(Scripted(ADDRESS, PORT, resets(2), context)) as replica:
+        balancer = start(line(ADDRESS, PORT, app=APP, grpc_tls="true"))
+        wait_for_state(balancer, ADDRESS, "serving")
+        for code, wanted in TABLE.items():
+            replica.script = resets(code)
+            status_of_call, message = ended(balancer)
+            assert (status_of_call, f" {code}" in str(message)) == (wanted, True), (code, message)
+        for script, wanted in (
+            (goes_away(0), UNAVAILABLE),
+            (lambda _: b"", UNAVAILABLE),
+            (resets(2, begun=True), INTERNAL),
+        ):
+            replica.script = script
+            assert ended(balancer)[0] == wanted
+
+
+def test_servers_of_other_libraries_are_verified(
+    start: Start, authority: Authority, processes: Processes, tmp_path: Path
+) -> None:
+    pair = authority.issue(APP)
+    go = next(one for one in LIBRARIES if one.name == "grpc-go")
+    assert go.server
+    targets = [f"{NETWORK}.8.{number}" for number in (1, 2)]
+    for address, issued in zip(targets, (pair, Authority(tmp_path, "stranger").issue(APP, file="fake")), strict=True):
+        env = tls(issued, authority)
+        processes.start(f"go-{address}", [*go.server(), f"{address}:{PORT}"], cwd=tmp_path, env={**os.environ, **env})
+    balancer = start(*(line(address, PORT, app=APP, grpc_tls="true") for address in targets))
+    wait_for_state(balancer, targets[0], "serving", 20)
+    wait_for_state(balancer, targets[1], "ejected: certificate")
+    for _ in range(20):
+        assert ended(balancer) == (0, "")

@@ -33,6 +33,8 @@ HOSTILE_SERVICES: tuple[dict[str, Any], ...] = (
     {"Address": "::1"},
     {"Address": "localhost"},
     {"Address": "unix:/run/supervisor.sock"},
+    # TLS needs Lua.
+    {"Meta": {"grpc_tls": "true"}},
     {"Port": 8500},
     {"Port": 8600},
     {"Port": 0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ class RawServer:
 
     Args:
         address, port: where.
+        context: of TLS; None for clear text.
         reply: returns what is sent on a connection (its number) for frames that have come, which are none when it has
             been made; None ends it.
 
@@ -27,10 +29,17 @@ class RawServer:
         open: those that are open.
     """
 
-    def __init__(self, address: str, port: int, reply: Callable[[int, list[Frame]], bytes | None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        reply: Callable[[int, list[Frame]], bytes | None],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.accepted = 0
         self.open: set[socket.socket] = set()
         self._reply = reply
+        self._context = context
         self._listener = socket.create_server((address, port), backlog=64)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -44,6 +53,8 @@ class RawServer:
 
     def _speak(self, connection: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError), connection:
+            if self._context:
+                connection = self._context.wrap_socket(connection, server_side=True)
             received, said = b"", self._reply(number, [])
             while said is not None:
                 connection.sendall(said)
@@ -72,11 +83,11 @@ class Scripted(RawServer):
         calls: how many have begun here.
     """
 
-    def __init__(self, address: str, port: int, script: Script) -> None:
+    def __init__(self, address: str, port: int, script: Script, context: ssl.SSLContext | None = None) -> None:
         self.script = script
         self.calls = 0
         self._lock = threading.Lock()
-        super().__init__(address, port, self._answer)
+        super().__init__(address, port, self._answer, context)
 
     def _answer(self, _number: int, found: list[Frame]) -> bytes | None:
         if not found:

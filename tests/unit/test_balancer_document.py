@@ -12,7 +12,7 @@ from balancer import document
 from balancer.fleet import Health, Replica
 from balancer.registration import Registration
 from balancer.routes import Route, RouteMemory, compute_routes
-from tests.support.fleet import build, replica
+from tests.support.fleet import build, registration, replica
 
 SINCE = "2026-01-02T03:04:05+00:00"
 
@@ -215,3 +215,10 @@ def test_a_replica_of_another_form_raises(name: str, value: object) -> None:
     built["replicas"][0][name] = value
     with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
         document.read_replicas(built)
+
+
+def test_a_replica_with_tls_says_so_and_can_be_read_again() -> None:
+    fleet = [replica("shop", 1, "shop.A"), Replica(registration=registration("shop", 2, "shop.A", tls=True), since=5)]
+    found = build(fleet)
+    assert [one.get("tls") for one in found["replicas"]] == [None, True]
+    assert document.read_replicas(found) == fleet

@@ -138,3 +138,17 @@ def test_the_replicas_of_an_earlier_run_are_registered_until_the_next_registrati
     fleet.apply([A], 20)
     assert [one.registration for one in fleet.absent] == [B]
     assert get(fleet, A).since == 5
+
+
+def test_a_replica_with_tls_serves_only_after_its_first_probe() -> None:
+    fleet = Fleet()
+    secure = replace(A, tls=True)
+    fleet.apply([secure, B], 10)
+    assert [one.state for one in fleet] == ["ejected: certificate", "serving"]
+    assert not get(fleet, secure).may_serve
+    fleet.set_health(secure.key, Health.SERVING, 11)
+    # The same registration again changes nothing; one without TLS is another replica.
+    fleet.apply([secure, B], 12)
+    assert get(fleet, A).state == "serving"
+    fleet.apply([A, replace(B, tls=True)], 13)
+    assert [one.state for one in fleet] == ["serving", "ejected: certificate"]

@@ -358,3 +358,13 @@ def test_a_line_of_another_form_is_refused_and_can_be_shown_as_json(text: str) -
     assert found == [WHOLE]
     assert len(refusals) == 1
     assert json.loads(json.dumps(vars(refusals[0]))) == vars(refusals[0])
+
+
+def test_tls_is_in_the_metadata_and_may_be_refused() -> None:
+    assert [take(meta={"grpc_tls": value}).tls for value in ("true", "false", "")] == [True, False, False]
+    assert not take(meta={}).tls
+    assert refuse(meta={"grpc_tls": "yes"}).reason == "grpc_tls must be true or false (got 'yes')"
+    parser = Parser([ip_network("10.0.0.0/8")], "LB_REPLICA_CA is not set")
+    found, refused = parse(line(meta={"grpc_tls": "true"}), line(name="other"), parser=parser)
+    assert [one.application for one in found] == ["other"]
+    assert [one.reason for one in refused] == ["it has TLS, and LB_REPLICA_CA is not set"]

@@ -733,3 +733,76 @@ def test_the_number_of_counted_methods_is_limited(monkeypatch: pytest.MonkeyPatc
     assert len({line.split('grpc_method="')[1].split('"')[0] for line in counted}) == 501
     assert 'grpc_service="other",grpc_method="other",application="shop"' in "".join(counted)
     assert sum(int(line.rpartition(" ")[2].removesuffix(".0")) for line in counted) == 1001
+
+
+def secure(number: int) -> Replica:
+    registered = registration("shop", number, "shop.A", tls=True)
+    return Replica(registration=registered, since=0)
+
+
+def test_a_pool_of_both_kinds_has_one_of_each() -> None:
+    one = Balancer(replica(1), secure(2), replica(3), secure(4))
+    pool = one.pool()
+    assert (one.view.tls, pool.tls) == (True, True)
+    kinds = {tls: [member.address for member in pool.kinds[tls].replicas.values()] for tls in (True, False)}
+    assert kinds == {True: ["10.0.0.2", "10.0.0.4"], False: ["10.0.0.1", "10.0.0.3"]}
+    assert (pool.kinds[True].tls, pool.kinds[False].tls) == (True, None)
+
+
+def test_a_pool_of_one_kind_has_no_others() -> None:
+    assert not Balancer(replica(1)).view.tls
+    one = Balancer(secure(1), secure(2))
+    assert (one.pool().tls, one.pool().kinds) == (True, None)
+
+
+def test_a_replica_that_changes_to_tls_is_another_one() -> None:
+    one = Balancer(replica(1))
+    before = one.replica(1)
+    one.publish([secure(1)], version="w")
+    assert not one.same(before, one.replica(1))
+    assert (before.tls, one.replica(1).tls) == (False, True)
+
+
+class Nginx:
+    """A worker's phases of a call."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.worker = Worker()
+        self.worker.time = 100.0
+        assert self.worker.post(build(replicas)) == 200
+        self.phases = self.worker.module("balancer")
+        self.variables = self.worker.ngx.var
+
+    def accept(self, request: int) -> str:
+        """Begins a call, and returns the upstream that is chosen."""
+        self.worker.request = request
+        self.worker.wall += 1
+        self.variables.uri, self.variables.lb_upstream, self.variables.lb_application = CALL, "grpc://grpc_replicas", ""
+        self.phases.accept()
+        return str(self.variables.lb_upstream)
+
+
+def test_every_try_of_a_call_is_of_the_kind_that_was_chosen_first() -> None:
+    nginx = Nginx(replica(1), secure(2), replica(3), secure(4))
+    wanted = {"grpc://grpc_replicas": {"10.0.0.1", "10.0.0.3"}, "grpcs://grpc_replicas_tls": {"10.0.0.2", "10.0.0.4"}}
+    chosen: Counter[str] = Counter()
+    for request in range(1, 9):
+        upstream = nginx.accept(request)
+        chosen[upstream] += 1
+        # The ejections of the call before are over.
+        nginx.worker.time = 100.0 + 10 * request
+        nginx.worker.connected.clear()
+        for _ in range(3):
+            nginx.phases.balance()
+        assert {address for address, _ in nginx.worker.connected} == wanted[upstream]
+        nginx.phases.finish()
+    assert chosen == dict.fromkeys(wanted, 4)
+
+
+def test_nginx_without_tls_has_no_replica_with_it() -> None:
+    nginx = Nginx(secure(1))
+    nginx.worker.request = 1
+    nginx.variables.uri, nginx.variables.lb_upstream = CALL, "grpc://grpc_replicas"
+    nginx.phases.accept()
+    nginx.phases.balance()
+    assert nginx.worker.connected == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from common.environment import ConfigError
 from registrar.agent import build_registration
 from registrar.checks import GrpcCheck, HttpCheck
 from registrar.config import RegistrarConfig
+from tests.support.certificates import Authority
 
 GOOD = {"APP_NAME": "hello_server", "APP_PORT": "7777", "CONSUL_PORT": "8500", "TAGS": "grpc_server", "HOSTNAME": "box"}
 
@@ -266,3 +269,40 @@ def test_registration_with_a_grpc_check_is_consuls() -> None:
         "FailuresBeforeCritical": 3,
         "Status": "critical",
     }
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> dict[str, str]:
+    """The variables of a server with TLS."""
+    authority = Authority(tmp_path)
+    pair = authority.issue("hello_server")
+    files = {"CERTIFICATE": pair.certificate, "KEY": pair.key, "CLIENT_CA": authority.path}
+    return {f"GRPC_TLS_{name}": str(path) for name, path in files.items()}
+
+
+def test_a_service_with_tls_says_so_and_its_check_uses_it(tls: dict[str, str]) -> None:
+    made = config(**tls, HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT="/protos.Ping")
+    body = build_registration(made, ["protos.Ping"], passing=True)
+    assert body["Meta"]["grpc_tls"] == "true"
+    assert (body["Check"]["GRPCUseTLS"], body["Check"]["TLSServerName"]) == (True, "hello_server")
+
+
+def test_a_check_of_another_server_has_no_tls(tls: dict[str, str]) -> None:
+    made = config(**tls, HEALTH_CHECK_TYPE="grpc", HEALTH_CHECK_ENDPOINT="127.0.0.1:7778")
+    body = build_registration(made, [], passing=True)
+    assert body["Check"]["GRPCUseTLS"] is False
+    assert "TLSServerName" not in body["Check"]
+
+
+def test_without_tls_there_is_no_word_of_it() -> None:
+    assert "grpc_tls" not in build_registration(config(), [], passing=True)["Meta"]
+
+
+def test_a_wrong_file_of_tls_is_one_line(tls: dict[str, str]) -> None:
+    assert problems(**tls, GRPC_TLS_CA="/nowhere") == [
+        "GRPC_TLS_CA: must be a readable file: No such file or directory (got '/nowhere')"
+    ]
+    del tls["GRPC_TLS_CLIENT_CA"]
+    assert problems(**tls) == ["GRPC_TLS_CA: must be set, because GRPC_TLS_CERTIFICATE is"]
+    del tls["GRPC_TLS_KEY"]
+    assert "GRPC_TLS_KEY: must be set, because GRPC_TLS_CERTIFICATE is" in problems(**tls)

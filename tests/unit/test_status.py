@@ -98,6 +98,11 @@ def test_an_explanation_ends_with_the_first_step_that_is_missing(given: dict[str
     assert explain(status(replica(**given))).endswith(end)
 
 
+def test_the_reason_for_a_certificate_that_is_not_accepted_is_named() -> None:
+    shown = explain(status(replica(balancer="ejected: certificate", reason="certificate has expired")))
+    assert "balancer       ejected: certificate: certificate has expired\n" in shown
+
+
 def test_a_refusal_is_found_by_application_address_and_port() -> None:
     reason = "10.0.0.2 is not in PEER_CIDR"
     entry = {"application": "shop", "address": "10.0.0.2", "port": 7777, "reason": reason}

@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -17,6 +19,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/keepalive"
@@ -221,6 +224,28 @@ func serverOptions() ([]grpc.ServerOption, error) {
 	return options, nil
 }
 
+// TLS by the variables of grpc_server.
+func tlsOptions() ([]grpc.ServerOption, error) {
+	certificate := os.Getenv("GRPC_TLS_CERTIFICATE")
+	if certificate == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(certificate, os.Getenv("GRPC_TLS_KEY"))
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}}
+	if authority := os.Getenv("GRPC_TLS_CLIENT_CA"); authority != "" {
+		text, err := os.ReadFile(authority)
+		if err != nil {
+			return nil, err
+		}
+		config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+		config.ClientCAs.AppendCertsFromPEM(text)
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}, nil
+}
+
 func serve(target string) error {
 	listener, err := net.Listen("tcp", target)
 	if err != nil {
@@ -230,7 +255,11 @@ func serve(target string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(options...)
+	secured, err := tlsOptions()
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(append(options, secured...)...)
 	streams := []grpc.StreamDesc{}
 	for name, handler := range map[string]grpc.StreamHandler{
 		"Unary": unary, "ServerStream": serverStream, "ClientStream": clientStream, "Bidi": bidi,
