@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from balancer import certificates
+from balancer import certificates, connections
 from common.environment import EnvironmentReader, host_port, parse_host_port
 
 Network = IPv4Network | IPv6Network
@@ -36,6 +36,8 @@ class BalancerConfig:
         socket: the Unix socket of the control plane's HTTP API.
         answers: the Unix socket of health and reflection for all applications.
         certificates: the files for TLS with callers; nginx gets copies in the directory ``copies``.
+        listeners: nginx's addresses for calls; empty if one is wrong.
+        max_connections: the most connections of a client address; 0 for no limit.
     """
 
     mode: str
@@ -49,6 +51,8 @@ class BalancerConfig:
     answers: Path = Path("run/answers.sock")
     copies: Path = Path("run")
     certificates: certificates.Files = field(default_factory=certificates.Files)
+    listeners: tuple[connections.Listener, ...] = (connections.Listener(port=5000),)
+    max_connections: int = 0
     consul_token: str = field(default="", repr=False)
 
     @property
@@ -64,6 +68,7 @@ class BalancerConfig:
             ConfigError: with a line for each variable that is wrong.
         """
         reader = EnvironmentReader(env)
+        files = _read_certificates(reader)
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
@@ -72,11 +77,13 @@ class BalancerConfig:
             nginx_url="http://"
             + host_port(reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)),
             consul_token=reader.text("CONSUL_HTTP_TOKEN", ""),
-            certificates=_read_certificates(reader),
+            certificates=files,
+            listeners=_read_listeners(reader, tls=files.certificate is not None),
+            max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
         )
+        if config.max_connections and not config.publishes:
+            reader.add_problem(connections.LIMIT, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         # nginx's configuration is rendered from these.
-        for address in reader.text("LB_LISTEN", "0.0.0.0:5000").split():
-            _check_listen(reader, address, tls=config.certificates.certificate is not None)
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
         _read_networks(reader, "LB_ALLOW", "")
@@ -100,6 +107,13 @@ def _read_certificates(reader: EnvironmentReader) -> certificates.Files:
     for name, problem in certificates.describe(files).items():
         reader.add_problem(name, problem)
     return files
+
+
+def _read_listeners(reader: EnvironmentReader, *, tls: bool) -> tuple[connections.Listener, ...]:
+    listen, problems = reader.text("LB_LISTEN", "0.0.0.0:5000"), len(reader.problems)
+    for address in listen.split():
+        _check_listen(reader, address, tls=tls)
+    return tuple(connections.read_listeners(listen)) if len(reader.problems) == problems else ()
 
 
 def _check_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> None:

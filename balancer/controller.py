@@ -15,6 +15,7 @@ from balancer import document, snapshot
 from balancer.catalogue import Catalogue
 from balancer.certificates import Certificates
 from balancer.config import BalancerConfig
+from balancer.connections import Connections
 from balancer.errors import BalancerError
 from balancer.files import follow_text
 from balancer.fleet import Fleet, Health, Replica
@@ -49,6 +50,7 @@ class Controller:
         self._encoder = document.Encoder()
         self._publisher = Publisher(config, self._encode)
         self._certificates = Certificates(config.certificates, config.copies, self._publisher.request)
+        self._connections = Connections(config.max_connections, config.listeners, self._publisher.request)
         self._prober = Prober(report=self._apply_health)
         self._left = asyncio.Event()
         self._changed, self._updated = time.monotonic(), time.time()
@@ -64,7 +66,7 @@ class Controller:
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
-            tasks += [self._follow_absent(), self._watch_catalogue()]
+            tasks += [self._follow_absent(), self._watch_catalogue(), self._connections.follow()]
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
         try:
@@ -220,6 +222,7 @@ class Controller:
             updated=self._updated,
             catalogue=self._published_catalogue,
             certificates=self._certificates.expiries,
+            crowded=self._connections.crowded,
         )
         return self._encoder.encode(content)
 

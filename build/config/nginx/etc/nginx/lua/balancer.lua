@@ -206,6 +206,12 @@ local function state_of(replica)
     return replica.serves and ejection.is_ejected(replica, clock.now()) and "ejected: refused" or replica.state
 end
 
+-- The latest document.
+function _M.document()
+    refresh()
+    return view.document
+end
+
 -- For init_worker_by_lua.
 function _M.init_worker()
     metrics.init_worker(function()
@@ -219,7 +225,8 @@ function _M.metrics()
     refresh()
     ngx.header.content_type = "text/plain; version=0.0.4; charset=utf-8"
     metrics.say(
-        view.replicas, state_of, clock.now() - view.document.changed, view.document.certificates or {}
+        view.replicas, state_of, clock.now() - view.document.changed, view.document.certificates or {},
+        view.document.crowded or {}
     )
 end
 

@@ -280,8 +280,9 @@ local function say_histograms(histograms)
     end
 end
 
--- Answers /metrics in Prometheus' text format. `age_seconds`: since the last change of the replicas.
-function _M.say(replicas, state_of, age_seconds, certificates)
+-- Answers /metrics in Prometheus' text format. `age_seconds`: since the last change of the replicas. `certificates` and
+-- `crowded` are the document's.
+function _M.say(replicas, state_of, age_seconds, certificates, crowded)
     flush()
     local present, states = {}, {}
     for _, replica in ipairs(replicas) do
@@ -301,6 +302,8 @@ function _M.say(replicas, state_of, age_seconds, certificates)
     say_family("grpc_lb_replicas", "gauge", "Replicas by state.", { "application", "state" }, states)
     say_family("grpc_lb_certificate_expiration_timestamp_seconds", "gauge",
         "The end of a certificate's validity, in seconds since 1970.", { "variable" }, certificates)
+    say_head("grpc_lb_crowded_addresses", "gauge", "Client addresses that are refused for too many connections.")
+    ngx.say("grpc_lb_crowded_addresses ", #crowded)
     say_head("grpc_lb_last_update_age_seconds", "gauge", "Time since the list of replicas last changed.")
     ngx.say(string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end
