@@ -46,10 +46,9 @@ SILENT = 2000
 HANDSHAKE_SECONDS, LATE_SECONDS = 10.0, 5.0
 PROBE_SECONDS = 2.0
 # The time that other programs may take a core, and the factor by which calls may take longer.
-MARGIN_SECONDS, MORE_TIME = 0.1, 2
-# An error of one client is not an error of the balancer.
+MARGIN_SECONDS, MORE_TIME = 1.0, 2
 _TROUBLE = re.compile(r"\[(error|crit|alert|emerg)\]")
-_MOST_LINES = 20
+_EXPECTED = re.compile(r"SSL_do_handshake\(\) failed|ignoring stale global SSL error")
 
 
 class Stack:
@@ -146,8 +145,12 @@ class Probe:
 
 
 @contextmanager
-def unnoticed(tls: Stack) -> Iterator[None]:
-    """Asserts that what the block does has no effect on other callers, on the workers and on the log."""
+def unnoticed(tls: Stack, wrong_handshakes: int = 0) -> Iterator[None]:
+    """Asserts that what the block does has no effect on other callers, on the workers and on the log.
+
+    nginx logs a wrong handshake in one line, with a level that depends on OpenSSL's reason, and the signature of a
+    wrong CA in another.
+    """
     with Probe(tls) as before:
         time.sleep(PROBE_SECONDS)
     workers, had, memory, lines = tls.workers, tls.descriptors, tls.memory_mib, len(tls.log())
@@ -162,7 +165,8 @@ def unnoticed(tls: Stack) -> Iterator[None]:
     wait_for(lambda: tls.descriptors, lambda now: now < had + 30, 20, f"the descriptors are back at {had}")
     wait_for(lambda: tls.memory_mib, lambda now: now < memory * 1.3 + 8, 40, f"the memory is back at {memory:.0f} MiB")
     trouble = [one for one in tls.log()[lines:] if _TROUBLE.search(one)]
-    assert len(trouble) < _MOST_LINES, trouble[:5]
+    assert not [one for one in trouble if not _EXPECTED.search(one)]
+    assert len(trouble) <= wrong_handshakes, trouble
 
 
 def read_to_end(connection: socket.socket) -> bytes:
@@ -187,12 +191,12 @@ def send(tls: Stack, content: bytes) -> bytes:
 def test_bytes_that_are_no_handshake_end_their_own_connection(tls: Stack) -> None:
     inputs = hostile.wrong_bytes()
     assert len(inputs) > 150
-    with unnoticed(tls), ThreadPoolExecutor(4) as pool:
+    with unnoticed(tls, len(inputs)), ThreadPoolExecutor(4) as pool:
         answers = dict(zip(inputs, pool.map(partial(send, tls), inputs.values()), strict=True))
     for what, answer in answers.items():
-        # An alert, a part of a handshake, nginx's answer to a clear-text request, or nothing.
-        assert not answer or answer[0] in (21, 22) or answer.startswith(b"HTTP/1.1 400 "), (what, answer[:80])
-        assert b"grpc-status" not in answer, what
+        # An alert, a part of a handshake, a refusal of a request in clear text, or nothing.
+        refused = answer.startswith(b"HTTP/1.1 400 ") or b"grpc-status: 13" in answer
+        assert not answer or answer[0] in (21, 22) or refused, (what, answer[:80])
 
 
 @pytest.mark.parametrize("count", [20])
@@ -253,10 +257,7 @@ def talk(tls: Stack, context: ssl.SSLContext, content: bytes) -> bytes | str:
     try:
         with context.wrap_socket(tls.connect()) as connection:
             connection.sendall(content)
-            connection.settimeout(1)
-            with suppress(TimeoutError):
-                return read_to_end(connection)
-            return b""
+            return read_to_end(connection)
     except (ssl.SSLError, ConnectionError) as error:
         return str(error)
 
@@ -277,7 +278,7 @@ def test_protocols_that_grpc_does_not_use_get_no_call_through(tls: Stack, repeat
                 # HTTP/1.1 does not know HTTP/2's preface.
                 answer = talk(tls, context_with(*protocols), CALL)
                 assert isinstance(answer, bytes)
-                assert answer.startswith(b"HTTP/1.1 400 ") or b"grpc-status: 13" in answer, answer
+                assert b"grpc-status: 13" in answer, answer
                 # A call of HTTP/1.1 needs a certificate too.
                 answer = talk(tls, context_with(*protocols), hostile.HTTP1)
                 assert isinstance(answer, bytes)
@@ -311,7 +312,7 @@ def test_certificates_of_callers_are_checked(tls: Stack) -> None:
         (deep[2], REFUSED),
         (issue("larger", hostile.LARGER), "UNAVAILABLE "),
     ]
-    with unnoticed(tls):
+    with unnoticed(tls, len(cases)):
         for pair, expected in cases:
             status, subjects = tls.call(pair, ("x-client-certificate-subject", "CN=admin"))
             assert status.startswith(expected), (pair.certificate.name, status)

@@ -21,10 +21,13 @@ from tests.support import frames
 from tests.support.certificates import Pair
 
 _CALL = frames.PREFACE + frames.CALL + frames.frame(frames.DATA, frames.END_STREAM, 1, frames.message(b""))
-HTTP1 = b"POST /protos.Ping/SayHello HTTP/1.1\r\nHost: test\r\nContent-Type: application/grpc\r\nContent-Length: 5\r\n\r\n"
+HTTP1 = (
+    b"POST /protos.Ping/SayHello HTTP/1.1\r\nHost: test\r\nContent-Type: application/grpc\r\nContent-Length: 5\r\n"
+    b"Connection: close\r\n\r\n\0\0\0\0\0"
+)
 CLEAR_TEXT = {
     "a call in clear text": _CALL,
-    "a call of HTTP/1.1 in clear text": HTTP1 + b"\0" * 5,
+    "a call of HTTP/1.1 in clear text": HTTP1,
     "the proxy protocol": b"PROXY TCP4 127.0.0.1 127.0.0.2 1 2\r\n" + _CALL,
     "a line without end": b"GET /" + b"a" * 50_000,
 }
