@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from balancer import connections
 from balancer.certificates import CALLERS, CERTIFICATE, REPLICAS
 from common.certificates import Files, read_files
 from common.consul_access import PLAIN, ConsulAccess
@@ -41,6 +42,8 @@ class BalancerConfig:
         answers: the Unix socket of health and reflection for all applications.
         certificates: the files for TLS with callers; nginx gets copies in the directory ``copies``.
         replica_certificates: the same for TLS with replicas.
+        listeners: nginx's addresses for calls; empty if one is wrong.
+        max_connections: the most connections of a client address; 0 for no limit.
     """
 
     mode: str
@@ -59,6 +62,8 @@ class BalancerConfig:
     certificates: Files = field(default_factory=lambda: Files(variables=CALLERS))
     replica_certificates: Files = field(default_factory=lambda: Files(variables=REPLICAS))
     access: ConsulAccess = PLAIN
+    listeners: tuple[connections.Listener, ...] = (connections.Listener(port=5000),)
+    max_connections: int = 0
 
     @property
     def publishes(self) -> bool:
@@ -87,9 +92,9 @@ class BalancerConfig:
         metrics = reader.host("METRICS_ADDRESS", bind), reader.integer("METRICS_PORT", 0, low=0, high=65535)
         certificate_files = _read_certificates(reader, CALLERS)
         # nginx's configuration is rendered from these.
+        listen = reader.text("LB_LISTEN", "0.0.0.0:5000")
         listened = [
-            _read_listen(reader, text, tls=certificate_files.certificate is not None)
-            for text in reader.text("LB_LISTEN", "0.0.0.0:5000").split()
+            _read_listen(reader, text, tls=certificate_files.certificate is not None) for text in listen.split()
         ]
         config = cls(
             mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
@@ -101,7 +106,11 @@ class BalancerConfig:
             access=access,
             certificates=certificate_files,
             replica_certificates=_read_certificates(reader, REPLICAS),
+            listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
+            max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
         )
+        if config.max_connections and not config.publishes:
+            reader.add_problem(connections.LIMIT, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
         _read_networks(reader, "LB_ALLOW", "")

@@ -16,6 +16,7 @@ from balancer.addresses import Addresses
 from balancer.catalogue import Catalogue
 from balancer.certificates import CALLERS_COPIES, REPLICAS_COPIES, Certificates
 from balancer.config import BalancerConfig
+from balancer.connections import Connections
 from balancer.consul_template import ConsulTemplate
 from balancer.errors import BalancerError
 from balancer.files import follow_text
@@ -58,6 +59,7 @@ class Controller:
             config.replica_certificates, (replicas[0], replicas[1]), self._apply_replica_certificates
         )
         self._consul_template = ConsulTemplate(config.access.files, config.consul_template_pid)
+        self._connections = Connections(config.max_connections, config.listeners, self._publisher.request)
         self._prober = Prober(report=self._apply_health)
         self._left = asyncio.Event()
         self._changed, self._updated = time.monotonic(), time.time()
@@ -75,7 +77,7 @@ class Controller:
         if self._config.publishes:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
-            tasks += [self._follow_absent(), self._watch_catalogue()]
+            tasks += [self._follow_absent(), self._watch_catalogue(), self._connections.follow()]
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
         try:
@@ -249,6 +251,7 @@ class Controller:
             updated=self._updated,
             catalogue=self._published_catalogue,
             certificates=self._certificates.expiries | self._replica_certificates.expiries,
+            crowded=self._connections.crowded,
         )
         return self._encoder.encode(content)
 

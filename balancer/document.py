@@ -15,8 +15,9 @@
 ``default``       the number of the pool of all other calls; missing if they have none.
 ``catalogue``     the state of Consul's catalogue (see catalogue.py); ``access`` is empty while Consul answers in full.
 ``certificates``  by variable, the end of a certificate's validity, in seconds since 1970.
+``crowded``       a list of client addresses with too many connections; missing if there are none.
 
-nginx reads it in lua/configuration.lua and lua/fleet.lua.
+nginx reads it in lua/configuration.lua, lua/fleet.lua and lua/crowd.lua.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Content:
     updated: float = 0.0
     catalogue: Mapping[str, Any] = field(default_factory=dict)
     certificates: Mapping[str, float] = field(default_factory=dict)
+    crowded: Sequence[str] = ()
 
 
 class Encoder:
@@ -121,6 +123,7 @@ def _build_frame(content: Content, sets: Iterable[tuple[str, ...]]) -> dict[str,
         "routes": routes,
         "catalogue": dict(content.catalogue),
         "certificates": dict(content.certificates),
+        **({"crowded": list(content.crowded)} if content.crowded else {}),
         **({"default": default} if default else {}),
         "pools": pools.entries,
     }

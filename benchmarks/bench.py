@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.plan import Plan
 from local_stack.settings import port_in_use
 from testbed import programs, render
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx
+from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
 from testbed.processes import Processes
@@ -90,6 +90,10 @@ class Bench:
         """Returns the other balancers, each at a port of its own."""
         kinds: list[type[Balancer]] = [OriginalNginx, HAProxy, Envoy]
         return [kind(self.processes, port) for port, kind in enumerate(kinds, self.port + 1)]
+
+    def tls_candidates(self) -> list[Balancer]:
+        """Returns balancers with TLS for callers; the first needs three ports."""
+        return [TlsNginx(self.processes, self.port + 10), TlsHAProxy(self.processes, self.port + 13)]
 
     def say(self, text: str) -> None:
         """Prints progress."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from testbed import programs, render
 from testbed.calls import wait_for_answers
 from testbed.catalogue import catalogue
+from testbed.certificate import wait_for_handshake, write_pair
 from testbed.errors import BenchmarkError
 from testbed.processes import Processes, children
 from testbed.wait import wait_for
@@ -34,6 +35,8 @@ class Balancer:
     how = ""
     # The program, unless it is one of the stack's.
     program = ""
+    # Whether its callers speak TLS.
+    tls = False
 
     def __init__(self, processes: Processes, port: int) -> None:
         self.processes = processes
@@ -58,7 +61,7 @@ class Balancer:
         self.directory.mkdir(parents=True)
         with self.processes.explained(self.name, self._log):
             self._launch(peers)
-            ready(self.target)
+            (wait_for_handshake if self.tls else ready)(self.target)
 
     def stop(self) -> None:
         """Ends it."""
@@ -151,6 +154,22 @@ class LoggingNginx(LuaNginx):
     variables: Mapping[str, str] = {**LuaNginx.variables, "LB_ACCESS_LOG": "on"}
 
 
+class TlsNginx(LuaNginx):
+    """The same with TLS for callers, and with metrics and the access log, as in the stack."""
+
+    name = "this stack's nginx, TLS with callers"
+    tls = True
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        own = self.directory / "run/certificate.pem"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        # In the stack the control plane copies it there.
+        write_pair(own)
+        files = {"LB_TLS_CERTIFICATE": str(own), "LB_TLS_KEY": str(own)}
+        self.variables = {"METRICS_PORT": str(self.port + 2), "LB_ACCESS_LOG": "on", **files}
+        super()._launch(peers)
+
+
 class StaticNginx(LuaNginx):
     """The stack's own nginx with NGINX_UPDATE=reload: nginx's own round robin, and no Lua."""
 
@@ -207,7 +226,11 @@ class HAProxy(Balancer):
                 self._say(f"set server grpc_servers/replica{slot} state ready")
 
     def _launch(self, peers: Sequence[str]) -> None:
-        values = {"PORT": str(self.port), "WORKERS": str(worker_count()), "SLOTS": str(_SLOTS)}
+        tls = ""
+        if self.tls:
+            write_pair(self.directory / "certificate.pem")
+            tls = " ssl crt certificate.pem alpn h2 ssl-min-ver TLSv1.2 prefer-client-ciphers no-tls-tickets"
+        values = {"PORT": str(self.port), "WORKERS": str(worker_count()), "SLOTS": str(_SLOTS), "TLS": tls}
         (self.directory / "haproxy.cfg").write_text(render.fill("haproxy.cfg", values))
         self._slots: dict[str, int] = {}
         self._spawn([programs.program(self.program), "-f", "haproxy.cfg", "-db"])
@@ -227,6 +250,13 @@ class HAProxy(Balancer):
         # It answers a change of an address only.
         if answer and "changed" not in answer and "no need to change" not in answer:
             raise BenchmarkError(f"HAProxy: {command}: {answer}")
+
+
+class TlsHAProxy(HAProxy):
+    """The same with TLS for callers."""
+
+    name = "HAProxy, TLS with callers"
+    tls = True
 
 
 class Envoy(Balancer):

@@ -53,7 +53,9 @@ class Load:
         return self.answered / self.seconds
 
 
-def h2load(processes: Processes, target: str, calls: int, answer: str, shape: Shape = USUAL) -> Load:
+def h2load(
+    processes: Processes, target: str, calls: int, answer: str, shape: Shape = USUAL, *, tls: bool = False
+) -> Load:
     """Makes a fixed number of calls with a short greeting.
 
     Args:
@@ -63,8 +65,10 @@ def h2load(processes: Processes, target: str, calls: int, answer: str, shape: Sh
         answer: a greeting of the length that every answer has: h2load sees no gRPC status, so the bytes of the
             answers are counted.
         shape: connections and calls at a time.
+        tls: with TLS, whose handshakes belong to the time; h2load does not check certificates.
     """
-    return read_h2load(_h2load(processes, target, calls, shape, GREETING, []), calls, answer)
+    url = f"{'https' if tls else 'http'}://{target}{_METHOD}"
+    return read_h2load(_h2load(processes, url, calls, shape, GREETING, []), calls, answer)
 
 
 def timed_h2load(
@@ -73,18 +77,17 @@ def timed_h2load(
     """Makes calls of servers that answer with the greeting, and returns the seconds of each call too."""
     log = processes.directory / "h2load.tsv"
     log.unlink(missing_ok=True)
-    output = _h2load(processes, target, calls, shape, greeting, ["--log-file", log])
+    url = f"http://{target}{_METHOD}"
+    output = _h2load(processes, url, calls, shape, greeting, ["--log-file", log])
     return read_h2load(output, calls, greeting), read_times(log.read_text())
 
 
-def _h2load(
-    processes: Processes, target: str, calls: int, shape: Shape, greeting: str, more: Sequence[str | Path]
-) -> str:
+def _h2load(processes: Processes, url: str, calls: int, shape: Shape, greeting: str, more: Sequence[str | Path]) -> str:
     request = processes.directory / "request"
     request.write_bytes(render.message(greeting))
     command: list[str | Path] = [programs.program("h2load"), "-n", str(calls), "-c", str(shape.connections)]
     command += ["-m", str(shape.streams), "-t", "1", "-d", request, *more]
-    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{target}{_METHOD}"]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", url]
     return processes.run(command, cwd=processes.directory, timeout_seconds=300)
 
 

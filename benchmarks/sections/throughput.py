@@ -9,7 +9,7 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Envoy, HAProxy, OriginalNginx
+from testbed.balancers import Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
@@ -21,6 +21,15 @@ TURN_CALLS = 4000
 OURS = "this stack"
 _NAME = "hello_server-1"
 _MICRO = 1_000_000
+
+
+@dataclass(frozen=True)
+class Target:
+    """The address of a candidate and its processes."""
+
+    address: str
+    pids: list[int]
+    tls: bool = False
 
 
 @dataclass
@@ -37,8 +46,8 @@ def run(bench: Bench) -> report.Section:
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
     missing: dict[str, str] = {}
     with ExitStack() as stops:
-        targets = {OURS: (bench.stack.target, bench.stack.nginx())}
-        for one in bench.candidates():
+        targets = {OURS: Target(bench.stack.target, bench.stack.nginx())}
+        for one in bench.candidates() + bench.tls_candidates():
             try:
                 one.start(peers)
             except MissingError as error:
@@ -46,8 +55,8 @@ def run(bench: Bench) -> report.Section:
                 continue
             stops.callback(one.stop)
             assert one.process is not None  # noqa: S101 - it has just been started
-            targets[one.name] = (one.target, descendants(one.process.pid))
-        for target, _ in targets.values():
+            targets[one.name] = Target(one.target, descendants(one.process.pid), one.tls)
+        for target in targets.values():
             _load(bench, target)
         figures = {name: Figures() for name in targets}
         for number in range(bench.plan.rounds):
@@ -56,7 +65,7 @@ def run(bench: Bench) -> report.Section:
     return _section(figures, missing)
 
 
-def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dict[str, Figures]) -> None:
+def _round(bench: Bench, targets: dict[str, Target], figures: dict[str, Figures]) -> None:
     """Measures all candidates in turns, because the speed of a machine changes within seconds."""
     turns = max(1, bench.plan.throughput_calls // TURN_CALLS)
     seconds, used = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0)
@@ -64,10 +73,10 @@ def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dic
     for turn in range(turns):
         # The order changes from turn to turn.
         for name in list(targets) if turn % 2 == 0 else reversed(targets):
-            target, pids = targets[name]
-            before = cpu_seconds(pids)
+            target = targets[name]
+            before = cpu_seconds(target.pids)
             load = _load(bench, target)
-            used[name] += cpu_seconds(pids) - before
+            used[name] += cpu_seconds(target.pids) - before
             seconds[name] += load.seconds
         answered += load.answered
     for name in targets:
@@ -75,11 +84,11 @@ def _round(bench: Bench, targets: dict[str, tuple[str, list[int]]], figures: dic
         figures[name].micros.append(used[name] / answered * _MICRO)
 
 
-def _load(bench: Bench, target: str) -> Load:
+def _load(bench: Bench, target: Target) -> Load:
     calls = min(TURN_CALLS, bench.plan.throughput_calls)
-    load = h2load(bench.processes, target, calls, f"Hello from {_NAME}.")
+    load = h2load(bench.processes, target.address, calls, f"Hello from {_NAME}.", tls=target.tls)
     if load.failed:
-        raise BenchmarkError(f"{target}: {load.failed} of {calls} calls were not answered")
+        raise BenchmarkError(f"{target.address}: {load.failed} of {calls} calls were not answered")
     return load
 
 
@@ -90,7 +99,9 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
             "h2load makes unary calls to three replicas of the stack (`grpc_server`, one process each), "
             f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, through each candidate in turns. Client, "
             "balancer and replicas share the machine, so the result depends on the processor time of a call in all of "
-            "them. Answers are counted by their bytes; a call without an answer ends the run."
+            "them. Answers are counted by their bytes; a call without an answer ends the run. With TLS the handshakes "
+            f"of the connections, one for {TURN_CALLS // CONNECTIONS} calls, belong to the time; certificates are of "
+            "P-256."
         ),
     )
     rates = {name: Spread.of(found.rates) for name, found in figures.items()}
@@ -105,6 +116,10 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
             continue
         judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", target, partial(le, least))
         section.targets.append(judged)
+    if TlsHAProxy.name in rates:
+        compared = ratios(rates[TlsNginx.name], rates[TlsHAProxy.name])
+        what = f"Calls a second, {TlsNginx.name}, over {TlsHAProxy.name}"
+        section.targets.append(report.judge(what, compared, "times", report.NO_TARGET, partial(le, 0.0)))
     rows = []
     for name, found in figures.items():
         micros = Spread.of(found.micros)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from testbed.processes import Processes
 from testbed.programs import ghz
 from testbed.wait import wait_for
 from tests.foreign.programs import tool
+from tests.support import frames
 from tests.support.certificates import Authority, Pair
 from tests.support.control_plane import Balancer, line
 from tests.support.drivers import ROOT, LocalDriver
@@ -106,6 +108,34 @@ def test_tls_and_clear_text_are_served_at_once(start: Start, authority: Authorit
     call: list[str | Path] = ["-cacert", authority.path, "-d", '{"greeting": "x"}', one.target, "protos.Ping/SayHello"]
     found = subprocess.run([tool("grpcurl"), *call], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(found.stdout) == {"greeting": "Hello from server-1."}
+
+
+def data_segments(connection: socket.socket) -> int:
+    """Returns how many segments with data have arrived (tcp_info of linux/tcp.h, tcpi_data_segs_in)."""
+    return int(struct.unpack_from("=I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 152)[0])
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_an_answer_is_sent_in_one_segment(start: Start, authority: Authority, tls: bool) -> None:
+    clear = f"127.0.0.1:{_PORT + 3}"
+    one = start(LB_LISTEN=f"127.0.0.1:{_PORT} grpc://{clear}")
+    host, _, port = (one.target if tls else clear).rpartition(":")
+    context = ssl.create_default_context(cafile=str(authority.path))
+    context.set_alpn_protocols(["h2"])
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    with context.wrap_socket(connection, server_hostname="localhost") if tls else connection as caller:
+        caller.sendall(frames.PREFACE)
+        segments, rest = [], b""
+        for stream in range(1, 60, 2):
+            before = data_segments(caller)
+            message = frames.frame(frames.DATA, frames.END_STREAM, stream, frames.message(b""))
+            caller.sendall(frames.headers(frames.HEAD, stream=stream) + message)
+            answered: list[frames.Frame] = []
+            while not any(found.stream == stream and found.flags & frames.END_STREAM for found in answered):
+                answered, rest = frames.whole(rest + caller.recv(65_536))
+            segments.append(data_segments(caller) - before)
+    # On a busy machine the parts of an answer may reach nginx one after the other.
+    assert min(segments) == 1, segments
 
 
 @pytest.mark.parametrize(

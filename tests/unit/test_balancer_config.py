@@ -107,3 +107,10 @@ def test_every_problem_has_a_line() -> None:
         "LB_STATUS_PORT": "65536",
     }
     assert {line.split(":")[0] for line in problems(**wrong)} == set(wrong)
+
+
+def test_the_limit_of_connections_needs_the_dynamic_mode() -> None:
+    assert config(LB_MAX_CONNECTIONS_PER_ADDRESS="7").max_connections == 7
+    assert problems(LB_MAX_CONNECTIONS_PER_ADDRESS="7", NGINX_UPDATE="reload") == [
+        "LB_MAX_CONNECTIONS_PER_ADDRESS: needs NGINX_UPDATE=dynamic (got NGINX_UPDATE=reload)"
+    ]

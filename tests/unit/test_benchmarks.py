@@ -81,7 +81,8 @@ def test_the_plot_is_xml_with_every_label() -> None:
 
 @pytest.mark.parametrize("name", ["original.conf", "haproxy.cfg", "envoy.yaml", "backend.conf"])
 def test_every_configuration_is_filled(name: str) -> None:
-    values = {"PORT": "1", "WORKERS": "2", "SLOTS": "3", "DIRECTORY": "/d", "SERVERS": render.servers(PEERS)}
+    values = {"PORT": "1", "WORKERS": "2", "SLOTS": "3", "DIRECTORY": "/d", "TLS": " ssl"}
+    values["SERVERS"] = render.servers(PEERS)
     assert "@PORT@" not in render.fill(name, values)
     with pytest.raises(BenchmarkError, match="nothing fills"):
         render.fill(name, {})

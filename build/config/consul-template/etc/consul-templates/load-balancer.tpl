@@ -7,6 +7,7 @@ reload, restart  They are the servers of the upstream, and this file is rendered
 {{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
 {{ $tls := ne (env "LB_TLS_CERTIFICATE") "" }}{{ $verifies := ne (env "LB_TLS_CLIENT_CA") "" -}}
 {{ $replicas := and (not $static) (ne (env "LB_REPLICA_CA") "") -}}
+{{ $crowds := ne (envOrDefault "LB_MAX_CONNECTIONS_PER_ADDRESS" "0" | parseInt) 0 -}}
 
 {{- /* An IPv4 address as a number. */ -}}
 {{ define "number" }}{{ $number := 0 -}}
@@ -136,7 +137,7 @@ server {
     {{- else }}
     ssl_certificate ../../run/certificate.pem;
     ssl_certificate_key ../../run/certificate.pem;
-    ssl_certificate_by_lua_block { require("tls").handshake({{ $verifies }}) }
+    ssl_certificate_by_lua_block { {{ if $crowds }}require("crowd").refuse_connection() {{ end }}require("tls").handshake({{ $verifies }}) }
     {{- end }}
     {{- end }}
     # A caller can't set it.
@@ -191,7 +192,7 @@ server {
     {{- end }}
     {{- range sprig_list "health.v1.Health" "reflection.v1.ServerReflection" "reflection.v1alpha.ServerReflection" }}
     location /grpc.{{ . }}/ {
-        access_by_lua_block { {{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept_shared() }
+        access_by_lua_block { {{ if $crowds }}require("crowd").refuse_call() {{ end }}{{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept_shared() }
         grpc_pass $lb_upstream;
     }
     {{- end }}
@@ -199,7 +200,7 @@ server {
 
     location / {
         {{- if not $static }}
-        access_by_lua_block { {{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept() }
+        access_by_lua_block { {{ if $crowds }}require("crowd").refuse_call() {{ end }}{{ if $verifies }}require("tls").verify() {{ end }}require("balancer").accept() }
         {{- else if $verifies }}
         if ($lb_certificate_missing) {
             return 495;

@@ -245,6 +245,12 @@ local function state_of(replica)
     return replica.serves and ejection.is_ejected(replica, clock.now()) and "ejected: refused" or replica.state
 end
 
+-- The latest document.
+function _M.document()
+    refresh()
+    return view.document
+end
+
 -- For init_worker_by_lua.
 function _M.init_worker()
     metrics.init_worker(function()

@@ -303,6 +303,8 @@ function _M.say(replicas, state_of, age_seconds, document)
         "The end of a certificate's validity, in seconds since 1970.", { "variable" }, document.certificates or {})
     say_head("grpc_lb_catalogue_access", "gauge", "1 while Consul answers the balancer in full, 0 without the rights.")
     ngx.say("grpc_lb_catalogue_access ", ((document.catalogue or {}).access or "") == "" and 1 or 0)
+    say_head("grpc_lb_crowded_addresses", "gauge", "Client addresses that are refused for too many connections.")
+    ngx.say("grpc_lb_crowded_addresses ", #(document.crowded or {}))
     say_head("grpc_lb_last_update_age_seconds", "gauge", "Time since the list of replicas last changed.")
     ngx.say(string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end
