@@ -2,7 +2,7 @@
 # make down      stops it
 # make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
-# make chaos     the tests of faults in full; writes docs/reliability.md
+# make chaos     the tests of faults in full; writes docs/reliability.md; SECURE=1: with the secure stack, writes nothing
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,7 +46,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 chaos: $(VENV)/installed-dev
-	CHAOS=full CHAOS_REPORT=docs/reliability.md $(BIN)/python -m pytest tests/chaos
+	CHAOS=full SECURE=$(SECURE) CHAOS_REPORT=$(if $(SECURE),,docs/reliability.md) $(BIN)/python -m pytest tests/chaos
 
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto

@@ -12,7 +12,7 @@ from local_stack.container import Container
 from local_stack.processes import CONTAINER, DIRECTORY
 from local_stack.settings import BALANCER_PORT, CONSUL_PORT, ROOT, Settings
 
-_ADDRESSES = ("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_ADDRESS", "CONSUL_BIND", "CONSUL_CLIENT", "METRICS_ADDRESS")
+_ADDRESSES = ("APP_ADDRESS", "BIND_ADDRESS", "CONSUL_ADDRESS", "CONSUL_BIND", "CONSUL_CLIENT")
 
 
 def container_environment(
@@ -37,6 +37,8 @@ def container_environment(
         "LB_LISTEN": f"{address}:{BALANCER_PORT} 127.0.0.1:{settings.port}",
         "LB_STATUS_ADDRESS": address,
         "PEER_CIDR": "127.0.0.0/8",
+        # A container has one address.
+        "METRICS_ADDRESS": "",
         # The names of containers begin with their services' names already.
         "CONSUL_NODE_PREFIX": "",
     }

@@ -44,6 +44,7 @@ class RegistrarConfig:
     drain_seconds: float
     hostname: str
     metrics_port: int = 0
+    metrics_address: str = ""
     access: ConsulAccess = PLAIN
     tls: ServiceTls | None = None
 
@@ -68,7 +69,8 @@ class RegistrarConfig:
         ``grpc_services``, ``grpc_services_2`` and so on: its gRPC services, separated by commas. ``grpc_health``: the
         name for its health service. An ejected replica is restored only when its health service says SERVING for this
         name, because another service may have its address by then. ``version``: shown to people. ``metrics_port``: the
-        port of its metrics. ``grpc_tls``: it speaks TLS. The agent adds the times ``registered`` and ``grpc_since``.
+        port of its metrics, ``metrics_address`` their address if it is another one. ``grpc_tls``: it speaks TLS. The
+        agent adds the times ``registered`` and ``grpc_since``.
         """
         found = dict(zip(SERVICES_KEYS, split_services(grpc_services), strict=False))
         if isinstance(self.check, GrpcCheck) and self.check.target == self.target and self.check.service:
@@ -79,6 +81,8 @@ class RegistrarConfig:
             found["version"] = self.version
         if self.metrics_port:
             found["metrics_port"] = str(self.metrics_port)
+            if self.metrics_address:
+                found["metrics_address"] = self.metrics_address
         return found
 
     @classmethod
@@ -110,6 +114,7 @@ class RegistrarConfig:
             drain_seconds=read_drain_seconds(reader),
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
+            metrics_address=reader.host("METRICS_ADDRESS", ""),
             access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
             tls=tls,
         )
