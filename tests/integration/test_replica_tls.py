@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import subprocess
@@ -16,7 +17,12 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
+from balancer.directory import Directory
+from balancer.fleet import Replica
+from balancer.reflection import Session
+from balancer.registration import Registration
 from protos import api_pb2_grpc
 from status.text import explain
 from status.view import Source
@@ -30,6 +36,7 @@ from tests.integration.test_registrar import server as agent
 from tests.support.certificates import Authority, Pair
 from tests.support.control_plane import Balancer, line
 from tests.support.drivers import ROOT
+from tests.support.fleet import build
 from tests.support.local import SLOT
 from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
@@ -448,3 +455,27 @@ def test_servers_of_other_libraries_are_verified(
     wait_for_state(balancer, targets[1], "ejected: certificate")
     for _ in range(20):
         assert ended(balancer) == (0, "")
+
+
+def test_reflection_for_all_applications_asks_a_replica_with_tls(authority: Authority, tmp_path: Path) -> None:
+    pair, own = authority.issue(APP), authority.issue("load-balancer")
+    copies = tmp_path / "run"
+    copies.mkdir()
+    (copies / "replica-ca.pem").write_bytes(authority.path.read_bytes())
+    (copies / "replica-certificate.pem").write_bytes(own.certificate.read_bytes() + own.key.read_bytes())
+    registration = Registration(
+        application=APP, address=ADDRESS, port=PORT, weight=1, services=("protos.Ping",), tls=True
+    )
+    directory = Directory(copies)
+    directory.update(build([Replica(registration=registration, since=0)]))
+
+    async def ask() -> Any:
+        session = Session(directory, ())
+        try:
+            return await session.answer(reflection_pb2.ServerReflectionRequest(file_containing_symbol="protos.Ping"))
+        finally:
+            session.close()
+
+    with ServerProcess("secure-1", ADDRESS, **tls(pair, authority, GRPC_TLS_CLIENT_NAME="load-balancer")):
+        answer = asyncio.run(ask())
+        assert answer.file_descriptor_response.file_descriptor_proto, answer
