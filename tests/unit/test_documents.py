@@ -31,7 +31,7 @@ def read_by_code() -> set[str]:
         RegistrarConfig.from_env(recorder)
     names = set(recorder.names)
     sources = [path for path in (ROOT / "build" / "config").rglob("*") if path.is_file()]
-    for path in [*sources, ROOT / "docker-compose.yaml"]:
+    for path in [*sources, ROOT / "docker-compose.yaml", ROOT / "secure.yaml"]:
         for groups in re.findall(r'\$\{([A-Z_]+)|envOrDefault "([A-Z_]+)"|getenv\("([A-Z_]+)"\)', path.read_text()):
             names |= set(filter(None, groups))
     return names
