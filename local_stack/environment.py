@@ -42,6 +42,9 @@ def container_environment(
         # The names of containers begin with their services' names already.
         "CONSUL_NODE_PREFIX": "",
     }
+    if "HEALTH_CHECK_ENDPOINT" in result:
+        # In a container 127.0.0.1 is the container's own.
+        result["HEALTH_CHECK_ENDPOINT"] = result["HEALTH_CHECK_ENDPOINT"].replace("//127.0.0.1:", f"//{address}:")
     if CONSUL_PORT in container.service.published or container.service.job:
         result |= {
             "CONSUL_CLIENT": "127.0.0.1",
