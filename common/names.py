@@ -10,6 +10,8 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 GRPC_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 # Services with this tag are balanced.
 BALANCED_TAG = "grpc_server"
+# Services with this one are balancers.
+BALANCER_TAG = "load_balancer"
 # The check of every node: it passes while the cluster reaches the agent.
 NODE_CHECK = "serfHealth"
 # The metadata grpc_services has a list of names. It continues in the next of these keys when a value is full, because

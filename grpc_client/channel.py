@@ -50,9 +50,13 @@ def channel_arguments(options: Options) -> list[tuple[str, str | int]]:
         # 0 also switches off transparent retries.
         ("grpc.enable_retries", int(options.retry)),
     ]
-    if options.retry:
-        arguments.append(("grpc.service_config", json.dumps(RETRY_SERVICE_CONFIG)))
-    if options.host in {"localhost", "::1"} or options.host.startswith("127."):
+    config: dict[str, object] = dict(RETRY_SERVICE_CONFIG) if options.retry else {}
+    if options.target:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    if config:
+        arguments.append(("grpc.service_config", json.dumps(config)))
+    literal = options.target is not None and options.target.startswith(("ipv4:", "ipv6:", "unix:"))
+    if literal or options.host in {"localhost", "::1"} or options.host.startswith("127."):
         # gRPC would send even these through http_proxy.
         arguments.append(("grpc.enable_http_proxy", 0))
     if options.server_name:

@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, NoReturn, TypeAlias
 
-from common.environment import host_port
+from common.environment import host_port, is_address
 from grpc_client.errors import UsageError
 
 _Type: TypeAlias = Callable[[str], Any]
@@ -55,11 +56,12 @@ class Options:
     cert: str | None = None
     key: str | None = None
     server_name: str | None = None
+    target: str | None = None
 
     @property
     def address(self) -> str:
-        """``host:port``, an IPv6 address in brackets."""
-        return host_port(self.host, self.port)
+        """The target, or ``host:port`` with an IPv6 address in brackets."""
+        return self.target or host_port(self.host, self.port)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -81,9 +83,27 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser = build_parser()
     values = vars(parser.parse_args(arguments))
     problems = parser.problems or list(_missing_flags(values))
+    hosts = values["host"] or [Options.host]
+    if len(hosts) > 1 and not problems:
+        try:
+            values["target"] = build_target(hosts, values["port"])
+        except ValueError as error:
+            problems.append(f"--host: {error}")
     if problems:
         raise UsageError(*problems)
-    return Options(**values)
+    return Options(**{**values, "host": hosts[0]})
+
+
+def build_target(hosts: Sequence[str], port: int) -> str:
+    """Returns gRPC's target for several addresses (doc/naming.md).
+
+    Raises:
+        ValueError: they are not IP addresses of one family.
+    """
+    versions = {ip_address(host).version if is_address(host) else 0 for host in hosts}
+    if versions not in ({4}, {6}):
+        raise ValueError(f"several must be IP addresses of one family; see --target (got {', '.join(hosts)})")
+    return f"ipv{versions.pop()}:{','.join(host_port(host, port) for host in hosts)}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,6 +145,7 @@ _HOST = _form(
     str,
     lambda host: host and host.isprintable() and host.count(":") != 1 and not set(host) & set("/[] "),
 )
+_TARGET = _form("a target such as dns:///name:5000", str, re.compile(r"[a-z0-9+.-]+:[\x21-\x7e]+").fullmatch)
 _PORT = _form("an integer from 1 to 65535", int, lambda port: 1 <= port <= 65535)
 _COUNT = _form("an integer of 1 or more", int, lambda count: count >= 1)
 _ABOVE_ZERO = _form("a number above 0", float, lambda number: 0 < number < math.inf)
@@ -161,8 +182,11 @@ def build_parser() -> _Parser:
 
 
 def _add_call_flags(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "--host", "HOST", _HOST, "name or address of the server")
+    host = "name or address of the server; several addresses take the calls in turn (default: localhost)"
+    parser.add_argument("--host", metavar="HOST", type=_HOST, action="append", help=host)
     _add(parser, "--port", "PORT", _PORT, "its TCP port")
+    target = "gRPC's name of the servers, which take the calls in turn, such as dns:///balancer:5000"
+    _add(parser, "--target", "TARGET", _TARGET, target, "--host and --port")
     _add(parser, "--greeting", "TEXT", _UTF8, "the text sent")
     timeout = "deadline of a call, retries included"
     _add(parser, "--timeout", "SECONDS", _ABOVE_ZERO, timeout, dest="timeout_seconds")
@@ -214,6 +238,8 @@ def _missing_flags(values: Mapping[str, Any]) -> Iterator[str]:
     """Yields a problem for each flag without the flag that it belongs to."""
     load = values["count"] or values["duration_seconds"]
     reflection = values["list_services"] or values["method"]
+    if values["target"] and (values["host"] or values["port"] != Options.port):
+        yield "--target: needs neither --host nor --port"
     for name, needed, is_given in (
         ("concurrency", "--count or --duration", load),
         ("connections", "--count or --duration", load),

@@ -28,9 +28,8 @@ def up(stack: Stack, arguments: Namespace) -> None:
         stack.up(dict(arguments.scale), settings)
         _wait_ready(stack, arguments)
         scheme = "https" if settings.secure else "http"
-        say(
-            f"gRPC on 127.0.0.1:{settings.port}, Consul UI on {scheme}://127.0.0.1:{settings.consul_port}/ui/dc1/services"
-        )
+        ports = ", ".join(f"127.0.0.1:{port}" for port in stack.balancer_ports())
+        say(f"gRPC on {ports}, Consul UI on {scheme}://127.0.0.1:{settings.consul_port}/ui/dc1/services")
         if not detached:
             logs.show(stack, follow=True)
     except KeyboardInterrupt:

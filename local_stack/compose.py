@@ -49,7 +49,8 @@ class Service:
     binds: Mapping[str, str]  # the paths on the host, by those in the container
     tmpfs: tuple[str, ...]  # the paths that are empty at each start
     published: Mapping[int, int]  # the ports of the host, by those of the container
-    scalable: bool  # whether it may have several replicas
+    scalable: bool  # whether it may have any number of containers, which are numbered
+    fixed: bool  # whether it can have one container only
     grace_seconds: float  # the time that it may take to stop
     job: tuple[str, ...] = ()  # the command of a container that runs once at each `up` (restart: "no")
     needs: tuple[str, ...] = ()  # the services that it needs
@@ -124,6 +125,7 @@ class _Reader:
         published = dict(self._port(port, line) for port, line in self._items(spec, "ports"))
         volumes = [self._volume(volume, line) for volume, line in self._items(spec, "volumes")]
         job = self._job(spec)
+        fixed = bool(job or {"hostname", "container_name"} & set(spec))
         return Service(
             name=self._name,
             components=() if job else self._components(spec, [source for source, _ in volumes]),
@@ -132,8 +134,9 @@ class _Reader:
             binds={target: source for source, target in volumes if _OTHER_BIND.fullmatch(source)},
             tmpfs=tuple(str(entry).split(":")[0] for entry, _ in self._items(spec, "tmpfs")),
             published=published,
-            # As in Compose, only one container can have a fixed name or a published port.
-            scalable=not job and not published and not {"hostname", "container_name"} & set(spec),
+            # Each further container with a published port has a port of its own, which Compose can't give it.
+            scalable=not published and not fixed,
+            fixed=fixed,
             grace_seconds=self._duration(spec, "stop_grace_period", 10),
             job=job,
             needs=tuple(str(one) for one in spec.get("depends_on") or ()),

@@ -32,8 +32,8 @@ class Container:
 
     @property
     def name(self) -> str:
-        """The name, numbered as by Compose; the container of a service that can't be scaled has the service's name."""
-        return f"{self.service.name}-{self.number}" if self.service.scalable else self.service.name
+        """The name, numbered as by Compose; the first one of a service with a published port has the service's name."""
+        return f"{self.service.name}-{self.number}" if self.service.scalable or self.number > 1 else self.service.name
 
     @property
     def path(self) -> Path:
@@ -116,7 +116,7 @@ class Container:
             _overlay(ROOT / "build" / "config" / component, self.path)
         for volume, mount in self.service.volumes.items():
             target = self.path / mount.lstrip("/")
-            data = self.directory.volumes / volume
+            data = self.directory.volumes / (f"{volume}-{self.number}" if self.number > 1 else volume)
             data.mkdir(parents=True, exist_ok=True)
             if not target.is_symlink():
                 shutil.rmtree(target, ignore_errors=True)

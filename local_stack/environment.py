@@ -34,7 +34,7 @@ def container_environment(
         "CONSUL_PORT": str(CONSUL_PORT),
         "CONSUL_CONFIG_DIR": str(container.path / "etc" / "consul" / "conf.d"),
         "CONSUL_DATA_DIR": str(container.path / "consul" / "data"),
-        "LB_LISTEN": f"{address}:{BALANCER_PORT} 127.0.0.1:{settings.port}",
+        "LB_LISTEN": f"{address}:{BALANCER_PORT} 127.0.0.1:{settings.published(container.number)}",
         "LB_STATUS_ADDRESS": address,
         "PEER_CIDR": "127.0.0.0/8",
         # A container has one address.

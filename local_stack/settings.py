@@ -46,11 +46,18 @@ class Settings:
         if self.port == self.consul_port:
             raise LocalStackError(f"--port and --consul-port are both {self.port}")
 
+    def published(self, number: int) -> int:
+        """Returns the port of a balancer on 127.0.0.1."""
+        return self.port + number - 1
+
     def address(self, services: Mapping[str, Service], service: str, number: int) -> str:
         """Returns the address of a container."""
         scalable = [name for name, spec in services.items() if spec.scalable]
         single = [name for name, spec in services.items() if not spec.scalable]
-        offset = _RANGE * (1 + scalable.index(service)) + number if service in scalable else 1 + single.index(service)
+        if service in single and number == 1:
+            offset = 1 + single.index(service)
+        else:
+            offset = _RANGE * (1 + [*scalable, *single].index(service)) + number
         return str(IPv4Address(self.address_base) + offset)
 
 

@@ -14,7 +14,7 @@ from local_stack.container import Container
 from local_stack.environment import container_environment
 from local_stack.errors import LocalStackError, say
 from local_stack.interpolation import variables
-from local_stack.settings import ROOT, Directory, Settings, port_in_use
+from local_stack.settings import BALANCER_PORT, ROOT, Directory, Settings, port_in_use
 from local_stack.supervisor import Supervisor, start_outer
 from local_stack.tools import TOOLS, find
 
@@ -77,7 +77,7 @@ class Stack:
         existing = [
             container
             for service in self.services.values()
-            for number in range(1, _MAX_REPLICAS + 1 if service.scalable else 2)
+            for number in range(1, 2 if service.fixed else _MAX_REPLICAS + 1)
             if (container := self.container(service, number)).program.exists()
         ]
         for name in names:
@@ -86,16 +86,21 @@ class Stack:
                 raise LocalStackError(f"no container {name}; services: {known}")
         return [container for container in existing if container.has_name(names)]
 
+    def balancer_ports(self) -> list[int]:
+        """Returns the ports of the balancers on 127.0.0.1."""
+        balancer = self.publisher(BALANCER_PORT).service.name
+        return [self.settings.published(one.number) for one in self.containers([balancer])]
+
     def check_scales(self, scales: Mapping[str, int]) -> None:
         """Checks the names and numbers of ``--scale``."""
         for name, count in scales.items():
             if name not in self.services:
                 raise LocalStackError(f"--scale: no service {name}; services: {', '.join(self.services)}")
             service = self.services[name]
-            if not service.scalable and count != 1:
-                raise LocalStackError(
-                    f"--scale {name}: must be 1, because it has a fixed name or a published port (got {count})"
-                )
+            if service.fixed and count != 1:
+                raise LocalStackError(f"--scale {name}: must be 1, because it has a fixed name (got {count})")
+            if service.published and count < 1:
+                raise LocalStackError(f"--scale {name}: must be at least 1, because it has a published port (got 0)")
             if not 0 <= count <= _MAX_REPLICAS:
                 raise LocalStackError(f"--scale {name}: must be an integer from 0 to {_MAX_REPLICAS} (got {count})")
 
@@ -120,9 +125,20 @@ class Stack:
         self._scale(scales)
 
     def _scale(self, scales: Mapping[str, int]) -> None:
+        self._check_more_ports(scales)
         for name, count in scales.items():
             self.start([self.container(self.services[name], number) for number in range(1, count + 1)])
         self.remove([one for one in self.containers() if one.number > scales.get(one.service.name, one.number)])
+
+    def _check_more_ports(self, scales: Mapping[str, int]) -> None:
+        """Checks the ports of further balancers."""
+        for name, count in scales.items():
+            if BALANCER_PORT in self.services[name].published:
+                for number in range(2, count + 1):
+                    port = self.settings.published(number)
+                    new = not self.container(self.services[name], number).program.exists()
+                    if new and port_in_use("127.0.0.1", port):
+                        raise LocalStackError(f"--scale {name}: 127.0.0.1:{port} is already in use")
 
     def require_up(self) -> None:
         """Raises LocalStackError when the stack is not up."""

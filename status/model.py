@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.names import BALANCED_TAG
@@ -49,10 +49,27 @@ class Replica:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Balancer:
+    """One of several balancers.
+
+    Attributes:
+        serving: the number of replicas that get calls from it.
+        difference: how its view differs from the one that is shown, or why it is unknown; empty if they agree.
+    """
+
+    node: str
+    address: str
+    port: int
+    serving: int = 0
+    difference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """Both views at one moment.
 
     Attributes:
+        balancers: all balancers, if there are several.
         services: the balancer's gRPC services with their application, and other applications that register them.
         refused: registrations that the balancer refuses: ``application``, ``address``, ``port``, ``reason``.
         access: why Consul does not answer the balancer, or this command, in full; empty when it does.
@@ -64,6 +81,7 @@ class Status:
     refused: list[dict[str, Any]]
     problem: str
     access: str = ""
+    balancers: list[Balancer] = field(default_factory=list)
 
     def select(self, name: str) -> Status:
         """Returns the part about an application, about the replica with that ID, or about a node's replicas.

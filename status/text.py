@@ -37,6 +37,19 @@ def format_tables(status: Status, now: datetime.datetime) -> str:
         keys = ("service", "application", "replicas", "also")
         services = [("", *(str(one[key]) or _UNKNOWN for key in keys)) for one in status.services]
         parts.append(align_columns([heading, *services]))
+    if status.balancers:
+        heading = ["", "BALANCER", "ADDRESS", "SERVING", ""]
+        balancers = [
+            (
+                _MARK if one.difference else _NO_MARK,
+                one.node,
+                host_port(one.address, one.port),
+                str(one.serving),
+                one.difference,
+            )
+            for one in status.balancers
+        ]
+        parts.append(align_columns([heading, *balancers]))
     parts += [f"{_MARK} refused: {mask_unprintable(_describe_refused(one))}" for one in status.refused]
     parts += [f"{_MARK} {mask_unprintable(line)}" for line in status.access.splitlines()]
     if status.problem:

@@ -11,6 +11,7 @@ from common.consul_access import PLAIN, ConsulAccess
 from common.environment import host_port
 from common.name_conflict import KEYS, Note
 from common.names import BALANCED_TAG, CERTIFICATE, EJECTED, HELD, NAME, NODE_CHECK, SERVING
+from status.balancers import read_balancers
 from status.model import Replica, Status, StatusError
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ class Source:
         try:
             entries = list(_read_entries(client))
             lost = list(_read_notes(client))
+            states = {key: str(one["state"]) for key, one in view.replicas.items()}
+            balancers = read_balancers(client, states)
         except consul.ACLPermissionDenied as error:
             # The balancer's view is all the more important.
-            entries, lost, denied = [], [], True
+            entries, lost, balancers, denied = [], [], [], True
             refusal = f"Consul refuses this command: {error}: check the token of {self.access.token_source}"
             view.access = "\n".join(filter(None, (view.access, refusal)))
         except (consul.ConsulException, requests.RequestException) as error:
@@ -74,6 +77,7 @@ class Source:
             refused=view.refused,
             problem=view.problem,
             access=view.access,
+            balancers=balancers,
         )
 
     def _read_balancer(self) -> _View:

@@ -267,5 +267,11 @@ server {
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }
     }
+
+    # For `status` on another host.
+    location = /state {
+        default_type application/json;
+        content_by_lua_block { require("balancer").state() }
+    }
 }
 {{- end }}
