@@ -16,7 +16,8 @@ from local_stack.settings import ROOT
 from local_stack.tools.tool import CONSUL_TEMPLATE_VERSION, CONSUL_VERSION
 
 VERSIONS = {"CONSUL_VERSION": CONSUL_VERSION, "CONSUL_TEMPLATE_VERSION": CONSUL_TEMPLATE_VERSION}
-DOCKERFILES = sorted((ROOT / "build/dockerfiles").iterdir())
+# Dockerfile.consul copies configuration only.
+DOCKERFILES = sorted(path for path in (ROOT / "build/dockerfiles").iterdir() if "/install " in path.read_text())
 
 
 SERVICE = "services:\n  a:\n    volumes: ['./build/config/consul:/x']\n"
