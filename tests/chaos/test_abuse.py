@@ -168,6 +168,9 @@ def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> R
     return done
 
 
+@pytest.mark.skipif(
+    SECURE, reason="the attackers speak clear text; tests/integration/test_tls_hostile.py has those of TLS"
+)
 @pytest.mark.parametrize("kind", KINDS if FULL else SHORT_KINDS)
 def test_an_attacker_costs_other_callers_no_call_and_little_time(
     stack: LocalDriver, server: RegisteredServer, other_victim: tuple[str, int], kind: str
