@@ -88,8 +88,11 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
 def unwritable(directory: Path, kind: str) -> Iterator[None]:
     """Mounts a file system over a directory, with the same files and no space, while the block runs."""
     kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    directories = [path.name for path in directory.iterdir() if path.is_dir()]
     # It is made elsewhere, so that no file is missing for a moment.
     with tempfile.TemporaryDirectory() as made, small_disk(Path(made), 64):
+        for name in directories:
+            Path(made, name).mkdir()
         for name, content in kept.items():
             Path(made, name).write_bytes(content)
         with contextlib.suppress(OSError), Path(made, "filler").open("wb", buffering=0) as file:
