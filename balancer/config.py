@@ -19,6 +19,7 @@ Network = IPv4Network | IPv6Network
 _PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 # By nginx's ngx_http_limit_conn_module.
 _MAX_LIMIT_CONN = 65535
+_REPLICA_TLS = "LB_REPLICA_TLS"
 MODES = ("dynamic", "reload", "restart")
 
 
@@ -42,6 +43,7 @@ class BalancerConfig:
         answers: the Unix socket of health and reflection for all applications.
         certificates: the files for TLS with callers; nginx gets copies in the directory ``copies``.
         replica_certificates: the same for TLS with replicas.
+        replica_tls_required: whether replicas without TLS are refused.
         listeners: nginx's addresses for calls; empty if one is wrong.
         max_connections: the most connections of a client address; 0 for no limit.
     """
@@ -61,6 +63,7 @@ class BalancerConfig:
     copies: Path = Path("run")
     certificates: Files = field(default_factory=lambda: Files(variables=CALLERS))
     replica_certificates: Files = field(default_factory=lambda: Files(variables=REPLICAS))
+    replica_tls_required: bool = False
     access: ConsulAccess = PLAIN
     listeners: tuple[connections.Listener, ...] = (connections.Listener(port=5000),)
     max_connections: int = 0
@@ -76,6 +79,14 @@ class BalancerConfig:
         if not self.publishes:
             return "NGINX_UPDATE is not dynamic"
         return "" if self.replica_certificates.authority else "LB_REPLICA_CA is not set"
+
+    @property
+    def refused_kinds(self) -> dict[bool, str]:
+        """Why replicas with TLS (True) or without (False) are refused; without those that are not."""
+        found = {True: self.no_replica_tls and f"it has TLS, and {self.no_replica_tls}"}
+        if self.replica_tls_required:
+            found[False] = "it has no TLS, and LB_REPLICA_TLS is required"
+        return {kind: reason for kind, reason in found.items() if reason}
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> BalancerConfig:
@@ -106,9 +117,12 @@ class BalancerConfig:
             access=access,
             certificates=certificate_files,
             replica_certificates=_read_certificates(reader, REPLICAS),
+            replica_tls_required=reader.choice(_REPLICA_TLS, ("optional", "required"), "optional") == "required",
             listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
         )
+        if config.replica_tls_required and config.no_replica_tls:
+            reader.add_problem(_REPLICA_TLS, f"can't be required: {config.no_replica_tls}")
         if config.max_connections and not config.publishes:
             reader.add_problem(connections.LIMIT, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)

@@ -48,7 +48,7 @@ class Controller:
         self._config = config
         self._fleet = Fleet()
         addresses = Addresses(config.networks, config.consul_port, config.own)
-        self._parser = Parser(addresses, config.no_replica_tls)
+        self._parser = Parser(addresses, config.refused_kinds)
         self._refused: list[Refusal] = []
         self._failures: dict[str, int] = {}
         self._encoder = document.Encoder()
@@ -261,8 +261,8 @@ class Controller:
             known = snapshot.load(self._config.snapshot)
             if known:
                 known_replicas = document.read_replicas(known)
-                no_tls = self._config.no_replica_tls
-                replicas = [one for one in known_replicas if not (no_tls and one.registration.tls)]
+                refused = self._config.refused_kinds
+                replicas = [one for one in known_replicas if one.registration.tls not in refused]
                 for one in replicas:
                     # The monotonic clock of a restarted machine begins at 0.
                     one.since = min(one.since, time.monotonic())

@@ -81,12 +81,12 @@ class Parser:
 
     Args:
         addresses: the rules for the addresses of replicas.
-        no_tls: why replicas with TLS are refused; empty if they are not.
+        refused_kinds: why replicas with TLS (True) or without (False) are refused.
     """
 
-    def __init__(self, addresses: Addresses, no_tls: str = "") -> None:
+    def __init__(self, addresses: Addresses, refused_kinds: Mapping[bool, str] | None = None) -> None:
         self._addresses = addresses
-        self._no_tls = no_tls
+        self._refused_kinds = refused_kinds or {}
         self._known: dict[str, Registration | Refusal | None] = {}
 
     def parse(self, text: str, present: Iterable[str] = ()) -> tuple[list[Registration], list[Refusal]] | None:
@@ -159,8 +159,8 @@ class Parser:
             tls=_read_tls(meta),
             own_node=ip == _parse_ip(node_address),
         )
-        if registration.tls and self._no_tls:
-            raise _RefusedError(f"it has TLS, and {self._no_tls}")
+        if registration.tls in self._refused_kinds:
+            raise _RefusedError(self._refused_kinds[registration.tls])
         return registration if weight else None
 
     def _parse_address(self, text: object, port: int) -> IPv4Address | IPv6Address:

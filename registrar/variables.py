@@ -32,6 +32,7 @@ _LOWER_CASE = (
     "CONSUL_SECURE",
     "CONSUL_UI",
     "LB_ACCESS_LOG",
+    "LB_REPLICA_TLS",
     "NGINX_UPDATE",
 )
 # The seconds that a registrar needs besides its drain, and a server besides its grace.

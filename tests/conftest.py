@@ -16,7 +16,7 @@ from tests.support import chaos
 from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
 from tests.support.local import SLOT, short_home, with_replicas
-from tests.support.secure import SecureDriver
+from tests.support.secure import SECURE, SecureDriver
 
 
 def pytest_configure() -> None:
@@ -72,7 +72,7 @@ def tools() -> None:
 @pytest.fixture(scope="session")
 def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
     """A stack with one replica, for all tests that leave it as they find it."""
-    kind = SecureDriver if os.environ.get("SECURE") else LocalDriver
+    kind = SecureDriver if SECURE else LocalDriver
     with kind(
         short_home("tests"), address_base=f"127.{100 + SLOT}.0.0", port=15000 + SLOT, consul_port=18500 + SLOT
     ) as driver:

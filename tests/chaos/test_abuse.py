@@ -27,6 +27,7 @@ from tests.support.drivers import LocalDriver
 from tests.support.load import FEW_CALLS_A_SECOND, Load, measure, two_clients
 from tests.support.registered import RegisteredServer, running_server
 from tests.support.scenarios import target, wait_for_replicas
+from tests.support.secure import SECURE
 from tests.support.server import SERVICE
 from tests.support.twin import twin
 
@@ -168,6 +169,7 @@ def one_round(stack: LocalDriver, kind: str, other_victim: tuple[str, int]) -> R
     return done
 
 
+@pytest.mark.skipif(SECURE, reason="these speak clear text; test_tls_hostile.py has others")
 @pytest.mark.parametrize("kind", KINDS if FULL else SHORT_KINDS)
 def test_an_attacker_costs_other_callers_no_call_and_little_time(
     stack: LocalDriver, server: RegisteredServer, other_victim: tuple[str, int], kind: str

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,15 +88,23 @@ def test_a_killed_nginx_master_is_back_within_a_second(five_replicas: LocalDrive
 def unwritable(directory: Path, kind: str) -> Iterator[None]:
     """Mounts a file system over a directory, with the same files and no space, while the block runs."""
     kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
-    with small_disk(directory, 64):
+    directories = [path.name for path in directory.iterdir() if path.is_dir()]
+    # It is made elsewhere, so that no file is missing for a moment.
+    with tempfile.TemporaryDirectory() as made, small_disk(Path(made), 64):
+        for name in directories:
+            Path(made, name).mkdir()
         for name, content in kept.items():
-            (directory / name).write_bytes(content)
-        with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
+            Path(made, name).write_bytes(content)
+        with contextlib.suppress(OSError), Path(made, "filler").open("wb", buffering=0) as file:
             while file.write(b"x" * 4096) == 4096:
                 pass
         if kind == "read-only":
-            subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
-        yield
+            subprocess.run(["mount", "-o", "remount,ro", made], check=True)
+        subprocess.run(["mount", "--bind", made, directory], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")

@@ -21,6 +21,7 @@ from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
 from tests.support.scenarios import PATIENCE_SECONDS, SERVER_NAME, leader, target, wait_for_replicas
+from tests.support.secure import SECURE
 
 pytestmark = pytest.mark.timeout(1800 if FULL else 900)
 
@@ -107,6 +108,9 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
             shutil.rmtree(volume)
             volume.mkdir()
         three_replicas.local_stack("start", *SERVERS)
+        if SECURE:
+            # The tokens are lost with the data; `up` gives Consul its tokens again.
+            three_replicas.local_stack("up", "-d", "--scale", "hello_server=3", *three_replicas.flags)
         time.sleep(6)
         os.kill(three_replicas.pid(BALANCER, "consul-template"), signal.SIGKILL)
         time.sleep(10)

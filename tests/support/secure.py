@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from security.files import TOKENS, Secrets, read_tokens
 from testbed.calls import CREDENTIALS
 from tests.support.drivers import LocalDriver
+
+# Whether the shared stack of the tests is a secure one.
+SECURE = bool(os.environ.get("SECURE"))
 
 
 class SecureDriver(LocalDriver):
@@ -32,9 +38,18 @@ class SecureDriver(LocalDriver):
         CREDENTIALS[self.target] = grpc.ssl_channel_credentials(
             ca.read_bytes(), key.read_bytes(), certificate.read_bytes()
         )
+        files = {"CERTIFICATE": "tls.pem", "KEY": "tls-key.pem", "CLIENT_CA": "ca.pem"}
+        self.server_env = {
+            f"GRPC_TLS_{name}": str(self.secrets / "hello_server" / file) for name, file in files.items()
+        }
         self.consul = f"https://127.0.0.1:{consul_port}"
         self._http.verify = str(self.secrets / "ca.pem")
         self._http.headers["X-Consul-Token"] = self.token("management")
+
+    def register(
+        self, peer: str, metadata: Mapping[str, str] | None = None, *, application: str = "hello_server", **more: Any
+    ) -> None:
+        super().register(peer, {"grpc_tls": "true", **(metadata or {})}, application=application, **more)
 
     def token(self, role: str) -> str:
         """Returns the secret ID of a role's token."""

@@ -364,7 +364,10 @@ def test_tls_is_in_the_metadata_and_may_be_refused() -> None:
     assert [take(meta={"grpc_tls": value}).tls for value in ("true", "false", "")] == [True, False, False]
     assert not take(meta={}).tls
     assert refuse(meta={"grpc_tls": "yes"}).reason == "grpc_tls must be true or false (got 'yes')"
-    parser = Parser(Addresses([ip_network("10.0.0.0/8")]), "LB_REPLICA_CA is not set")
+    parser = Parser(Addresses([ip_network("10.0.0.0/8")]), {True: "it has TLS, and LB_REPLICA_CA is not set"})
     found, refused = parse(line(meta={"grpc_tls": "true"}), line(name="other"), parser=parser)
     assert [one.application for one in found] == ["other"]
     assert [one.reason for one in refused] == ["it has TLS, and LB_REPLICA_CA is not set"]
+    parser = Parser(Addresses([ip_network("10.0.0.0/8")]), {False: "it has no TLS"})
+    found, refused = parse(line(meta={"grpc_tls": "true"}), line(name="other"), parser=parser)
+    assert ([one.tls for one in found], [one.reason for one in refused]) == ([True], ["it has no TLS"])
