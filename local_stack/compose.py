@@ -62,7 +62,7 @@ def read(paths: Path | Sequence[Path], env: Mapping[str, str]) -> dict[str, Serv
     Of several files each is merged over those before it, by the Compose Specification ("Merge").
     """
     files = [paths] if isinstance(paths, Path) else paths
-    services, origins = _load_services(files[0]), dict[str, tuple[Path, int]]()
+    services = _load_services(files[0])
     origins = {name: (files[0], line) for name, line in services.lines.items()}
     for path in files[1:]:
         for name, spec in (more := _load_services(path)).items():

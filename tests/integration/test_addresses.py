@@ -14,7 +14,7 @@ from testbed.calls import status
 from testbed.processes import Processes
 from testbed.programs import ghz
 from testbed.wait import wait_for
-from tests.support.control_plane import Balancer
+from tests.support.control_plane import Balancer, serving
 from tests.support.drivers import ROOT
 from tests.support.local import SLOT
 from tests.support.server_process import NETWORK, ServerProcess
@@ -34,10 +34,7 @@ def start(processes: Processes, tools: None, server: ServerProcess) -> Iterator[
     with ExitStack() as leave:
 
         def make(**variables: str) -> Balancer:
-            one = leave.enter_context(Balancer(processes, 28000 + 4 * SLOT, variables))
-            one.control_plane.render([server.line()])
-            wait_for(one.states, {server.address: "serving"}.__eq__, 10, "the server serves")
-            return one
+            return leave.enter_context(serving(processes, 28000 + 4 * SLOT, variables, server))
 
         yield make
 

@@ -17,7 +17,7 @@ from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.certificates import Authority
-from tests.support.control_plane import Balancer
+from tests.support.control_plane import Balancer, serving
 from tests.support.local import SLOT
 from tests.support.relay import Relay
 from tests.support.server_process import NETWORK, ServerProcess
@@ -43,10 +43,7 @@ def start(processes: Processes, tools: None, server: ServerProcess) -> Iterator[
 
         def make(**variables: str) -> Balancer:
             own = {"LB_MAX_CONNECTIONS_PER_ADDRESS": str(_LIMIT), "LB_LISTEN": f"127.0.0.1:{_PORT}"}
-            one = leave.enter_context(Balancer(processes, _PORT, {**own, **variables}))
-            one.control_plane.render([server.line()])
-            wait_for(one.states, {server.address: "serving"}.__eq__, 10, "the server serves")
-            return one
+            return leave.enter_context(serving(processes, _PORT, {**own, **variables}, server))
 
         yield make
 

@@ -30,7 +30,7 @@ from testbed.wait import wait_for
 from tests.foreign.programs import tool
 from tests.support import frames
 from tests.support.certificates import Authority, Pair
-from tests.support.control_plane import Balancer, line
+from tests.support.control_plane import Balancer, line, serving
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
 from tests.support.registered import probe_server
@@ -67,10 +67,7 @@ def start(processes: Processes, tools: None, pair: Pair, server: ServerProcess) 
 
         def make(**variables: str) -> Balancer:
             files = {"LB_TLS_CERTIFICATE": str(pair.certificate), "LB_TLS_KEY": str(pair.key)}
-            one = leave.enter_context(Balancer(processes, _PORT, {**files, **variables}))
-            one.control_plane.render([server.line()])
-            wait_for(one.states, {server.address: "serving"}.__eq__, 10, "the server serves")
-            return one
+            return leave.enter_context(serving(processes, _PORT, {**files, **variables}, server))
 
         yield make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from testbed.processes import children, pss_bytes
@@ -30,7 +31,25 @@ def services(stack: LocalDriver) -> dict[str, dict[str, object]]:
     return {service.pop("service"): service for service in stack.state()["services"]}
 
 
-class Nginx:
+class Workers(ABC):
+    """What the workers of an nginx take."""
+
+    @property
+    @abstractmethod
+    def workers(self) -> list[int]:
+        """Their process IDs."""
+
+    @property
+    def descriptors(self) -> int:
+        return sum(descriptors(pid) for pid in self.workers)
+
+    @property
+    def memory_mib(self) -> float:
+        """Memory of all workers; shared pages count once (PSS)."""
+        return sum(pss_bytes(pid) for pid in self.workers) / 2**20
+
+
+class Nginx(Workers):
     """The nginx of a stack."""
 
     def __init__(self, stack: LocalDriver) -> None:
@@ -48,15 +67,6 @@ class Nginx:
     def configuration(self) -> str:
         """Its configuration."""
         return (self._home / "etc/nginx/conf.d/load-balancer.conf").read_text()
-
-    @property
-    def descriptors(self) -> int:
-        return sum(descriptors(pid) for pid in self.workers)
-
-    @property
-    def memory_mib(self) -> float:
-        """Memory of all workers; shared pages count once (PSS)."""
-        return sum(pss_bytes(pid) for pid in self.workers) / 2**20
 
     def trouble(self) -> list[str]:
         """Returns the errors in the log since this object was made."""

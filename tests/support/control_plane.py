@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import requests
 
@@ -20,6 +21,9 @@ from testbed.balancers import LuaNginx
 from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT
+
+if TYPE_CHECKING:
+    from tests.support.server_process import ServerProcess
 
 SOCKET = Path("run/balancer.sock")
 _COMMAND = [sys.executable, "-m", "balancer"]
@@ -188,3 +192,14 @@ class Balancer:
             return bool(self.state()["version"])
         except (requests.RequestException, ValueError):
             return False
+
+
+@contextmanager
+def serving(
+    processes: Processes, port: int, environment: Mapping[str, str], server: ServerProcess
+) -> Iterator[Balancer]:
+    """Runs a balancer in front of a server, which gets calls already."""
+    with Balancer(processes, port, environment) as one:
+        one.control_plane.render([server.line()])
+        wait_for(one.states, {server.address: "serving"}.__eq__, 10, "the server serves")
+        yield one

@@ -13,11 +13,10 @@ from typing import Any
 import grpc
 
 from testbed.calls import open_channel
-from testbed.processes import pss_bytes
 from testbed.programs import ghz
 from testbed.stats import percentile
 from tests.support import hostile
-from tests.support.balancer import descriptors
+from tests.support.balancer import Workers
 from tests.support.certificates import Authority, Pair
 from tests.support.control_plane import Balancer
 from tests.support.drivers import ROOT
@@ -27,7 +26,7 @@ from tests.support.server import SERVICE
 METHOD = f"/{SERVICE}/Seen"
 
 
-class Stack:
+class Stack(Workers):
     """The balancer, and its good caller.
 
     Args:
@@ -49,14 +48,6 @@ class Stack:
     @property
     def workers(self) -> list[int]:
         return self.balancer.nginx.workers()
-
-    @property
-    def descriptors(self) -> int:
-        return sum(descriptors(pid) for pid in self.workers)
-
-    @property
-    def memory_mib(self) -> float:
-        return sum(pss_bytes(pid) for pid in self.workers) / 2**20
 
     def log(self) -> list[str]:
         nginx = self.balancer.nginx
