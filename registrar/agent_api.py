@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import requests
+from urllib3.exceptions import ProtocolError
 
 from common.consul_access import ConsulAccess
 
@@ -43,6 +44,8 @@ class AgentApi:
         except requests.exceptions.SSLError as error:
             raise AgentError(f"no TLS with the agent at {self._base}: {error}") from error
         except requests.ConnectionError as error:
+            if isinstance(error.args[0], ProtocolError):
+                raise AgentError(f"{self._base}{path}: the agent closed the connection without an answer") from error
             raise AgentError(f"no agent at {self._base}") from error
         except requests.RequestException as error:
             raise AgentError(f"{self._base}{path}: {error}") from error

@@ -53,6 +53,7 @@ class Registration:
         self._config = config
         self._agent = Agent(config)
         self._same_name = SameName(self._agent, config)
+        self._name_is_taken, self._check_name_at = False, 0.0
         self._stop = stop
         self.attempted = False
         # None until the server has answered.
@@ -64,26 +65,33 @@ class Registration:
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
 
+        Attempts while another container has the name don't count. The agent may then fail each of them: it takes the
+        other's services for deleted ones of its own, and the answer to a registration of the same ID is a panic
+        (updateSyncState and setServiceStateLocked in Consul's agent/local/state.go).
+
         Raises:
             RegistrationFailedError: no attempt succeeded.
         """
         passing = self._wait_until_passing()
         if self._services is None and not self._waited_for_services:
             self._wait_for_services()
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 1
+        while attempt <= ATTEMPTS:
             if self._stop.is_set():
                 return False
             self.attempted = True
             try:
                 self._agent.register(self._config, self._services or (), passing=passing)
             except AgentError as error:
-                LOG.warning("not registered attempt=%d/%d reason=%s", attempt, ATTEMPTS, error)
+                if not self._check_name():
+                    LOG.warning("not registered attempt=%d/%d reason=%s", attempt, ATTEMPTS, error)
+                    attempt += 1
             else:
                 status = "passing" if passing else "critical"
                 services = ",".join(self._services or ())
                 LOG.info("registered id=%s status=%s grpc_services=%s", self._config.service_id, status, services)
                 return True
-            if attempt < ATTEMPTS:
+            if attempt <= ATTEMPTS:
                 self._stop.wait(ATTEMPT_INTERVAL_SECONDS)
         raise RegistrationFailedError(f"no registration of {self._config.service_id} in {ATTEMPTS} attempts")
 
@@ -147,6 +155,13 @@ class Registration:
         LOG.info("draining drain_seconds=%g", self._config.drain_seconds)
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
+
+    def _check_name(self) -> bool:
+        """Checks the name at the interval that SameName expects; otherwise returns the last result."""
+        if time.monotonic() >= self._check_name_at:
+            self._check_name_at = time.monotonic() + _CATALOGUE_SECONDS
+            self._name_is_taken = self._same_name.check_name()
+        return self._name_is_taken
 
     def _follow_certificates(self) -> None:
         """Has the agent read renewed files for its check, which it does not by itself."""
