@@ -1,0 +1,250 @@
+"""Docker engines on one machine as the nodes of a Swarm, each in namespaces of its own, joined by a bridge in another.
+
+A node is a tree of processes in a PID namespace: when its first one is killed, the kernel kills its engine and all its
+containers, and its mounts go with them, as when a machine loses its power. Its disk is a directory that stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from testbed.calls import answers
+from testbed.wait import wait_for
+from tests.support.drivers import ROOT, run
+from tests.support.local import SLOT
+
+STACK = "grpc"
+IMAGES = ("lb", "server", "consul-server")
+PORT = 5000
+# This machine's address on the bridge.
+OUTSIDE = f"10.213.{SLOT}.254"
+_ENGINE_SECONDS = 60.0
+# Processes start slowly on two cores that run three nodes.
+PATIENCE_SECONDS = 120.0
+
+
+def _ip(*arguments: str) -> None:
+    run(["ip", *arguments])
+
+
+class Node:
+    """One engine.
+
+    Args:
+        number: from 1; a part of its name and address.
+        home: its directory, with a short path because of its sockets.
+    """
+
+    def __init__(self, number: int, home: Path) -> None:
+        self.name = f"n{number}"
+        self.address = f"10.213.{SLOT}.{10 + number}"
+        self.target = f"{self.address}:{PORT}"
+        self.namespace = f"glb{SLOT}-{self.name}"
+        self._port = f"glb{SLOT}p{number}"
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def connect(self, switch: str) -> None:
+        """Makes its network namespace, and the link to the bridge in another one."""
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", "eth0", "netns", self.namespace, "type", "veth", "peer", "name", self._port, "netns", switch)
+        _ip("-n", switch, "link", "set", self._port, "master", "bridge", "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", self.namespace, "link", "set", device, "up")
+
+    def set_link(self, state: str) -> None:
+        """Cuts its link (``down``) or mends it (``up``) at the bridge."""
+        _ip("-n", f"glb{SLOT}-net", "link", "set", self._port, state)
+
+    def start(self) -> None:
+        """Starts its engine and waits until that answers."""
+        self._home.mkdir(exist_ok=True)
+        # Of an engine that was killed.
+        shutil.rmtree(self._home / "run", ignore_errors=True)
+        (self._home / "pid").unlink(missing_ok=True)
+        engine = ["dockerd", "--host", self._socket, "--data-root", str(self._home / "data")]
+        engine += ["--exec-root", str(self._home / "run"), "--pidfile", str(self._home / "pid")]
+        engine += ["--cgroup-parent", f"/glb{SLOT}", "--dns", OUTSIDE]
+        # The shell is the first process, and takes the orphans.
+        shell = ["sh", "-c", 'hostname "$0"; "$@" & wait', self.name]
+        apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--mount-proc"]
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{self.namespace}", *apart, *shell, *engine],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(lambda: self.attempt("version").returncode, (0).__eq__, _ENGINE_SECONDS, f"{self.name}'s engine")
+
+    def kill(self) -> None:
+        """Ends all its processes at once."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        """Kills it and removes what it had."""
+        self.kill()
+        with suppress(AssertionError):
+            _ip("netns", "delete", self.namespace)
+
+    @property
+    def _socket(self) -> str:
+        return f"unix://{self._home}/socket"
+
+    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of docker with this engine, which may fail."""
+        command = ["docker", "--host", self._socket, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+    def docker(self, *arguments: str) -> str:
+        """Runs a command of docker with this engine and returns its output."""
+        return run(["docker", "--host", self._socket, *arguments])
+
+    def log(self) -> str:
+        """Returns the last lines of its engine."""
+        return (self._home / "log").read_text(errors="replace")[-3000:]
+
+
+class Swarm:
+    """Three nodes, all of them managers, with the images of the stack; leaving the ``with`` block removes them.
+
+    Args:
+        home: a directory for it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._switch = f"glb{SLOT}-net"
+        self._dns: subprocess.Popen[bytes] | None = None
+        self.nodes = [Node(number, home / f"n{number}") for number in (1, 2, 3)]
+
+    def __enter__(self) -> Self:
+        self._home.mkdir()
+        try:
+            self._start()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def _start(self) -> None:
+        images = str(self._home / "images")
+        run(["docker", "save", "--output", images, *IMAGES])
+        # No rule of this machine's firewall holds in the bridge's namespace.
+        _ip("netns", "add", self._switch)
+        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", self._switch, "link", "set", "bridge", "up")
+        outside = f"glb{SLOT}"
+        _ip("link", "add", outside, "type", "veth", "peer", "name", "outside", "netns", self._switch)
+        _ip("-n", self._switch, "link", "set", "outside", "master", "bridge", "up")
+        _ip("address", "add", f"{OUTSIDE}/24", "dev", outside)
+        _ip("link", "set", outside, "up")
+        # Docker asks it for names that it doesn't know. Without an answer each lookup of one takes 10 s.
+        dns = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--no-resolv", "--no-hosts"]
+        dns += ["--address=/#/", "--bind-interfaces", f"--listen-address={OUTSIDE}"]
+        self._dns = subprocess.Popen(dns, stderr=subprocess.DEVNULL)
+        for node in self.nodes:
+            node.connect(self._switch)
+            node.start()
+            node.docker("load", "--quiet", "--input", images)
+        Path(images).unlink()
+        first, *others = self.nodes
+        first.docker("swarm", "init", "--advertise-addr", first.address)
+        token = first.docker("swarm", "join-token", "--quiet", "manager").strip()
+        for node in others:
+            node.docker("swarm", "join", "--advertise-addr", node.address, "--token", token, f"{first.address}:2377")
+
+    def _remove(self) -> None:
+        for node in self.nodes:
+            node.remove()
+        if self._dns:
+            self._dns.kill()
+            self._dns.wait()
+        with suppress(AssertionError):
+            # The other end of the link to this machine goes with it.
+            _ip("netns", "delete", self._switch)
+        shutil.rmtree(self._home)
+        for group in sorted(Path("/sys/fs/cgroup").glob(f"**/glb{SLOT}/**/"), reverse=True):
+            with suppress(OSError):
+                group.rmdir()
+
+    def docker(self, *arguments: str) -> str:
+        """Runs a command of docker with the first node that answers."""
+        for node in self.nodes:
+            if node.attempt("node", "ls").returncode == 0:
+                return node.docker(*arguments)
+        raise AssertionError("no node answers")
+
+    def deploy(self) -> None:
+        """Starts the stack of swarm.yaml."""
+        self.docker("stack", "deploy", "--resolve-image", "never", "--compose-file", "swarm.yaml", STACK)
+
+    def scale(self, replicas: int) -> None:
+        """Gives it so many replicas; does not wait for them."""
+        self.docker("service", "scale", "--detach", f"{STACK}_hello_server={replicas}")
+
+    def spread(self) -> Counter[str]:
+        """Returns how many running replicas each node has."""
+        form = "{{.Node}}"
+        flags = ["--filter", "desired-state=running", "--format", form]
+        return Counter(self.docker("service", "ps", f"{STACK}_hello_server", *flags).split())
+
+    def balancer(self, node: Node, *command: str) -> str:
+        """Runs a command in the balancer of a node."""
+        (container,) = node.docker("ps", "--quiet", "--filter", f"name={STACK}_load-balancer").split()
+        return node.docker("exec", container, *command)
+
+    def attach(self) -> str:
+        """Returns what the nodes and services look like, for a failed test."""
+        parts = []
+        for node in self.nodes:
+            parts.append(f"== {node.name}\n{node.log()}")
+        for command in (["node", "ls"], ["stack", "ps", "--no-trunc", STACK]):
+            with suppress(AssertionError):
+                parts.append(self.docker(*command))
+        for service in ("load-balancer", "hello_server", "server-1", "server-2", "server-3"):
+            with suppress(AssertionError):
+                parts.append(self.docker("service", "logs", "--tail", "40", f"{STACK}_{service}")[-6000:])
+        return "\n".join(parts)
+
+
+def tried_answers(node: Node, count: int) -> Counter[str]:
+    """Returns how often each replica answered through a node; nothing while calls fail."""
+    try:
+        return answers(node.target, count)
+    except grpc.RpcError:
+        return Counter()
+
+
+def wait_for_replicas(nodes: Sequence[Node], count: int, seconds: float = PATIENCE_SECONDS) -> set[str]:
+    """Waits until exactly ``count`` replicas answer through each of these nodes, and returns their names."""
+    found: set[str] = set()
+    for node in nodes:
+        found = wait_for(
+            lambda node=node: set(tried_answers(node, 10 * max(count, 3))),  # type: ignore[misc]
+            lambda names: len(names) == count,
+            seconds,
+            f"{count} replicas answer through {node.name}",
+        )
+    return found
