@@ -109,7 +109,7 @@ def test_up_names_a_port_in_use_and_its_flag(tools: None, idle: LocalDriver) -> 
         (
             "--scale server-1=2",
             1,
-            ["--scale server-1: must be 1, because it has a fixed name or a published port (got 2)"],
+            ["--scale server-1: must be 1, because it has a fixed name (got 2)"],
         ),
         ("--scale hello_server=101", 1, ["must be an integer from 0 to 100 (got 101)"]),
         *((f"--address-base {base}", 1, ["--address-base: ", base]) for base in BAD_BASES),

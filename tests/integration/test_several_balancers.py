@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import requests
 
 from testbed.wait import wait_for
-from tests.support.drivers import ROOT, LocalDriver
+from tests.support.drivers import LocalDriver
+from tests.support.load import round_robin
 from tests.support.local import SLOT, short_home
 from tests.support.scenarios import wait_for_replicas
 
@@ -43,22 +40,6 @@ def count_replicas(stack: LocalDriver, balancer: str) -> int:
         return len(state(stack, balancer)["replicas"])
     except (requests.RequestException, ValueError, KeyError):
         return 0
-
-
-@contextmanager
-def load(stack: LocalDriver) -> Iterator[dict[str, Any]]:
-    """Calls both balancers in turn until the block ends; then the dictionary is the client's report."""
-    target = f"ipv4:127.0.0.1:{stack.port},127.0.0.1:{stack.port + 1}"
-    command = [sys.executable, "-m", "grpc_client", "--target", target, "--json", "--duration", "300"]
-    command += ["--concurrency", "16", "--connections", "4", "--rate", "300", "--timeout", "10"]
-    report: dict[str, Any] = {}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as client:
-        try:
-            yield report
-        finally:
-            client.send_signal(signal.SIGINT)
-            printed, _ = client.communicate(timeout=60)
-    report |= json.loads(printed)
 
 
 def status(stack: LocalDriver) -> dict[str, dict[str, Any]]:
@@ -101,12 +82,12 @@ def test_both_give_a_service_of_two_applications_to_the_same_one(pair: LocalDriv
 
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 def test_a_balancer_that_ends_costs_a_client_with_both_addresses_no_call(pair: LocalDriver, verb: str) -> None:
-    with load(pair) as report:
+    with round_robin([f"127.0.0.1:{pair.port + number}" for number in (0, 1)]) as outcome:
         pair.local_stack(verb, SECOND)
         pair.local_stack("start", SECOND)
         wait_for(lambda: count_replicas(pair, SECOND), (2).__eq__, 30, "the replicas of the second balancer")
-    assert report["failed"] == 0, report
-    assert report["calls"] > 300
+    assert outcome.lost == 0, outcome
+    assert outcome.calls > 100
 
 
 def test_scaling_changes_the_number_of_balancers(pair: LocalDriver) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -119,6 +120,26 @@ def two_clients(
             load.other = _ghz_outcome(_read(Path(directory, "other")))
     print(load)
     assert all(outcome.calls for outcome in load.outcomes), load
+
+
+@contextmanager
+def round_robin(targets: Sequence[str], *, retry: bool = True, deadline: float = DEADLINE_SECONDS) -> Iterator[Outcome]:
+    """Runs grpc_client, which calls all of these balancers in turn, until the block ends."""
+    outcome = Outcome()
+    command = [sys.executable, "-m", "grpc_client", "--target", f"ipv4:{','.join(targets)}", "--json"]
+    command += ["--duration", str(_LIMIT_SECONDS), "--concurrency", "12", "--connections", "4"]
+    command += ["--rate", str(FEW_CALLS_A_SECOND), "--timeout", str(deadline), *([] if retry else ["--no-retry"])]
+    with tempfile.TemporaryDirectory() as directory:
+        client = _start(command, Path(directory, "report"))
+        try:
+            time.sleep(_START_SECONDS)
+            yield outcome
+        finally:
+            client.send_signal(signal.SIGINT)
+            client.wait(deadline + 30)
+        vars(outcome).update(vars(_our_outcome(_read(Path(directory, "report")))))
+    print(f"{'with' if retry else 'without'} retries: {outcome}")
+    assert outcome.calls, outcome
 
 
 def measure(driver: Driver, seconds: float) -> Load:

@@ -6,13 +6,11 @@ containers, and its mounts go with them, as when a machine loses its power. Its 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -217,9 +215,7 @@ class Swarm:
 
     def attach(self) -> str:
         """Returns what the nodes and services look like, for a failed test."""
-        parts = []
-        for node in self.nodes:
-            parts.append(f"== {node.name}\n{node.log()}")
+        parts = [f"== {node.name}\n{node.log()}" for node in self.nodes]
         for command in (["node", "ls"], ["stack", "ps", "--no-trunc", STACK]):
             with suppress(AssertionError):
                 parts.append(self.docker(*command))

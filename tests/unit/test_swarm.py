@@ -58,6 +58,7 @@ def test_hosts_stop_times_and_volumes_are_the_same(name: str) -> None:
     assert swarm.get("hostname") == ours.get("hostname")
     assert swarm["stop_grace_period"] == interpolate(ours["stop_grace_period"], {})
     assert swarm["read_only"] is ours["read_only"] is True
+    assert swarm.get("sysctls") == ours.get("sysctls")
     named = {one for one in ours["volumes"] if not one.startswith(".")}
     assert {one for one in swarm["volumes"] if isinstance(one, str)} == named
     tmpfs = {str(one).split(":")[0] for one in ours["tmpfs"]}

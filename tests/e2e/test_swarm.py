@@ -1,0 +1,161 @@
+"""The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests/support/swarm.py).
+
+`make test` has the short tests; `make chaos` also has those marked `full`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from testbed.calls import answers
+from testbed.wait import wait_for
+from tests.support.chaos import note
+from tests.support.drivers import ComposeDriver, run
+from tests.support.load import round_robin
+from tests.support.local import short_home
+from tests.support.missing import missing
+from tests.support.swarm import IMAGES, STACK, Node, Swarm, wait_for_replicas
+
+pytestmark = pytest.mark.timeout(1200)
+REPLICAS = 9
+# Of each client: calls wait for a dead machine, first for the PING (10 s and 5 s), then for the balancer's TCP (13 s).
+DEADLINE_SECONDS = 60.0
+# The callers of a client; so many calls are in flight at most.
+CALLERS = 12
+
+
+@pytest.fixture(scope="module")
+def swarm(engine: dict[str, list[str]]) -> Iterator[Swarm]:
+    """The stack with nine replicas, from this checkout's images."""
+    if os.geteuid():
+        missing("namespaces need root")
+    for program in ("dockerd", "dnsmasq", "ip", "nsenter", "unshare"):
+        if not shutil.which(program):
+            missing(f"{program} is not here")
+    ComposeDriver(next(iter(engine.values())), "glbswarm", port=0, consul_port=0).compose("build")
+    run(["docker", "build", "--tag", IMAGES[-1], "--file", "build/dockerfiles/Dockerfile.consul", "."])
+    with Swarm(short_home("swarm")) as started:
+        started.deploy()
+        wait_for_replicas(started.nodes, 2)
+        started.scale(REPLICAS)
+        wait_for_replicas(started.nodes, REPLICAS)
+        yield started
+
+
+@contextmanager
+def two_loads(nodes: list[Node], fault: str, lost: int = 0) -> Iterator[None]:
+    """Calls these nodes in turn, with and without the retry policy; the client with it loses no call.
+
+    Args:
+        nodes: the balancers' nodes.
+        fault: what the block does, for the table.
+        lost: the most calls that the client without a retry policy may lose.
+    """
+    targets = [node.target for node in nodes]
+    begin = time.monotonic()
+    with ExitStack() as clients:
+        with_retries, without = (
+            clients.enter_context(round_robin(targets, retry=retry, deadline=DEADLINE_SECONDS))
+            for retry in (True, False)
+        )
+        yield
+        seconds = time.monotonic() - begin
+    note(
+        f"Swarm, three nodes, {REPLICAS} replicas: {fault}",
+        with_retries.calls + without.calls,
+        f"{with_retries.lost}, without retries {without.lost}" if without.lost else with_retries.lost,
+        f"{max(one.slowest_seconds for one in (with_retries, without)) * 1000:.0f} ms",
+        f"{seconds:.0f} s",
+    )
+    assert with_retries.lost == 0, with_retries
+    assert without.lost <= lost, without
+
+
+def test_each_node_gives_each_replica_its_share(swarm: Swarm) -> None:
+    assert swarm.spread() == {node.name: REPLICAS // 3 for node in swarm.nodes}
+    calls = 50 * REPLICAS
+    for node in swarm.nodes:
+        # A replica that a busy machine keeps from answering its probe is ejected for a moment.
+        wait_for(
+            lambda node=node: sorted(answers(node.target, calls).values()),  # type: ignore[misc]
+            lambda shares: len(shares) == REPLICAS and shares[0] >= 45 and shares[-1] <= 55,
+            60,
+            f"even shares of {calls} calls through {node.name}",
+        )
+
+
+def test_scaling_loses_no_call(swarm: Swarm) -> None:
+    with two_loads(swarm.nodes, "scaled to 3 and back"):
+        for replicas in (3, REPLICAS):
+            swarm.scale(replicas)
+            wait_for_replicas(swarm.nodes, replicas)
+
+
+def test_a_drained_node_costs_at_most_the_calls_in_flight_of_its_balancer(swarm: Swarm) -> None:
+    # The first node is the one that commands are sent to.
+    drained = swarm.nodes[1]
+    left = [node for node in swarm.nodes if node is not drained]
+    with two_loads(swarm.nodes, "a node drained", CALLERS):
+        swarm.docker("node", "update", "--availability", "drain", drained.name)
+        wait_for(lambda: drained.docker("ps", "--quiet"), "".__eq__, 120, "the node is empty")
+        wait_for_replicas(left, REPLICAS)
+    assert drained.name not in swarm.spread()
+    swarm.docker("node", "update", "--availability", "active", drained.name)
+    wait_for_replicas([drained], REPLICAS)
+
+
+@pytest.mark.full
+def test_an_update_loses_no_call_and_a_bad_one_is_rolled_back(swarm: Swarm) -> None:
+    def update(*flags: str) -> str:
+        swarm.docker("service", "update", "--detach", *flags, f"{STACK}_hello_server")
+        form = "{{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}"
+        return wait_for(
+            lambda: swarm.docker("service", "inspect", "--format", form, f"{STACK}_hello_server").strip(),
+            lambda state: state in {"completed", "rollback_completed", "paused", "rollback_paused"},
+            600,
+            "the end of the update",
+            1,
+        )
+
+    before = wait_for_replicas(swarm.nodes, REPLICAS)
+    with two_loads(swarm.nodes, "an update of all replicas, and a bad one"):
+        assert update("--env-add", "VERSION=2") == "completed"
+        after = wait_for_replicas(swarm.nodes, REPLICAS)
+        assert not after & before
+        assert update("--env-add", "GRPC_WORKERS=none") == "rollback_completed"
+        assert wait_for_replicas(swarm.nodes, REPLICAS) >= set()
+    assert "GRPC_WORKERS" not in swarm.docker("service", "inspect", f"{STACK}_hello_server")
+
+
+@pytest.mark.full
+def test_a_dead_node_costs_at_most_the_calls_in_flight_at_it(swarm: Swarm) -> None:
+    dead = swarm.nodes[2]
+    left = [node for node in swarm.nodes if node is not dead]
+    # Both clients wait for the dead node's connection; then they have the calls of 100 a second that waited.
+    with two_loads(swarm.nodes, "a node dies without a goodbye and comes back", 2 * CALLERS):
+        dead.set_link("down")
+        dead.kill()
+        # Consul says that they are dead after 5 s or more, Swarm after 20 s.
+        wait_for(lambda: dead.name not in swarm.spread(), bool, 60, "Swarm knows it")
+        wait_for_replicas(left, REPLICAS, 30)
+        dead.set_link("up")
+        dead.start()
+        wait_for_replicas(swarm.nodes, REPLICAS)
+
+
+@pytest.mark.full
+def test_a_node_that_is_cut_off_serves_what_it_can_reach(swarm: Swarm) -> None:
+    cut = swarm.nodes[1]
+    left = [node for node in swarm.nodes if node is not cut]
+    with two_loads(left, "a node is cut off for 60 s"):
+        cut.set_link("down")
+        time.sleep(60)
+        wait_for_replicas(left, REPLICAS)
+        cut.set_link("up")
+        wait_for_replicas(swarm.nodes, REPLICAS, 60)
