@@ -46,7 +46,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 chaos: $(VENV)/installed-dev
-	CHAOS=full SECURE=$(SECURE) CHAOS_REPORT=$(if $(SECURE),,docs/reliability.md) $(BIN)/python -m pytest tests/chaos
+	CHAOS=full SECURE=$(SECURE) CHAOS_REPORT=$(if $(SECURE),,docs/reliability.md) $(BIN)/python -m pytest tests/chaos $(if $(SECURE),,tests/e2e/test_swarm.py)
 
 protos: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/api.proto

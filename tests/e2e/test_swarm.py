@@ -1,12 +1,10 @@
-"""The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests/support/swarm.py).
+"""The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests.support.nodes.py).
 
 `make test` has the short tests; `make chaos` also has those marked `full`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +17,7 @@ from tests.support.chaos import note
 from tests.support.drivers import ComposeDriver, run
 from tests.support.load import round_robin
 from tests.support.local import short_home
-from tests.support.missing import missing
-from tests.support.swarm import IMAGES, STACK, Node, Swarm, wait_for_replicas
+from tests.support.nodes import IMAGES, STACK, Swarm, need_programs, wait_for_replicas
 
 pytestmark = pytest.mark.timeout(1200)
 REPLICAS = 9
@@ -33,31 +30,26 @@ CALLERS = 12
 @pytest.fixture(scope="module")
 def swarm(engine: dict[str, list[str]]) -> Iterator[Swarm]:
     """The stack with nine replicas, from this checkout's images."""
-    if os.geteuid():
-        missing("namespaces need root")
-    for program in ("dockerd", "dnsmasq", "ip", "nsenter", "unshare"):
-        if not shutil.which(program):
-            missing(f"{program} is not here")
+    need_programs()
     ComposeDriver(next(iter(engine.values())), "glbswarm", port=0, consul_port=0).compose("build")
     run(["docker", "build", "--tag", IMAGES[-1], "--file", "build/dockerfiles/Dockerfile.consul", "."])
     with Swarm(short_home("swarm")) as started:
         started.deploy()
-        wait_for_replicas(started.nodes, 2)
+        wait_for_replicas(started.targets, 2)
         started.scale(REPLICAS)
-        wait_for_replicas(started.nodes, REPLICAS)
+        wait_for_replicas(started.targets, REPLICAS)
         yield started
 
 
 @contextmanager
-def two_loads(nodes: list[Node], fault: str, lost: int = 0) -> Iterator[None]:
-    """Calls these nodes in turn, with and without the retry policy; the client with it loses no call.
+def two_loads(targets: list[str], fault: str, lost: int = 0) -> Iterator[None]:
+    """Calls these balancers in turn, with and without the retry policy; the client with it loses no call.
 
     Args:
-        nodes: the balancers' nodes.
+        targets: the balancers.
         fault: what the block does, for the table.
         lost: the most calls that the client without a retry policy may lose.
     """
-    targets = [node.target for node in nodes]
     begin = time.monotonic()
     with ExitStack() as clients:
         with_retries, without = (
@@ -91,23 +83,23 @@ def test_each_node_gives_each_replica_its_share(swarm: Swarm) -> None:
 
 
 def test_scaling_loses_no_call(swarm: Swarm) -> None:
-    with two_loads(swarm.nodes, "scaled to 3 and back"):
+    with two_loads(swarm.targets, "scaled to 3 and back"):
         for replicas in (3, REPLICAS):
             swarm.scale(replicas)
-            wait_for_replicas(swarm.nodes, replicas)
+            wait_for_replicas(swarm.targets, replicas)
 
 
 def test_a_drained_node_costs_at_most_the_calls_in_flight_of_its_balancer(swarm: Swarm) -> None:
     # The first node is the one that commands are sent to.
     drained = swarm.nodes[1]
-    left = [node for node in swarm.nodes if node is not drained]
-    with two_loads(swarm.nodes, "a node drained", CALLERS):
+    left = [node.target for node in swarm.nodes if node is not drained]
+    with two_loads(swarm.targets, "a node drained", CALLERS):
         swarm.docker("node", "update", "--availability", "drain", drained.name)
         wait_for(lambda: drained.docker("ps", "--quiet"), "".__eq__, 120, "the node is empty")
         wait_for_replicas(left, REPLICAS)
     assert drained.name not in swarm.spread()
     swarm.docker("node", "update", "--availability", "active", drained.name)
-    wait_for_replicas([drained], REPLICAS)
+    wait_for_replicas([drained.target], REPLICAS)
 
 
 @pytest.mark.full
@@ -123,22 +115,22 @@ def test_an_update_loses_no_call_and_a_bad_one_is_rolled_back(swarm: Swarm) -> N
             1,
         )
 
-    before = wait_for_replicas(swarm.nodes, REPLICAS)
-    with two_loads(swarm.nodes, "an update of all replicas, and a bad one"):
+    before = wait_for_replicas(swarm.targets, REPLICAS)
+    with two_loads(swarm.targets, "an update of all replicas, and a bad one"):
         assert update("--env-add", "VERSION=2") == "completed"
-        after = wait_for_replicas(swarm.nodes, REPLICAS)
+        after = wait_for_replicas(swarm.targets, REPLICAS)
         assert not after & before
         assert update("--env-add", "GRPC_WORKERS=none") == "rollback_completed"
-        assert wait_for_replicas(swarm.nodes, REPLICAS) >= set()
+        assert wait_for_replicas(swarm.targets, REPLICAS) >= set()
     assert "GRPC_WORKERS" not in swarm.docker("service", "inspect", f"{STACK}_hello_server")
 
 
 @pytest.mark.full
 def test_a_dead_node_costs_at_most_the_calls_in_flight_at_it(swarm: Swarm) -> None:
     dead = swarm.nodes[2]
-    left = [node for node in swarm.nodes if node is not dead]
+    left = [node.target for node in swarm.nodes if node is not dead]
     # Both clients wait for the dead node's connection; then they have the calls of 100 a second that waited.
-    with two_loads(swarm.nodes, "a node dies without a goodbye and comes back", 2 * CALLERS):
+    with two_loads(swarm.targets, "a node dies without a goodbye and comes back", 2 * CALLERS):
         dead.set_link("down")
         dead.kill()
         # Consul says that they are dead after 5 s or more, Swarm after 20 s.
@@ -146,16 +138,16 @@ def test_a_dead_node_costs_at_most_the_calls_in_flight_at_it(swarm: Swarm) -> No
         wait_for_replicas(left, REPLICAS, 30)
         dead.set_link("up")
         dead.start()
-        wait_for_replicas(swarm.nodes, REPLICAS)
+        wait_for_replicas(swarm.targets, REPLICAS)
 
 
 @pytest.mark.full
 def test_a_node_that_is_cut_off_serves_what_it_can_reach(swarm: Swarm) -> None:
     cut = swarm.nodes[1]
-    left = [node for node in swarm.nodes if node is not cut]
+    left = [node.target for node in swarm.nodes if node is not cut]
     with two_loads(left, "a node is cut off for 60 s"):
         cut.set_link("down")
         time.sleep(60)
         wait_for_replicas(left, REPLICAS)
         cut.set_link("up")
-        wait_for_replicas(swarm.nodes, REPLICAS, 60)
+        wait_for_replicas(swarm.targets, REPLICAS, 60)

@@ -1,4 +1,4 @@
-"""Docker engines on one machine as the nodes of a Swarm, each in namespaces of its own, joined by a bridge in another.
+"""Docker engines on one machine as nodes, each in namespaces of its own, joined by a bridge; they may form a Swarm.
 
 A node is a tree of processes in a PID namespace: when its first one is killed, the kernel kills its engine and all its
 containers, and its mounts go with them, as when a machine loses its power. Its disk is a directory that stays.
@@ -6,10 +6,11 @@ containers, and its mounts go with them, as when a machine loses its power. Its 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from testbed.calls import answers
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT, run
 from tests.support.local import SLOT
+from tests.support.missing import missing
 
 STACK = "grpc"
 IMAGES = ("lb", "server", "consul-server")
@@ -30,6 +32,15 @@ OUTSIDE = f"10.213.{SLOT}.254"
 _ENGINE_SECONDS = 60.0
 # Processes start slowly on two cores that run three nodes.
 PATIENCE_SECONDS = 120.0
+
+
+def need_programs() -> None:
+    """Skips the test where nodes can't be made."""
+    if os.geteuid():
+        missing("namespaces need root")
+    for program in ("dockerd", "dnsmasq", "ip", "nsenter", "unshare"):
+        if not shutil.which(program):
+            missing(f"{program} is not here")
 
 
 def _ip(*arguments: str) -> None:
@@ -72,7 +83,7 @@ class Node:
         # Of an engine that was killed.
         shutil.rmtree(self._home / "run", ignore_errors=True)
         (self._home / "pid").unlink(missing_ok=True)
-        engine = ["dockerd", "--host", self._socket, "--data-root", str(self._home / "data")]
+        engine = ["dockerd", "--host", self.socket, "--data-root", str(self._home / "data")]
         engine += ["--exec-root", str(self._home / "run"), "--pidfile", str(self._home / "pid")]
         engine += ["--cgroup-parent", f"/glb{SLOT}", "--dns", OUTSIDE]
         # The shell is the first process, and takes the orphans.
@@ -102,35 +113,38 @@ class Node:
             _ip("netns", "delete", self.namespace)
 
     @property
-    def _socket(self) -> str:
+    def socket(self) -> str:
+        """Returns the address of its engine, as in DOCKER_HOST."""
         return f"unix://{self._home}/socket"
 
     def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of docker with this engine, which may fail."""
-        command = ["docker", "--host", self._socket, *arguments]
+        command = ["docker", "--host", self.socket, *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     def docker(self, *arguments: str) -> str:
         """Runs a command of docker with this engine and returns its output."""
-        return run(["docker", "--host", self._socket, *arguments])
+        return run(["docker", "--host", self.socket, *arguments])
 
     def log(self) -> str:
         """Returns the last lines of its engine."""
         return (self._home / "log").read_text(errors="replace")[-3000:]
 
 
-class Swarm:
-    """Three nodes, all of them managers, with the images of the stack; leaving the ``with`` block removes them.
+class Nodes:
+    """Some nodes, with images of this machine's engine; leaving the ``with`` block removes them.
 
     Args:
-        home: a directory for it.
+        home: a directory for them.
+        count: how many.
+        images: their names.
     """
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, count: int, images: Sequence[str]) -> None:
+        self._home, self._images = home, images
         self._switch = f"glb{SLOT}-net"
         self._dns: subprocess.Popen[bytes] | None = None
-        self.nodes = [Node(number, home / f"n{number}") for number in (1, 2, 3)]
+        self.nodes = [Node(number, home / f"n{number}") for number in range(1, count + 1)]
 
     def __enter__(self) -> Self:
         self._home.mkdir()
@@ -148,7 +162,7 @@ class Swarm:
 
     def _start(self) -> None:
         images = str(self._home / "images")
-        run(["docker", "save", "--output", images, *IMAGES])
+        run(["docker", "save", "--output", images, *self._images])
         # No rule of this machine's firewall holds in the bridge's namespace.
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
@@ -167,11 +181,6 @@ class Swarm:
             node.start()
             node.docker("load", "--quiet", "--input", images)
         Path(images).unlink()
-        first, *others = self.nodes
-        first.docker("swarm", "init", "--advertise-addr", first.address)
-        token = first.docker("swarm", "join-token", "--quiet", "manager").strip()
-        for node in others:
-            node.docker("swarm", "join", "--advertise-addr", node.address, "--token", token, f"{first.address}:2377")
 
     def _remove(self) -> None:
         for node in self.nodes:
@@ -187,6 +196,25 @@ class Swarm:
             with suppress(OSError):
                 group.rmdir()
 
+
+class Swarm(Nodes):
+    """Three nodes, all of them managers of one Swarm, with the images of the stack.
+
+    Args:
+        home: a directory for it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, 3, IMAGES)
+
+    def _start(self) -> None:
+        super()._start()
+        first, *others = self.nodes
+        first.docker("swarm", "init", "--advertise-addr", first.address)
+        token = first.docker("swarm", "join-token", "--quiet", "manager").strip()
+        for node in others:
+            node.docker("swarm", "join", "--advertise-addr", node.address, "--token", token, f"{first.address}:2377")
+
     def docker(self, *arguments: str) -> str:
         """Runs a command of docker with the first node that answers."""
         for node in self.nodes:
@@ -197,6 +225,11 @@ class Swarm:
     def deploy(self) -> None:
         """Starts the stack of swarm.yaml."""
         self.docker("stack", "deploy", "--resolve-image", "never", "--compose-file", "swarm.yaml", STACK)
+
+    @property
+    def targets(self) -> list[str]:
+        """Returns the balancers' addresses, one a node."""
+        return [node.target for node in self.nodes]
 
     def scale(self, replicas: int) -> None:
         """Gives it so many replicas; does not wait for them."""
@@ -225,22 +258,22 @@ class Swarm:
         return "\n".join(parts)
 
 
-def tried_answers(node: Node, count: int) -> Counter[str]:
-    """Returns how often each replica answered through a node; nothing while calls fail."""
+def tried_answers(target: str, count: int) -> Counter[str]:
+    """Returns how often each replica answered through a balancer; nothing while calls fail."""
     try:
-        return answers(node.target, count)
+        return answers(target, count)
     except grpc.RpcError:
         return Counter()
 
 
-def wait_for_replicas(nodes: Sequence[Node], count: int, seconds: float = PATIENCE_SECONDS) -> set[str]:
-    """Waits until exactly ``count`` replicas answer through each of these nodes, and returns their names."""
+def wait_for_replicas(targets: Iterable[str], count: int, seconds: float = PATIENCE_SECONDS) -> set[str]:
+    """Waits until exactly ``count`` replicas answer through each of these balancers, and returns their names."""
     found: set[str] = set()
-    for node in nodes:
+    for target in targets:
         found = wait_for(
-            lambda node=node: set(tried_answers(node, 10 * max(count, 3))),  # type: ignore[misc]
+            lambda target=target: set(tried_answers(target, 10 * max(count, 3))),  # type: ignore[misc]
             lambda names: len(names) == count,
             seconds,
-            f"{count} replicas answer through {node.name}",
+            f"{count} replicas answer through {target}",
         )
     return found
