@@ -1,4 +1,4 @@
-"""swarm.yaml starts what docker-compose.yaml starts; every difference is here, with its reason."""
+"""swarm.yaml and replicas.yaml start what docker-compose.yaml starts; every difference is here, with its reason."""
 
 from __future__ import annotations
 
@@ -73,3 +73,21 @@ def test_only_the_balancers_port_is_published_on_its_own_node() -> None:
 def test_no_call_goes_through_a_virtual_address() -> None:
     # Its table forgets idle connections after 15 minutes.
     assert {spec["deploy"]["endpoint_mode"] for spec in SWARM.values()} == {"dnsrr"}
+
+
+def test_replicas_of_another_host_are_those_of_the_first() -> None:
+    ours, theirs = COMPOSE["hello_server"], services("replicas.yaml")["hello_server"]
+    assert theirs["extends"] == {"file": "examples/replica.yaml", "service": "replica"}
+    common = services("examples/replica.yaml")["replica"]["environment"]
+    environment = common | theirs["environment"]
+    assert ours["environment"].keys() - environment.keys() <= LEFT_OUT
+    differing = {name for name, value in environment.items() if value != ours["environment"][name]}
+    assert differing == {"CONSUL_SERVER"}
+    assert {key: theirs[key] for key in ("image", "build", "volumes")} == {
+        key: ours[key] for key in ("image", "build", "volumes")
+    }
+
+
+def test_all_hosts_have_one_network() -> None:
+    first, second = (yaml.safe_load((ROOT / name).read_text())["networks"] for name in ("lan.yaml", "replicas.yaml"))
+    assert first == second
