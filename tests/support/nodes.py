@@ -117,10 +117,10 @@ class Node:
         """Returns the address of its engine, as in DOCKER_HOST."""
         return f"unix://{self._home}/socket"
 
-    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Runs a command of docker with this engine, which may fail."""
         command = ["docker", "--host", self.socket, *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
     def docker(self, *arguments: str) -> str:
         """Runs a command of docker with this engine and returns its output."""
@@ -249,12 +249,13 @@ class Swarm(Nodes):
     def attach(self) -> str:
         """Returns what the nodes and services look like, for a failed test."""
         parts = [f"== {node.name}\n{node.log()}" for node in self.nodes]
-        for command in (["node", "ls"], ["stack", "ps", "--no-trunc", STACK]):
-            with suppress(AssertionError):
-                parts.append(self.docker(*command))
-        for service in ("load-balancer", "hello_server", "server-1", "server-2", "server-3"):
-            with suppress(AssertionError):
-                parts.append(self.docker("service", "logs", "--tail", "40", f"{STACK}_{service}")[-6000:])
+        commands = [["node", "ls"], ["stack", "ps", "--no-trunc", STACK]]
+        services = ("load-balancer", "hello_server", "server-1", "server-2", "server-3")
+        commands += [["service", "logs", "--tail", "40", f"{STACK}_{service}"] for service in services]
+        for command in commands:
+            # The log of a node that is cut off never ends.
+            with suppress(subprocess.TimeoutExpired):
+                parts.append(self.nodes[0].attempt(*command, timeout=10).stdout[-6000:])
         return "\n".join(parts)
 
 
