@@ -51,7 +51,7 @@ def test_replicas_and_a_balancer_of_another_host_join(hosts: Nodes, compose: lis
     first = driver(compose, STACK, 0, hosts)
     first.up(1)
     wait_for_replicas([FIRST], 1)
-    with round_robin([FIRST]) as outcome:
+    with round_robin(f"ipv4:{FIRST}") as outcome:
         second = driver(compose, ["-f", "replicas.yaml"], 1, hosts)
         second.up(3)
         wait_for_replicas([FIRST], 4)

@@ -56,7 +56,7 @@ def two_loads(targets: list[str], fault: str, lost: int = 0) -> Iterator[None]:
     begin = time.monotonic()
     with ExitStack() as clients:
         with_retries, without = (
-            clients.enter_context(round_robin(targets, retry=retry, deadline=DEADLINE_SECONDS))
+            clients.enter_context(round_robin(f"ipv4:{','.join(targets)}", retry=retry, deadline=DEADLINE_SECONDS))
             for retry in (True, False)
         )
         yield

@@ -37,7 +37,8 @@ def _python(*arguments: str) -> Command:
     return [sys.executable, "-m", *arguments]
 
 
-def _go(role: str) -> Command:
+def go(role: str) -> Command:
+    """Returns what starts a role of the program in Go, an argument short."""
     source = _HERE / "go"
     return [programs.go_program("foreign", programs.digest(source), source, "."), role]
 
@@ -76,7 +77,7 @@ LIBRARIES = (
         client=partial(_python, "tests.foreign.python_client"),
     ),
     Library(name="grpc.aio", server=partial(_python, "tests.foreign.python_server", "aio")),
-    Library(name="grpc-go", server=partial(_go, "server"), client=partial(_go, "client")),
+    Library(name="grpc-go", server=partial(go, "server"), client=partial(go, "client")),
     Library(name="grpc-js", server=partial(_node, "server"), client=partial(_node, "client")),
     Library(name="grpc-java", server=partial(_java, "server"), client=partial(_java, "client")),
     Library(name="tonic", server=partial(_rust, "server"), client=partial(_rust, "client")),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 import requests
 
+from testbed.errors import MissingError
 from testbed.wait import wait_for
+from tests.foreign.programs import go
 from tests.support.drivers import LocalDriver
 from tests.support.load import round_robin
 from tests.support.local import SLOT, short_home
+from tests.support.missing import missing
 from tests.support.scenarios import wait_for_replicas
 
 SECOND = "load-balancer-2"
@@ -82,12 +87,27 @@ def test_both_give_a_service_of_two_applications_to_the_same_one(pair: LocalDriv
 
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 def test_a_balancer_that_ends_costs_a_client_with_both_addresses_no_call(pair: LocalDriver, verb: str) -> None:
-    with round_robin([f"127.0.0.1:{pair.port + number}" for number in (0, 1)]) as outcome:
+    with round_robin(f"ipv4:127.0.0.1:{pair.port},127.0.0.1:{pair.port + 1}") as outcome:
         pair.local_stack(verb, SECOND)
         pair.local_stack("start", SECOND)
         wait_for(lambda: count_replicas(pair, SECOND), (2).__eq__, 30, "the replicas of the second balancer")
     assert outcome.lost == 0, outcome
     assert outcome.calls > 100
+
+
+def test_clients_find_both_in_consuls_dns_and_lose_no_call_when_one_stops(pair: LocalDriver) -> None:
+    target = f"dns://{pair.address('load-balancer')}:8600/load-balancer.service.consul:5000"
+    try:
+        command = [*go("greet"), target]
+    except MissingError as error:
+        missing(str(error))
+    with round_robin(target) as python, subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as client:
+        pair.local_stack("restart", SECOND)
+        wait_for(lambda: count_replicas(pair, SECOND), (2).__eq__, 30, "the replicas of the second balancer")
+        seen = json.loads(client.communicate(timeout=30)[0])
+    assert python.lost == 0, python
+    assert seen.keys() == {f"{pair.address(name)}:5000" for name in ("load-balancer", SECOND)}, seen
+    assert sum(seen.values()) > 100
 
 
 def test_scaling_changes_the_number_of_balancers(pair: LocalDriver) -> None:

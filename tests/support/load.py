@@ -123,10 +123,10 @@ def two_clients(
 
 
 @contextmanager
-def round_robin(targets: Sequence[str], *, retry: bool = True, deadline: float = DEADLINE_SECONDS) -> Iterator[Outcome]:
-    """Runs grpc_client, which calls all of these balancers in turn, until the block ends."""
+def round_robin(target: str, *, retry: bool = True, deadline: float = DEADLINE_SECONDS) -> Iterator[Outcome]:
+    """Runs grpc_client, which calls all balancers of a gRPC target in turn, until the block ends."""
     outcome = Outcome()
-    command = [sys.executable, "-m", "grpc_client", "--target", f"ipv4:{','.join(targets)}", "--json"]
+    command = [sys.executable, "-m", "grpc_client", "--target", target, "--json"]
     command += ["--duration", str(_LIMIT_SECONDS), "--concurrency", "12", "--connections", "4"]
     command += ["--rate", str(FEW_CALLS_A_SECOND), "--timeout", str(deadline), *([] if retry else ["--no-retry"])]
     with tempfile.TemporaryDirectory() as directory:

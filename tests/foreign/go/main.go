@@ -1,4 +1,5 @@
 // The server and the client in Go: `foreign server HOST:PORT` and `foreign client HOST:PORT < CASES`. See ../__init__.py.
+// `foreign greet TARGET` calls Ping until its input ends.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,6 +26,7 @@ import (
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -368,8 +371,42 @@ func call(target string) error {
 	return connection.Close()
 }
 
+// round_robin, and gRPC's standard retry policy.
+const balanced = `{"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{"name": [{}], "retryPolicy": {
+	"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
+	"retryableStatusCodes": ["UNAVAILABLE"]}}]}`
+
+// greet calls protos.Ping/SayHello 100 times a second and prints how many calls each balancer answered, and each error.
+func greet(target string) error {
+	connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})), grpc.WithDefaultServiceConfig(balanced))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	var ended atomic.Bool
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		ended.Store(true)
+	}()
+	seen := map[string]int{}
+	for !ended.Load() {
+		// A PingMessage: field 1 is the greeting.
+		question, answer, from := []byte("\x0a\x05hello"), []byte{}, peer.Peer{}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		if err := connection.Invoke(ctx, "/protos.Ping/SayHello", &question, &answer, grpc.Peer(&from)); err != nil {
+			seen[err.Error()]++
+		} else {
+			seen[from.Addr.String()]++
+		}
+		cancel()
+		time.Sleep(10 * time.Millisecond)
+	}
+	return json.NewEncoder(os.Stdout).Encode(seen)
+}
+
 func main() {
-	run := map[string]func(string) error{"server": serve, "client": call}[os.Args[1]]
+	run := map[string]func(string) error{"server": serve, "client": call, "greet": greet}[os.Args[1]]
 	if err := run(os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
