@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from testbed.wait import wait_for
 from tests.support import frames
 from tests.support.balancer import descriptors
 from tests.support.drivers import ROOT
+from tests.support.local import SLOT
 from tests.support.prober import Probing, as_json
 from tests.support.scripted import RawServer
 from tests.support.server_process import PORT, ServerProcess, dripping
@@ -46,7 +46,7 @@ LONG_SECONDS = 60.0
 def registered(name: str = NAME, address: str = "", port: int = PORT) -> Registration:
     """A replica at an address of its own."""
     number = next(_numbers)
-    address = address or f"127.45.{os.getpid() % 50 * 5 + number // 250}.{number % 250 + 1}"
+    address = address or f"127.45.{SLOT * 5 + number // 250}.{number % 250 + 1}"
     return Registration(application="tests", address=address, port=port, weight=1, health=name)
 
 

@@ -46,7 +46,7 @@ def idle() -> LocalDriver:
 def misused(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001 - skips without the programs
     """A stack with one replica, which tests may leave broken: the next test repairs it by ``up``."""
     driver = LocalDriver(
-        short_home("misuse"), address_base=f"127.{200 + SLOT % 50}.0.0", port=15300 + SLOT, consul_port=18800 + SLOT
+        short_home("misuse"), address_base=f"127.{200 + SLOT}.0.0", port=15300 + SLOT, consul_port=18800 + SLOT
     )
     driver.down()
     yield driver
@@ -180,7 +180,7 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
         "grpc_proxy": "http://127.0.0.1:1",
         "ENV": "/dev/null",
     }
-    ports = ["--address-base", f"127.{60 + SLOT % 40}.0.0", "--port", str(15600 + SLOT)]
+    ports = ["--address-base", f"127.{60 + SLOT}.0.0", "--port", str(15600 + SLOT)]
     compose = checkout / "docker-compose.yaml"
     longer = 'APP_NAME: hello_server\n      DRAIN_SECONDS: "90"\n      GRPC_GRACE_SECONDS: 70'
     compose.write_text(compose.read_text().replace("APP_NAME: hello_server", longer))

@@ -19,7 +19,7 @@ from tests.support.drivers import ROOT
 from tests.support.local import SLOT
 
 # Of the addresses that tests without a stack may use.
-NETWORK = f"127.{200 + SLOT % 50}"
+NETWORK = f"127.{200 + SLOT}"
 PORT = 7777
 HEALTH: dict[str, Any] = {"grpc_health": "protos.Ping"}
 
