@@ -1,6 +1,6 @@
 """The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests.support.nodes.py).
 
-`make test` has the short tests; `make chaos` also has those marked `full`.
+`make test` has the short tests; `make chaos-swarm` also has those marked `full`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,29 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from testbed.calls import answers
+from protos import api_pb2_grpc
+from testbed.calls import answers, greet, open_channel
 from testbed.wait import wait_for
-from tests.support.chaos import note
+from tests.support import chaos
+from tests.support.certificates import Authority
 from tests.support.drivers import ComposeDriver, run
 from tests.support.load import round_robin
 from tests.support.local import short_home
 from tests.support.nodes import IMAGES, STACK, Swarm, need_programs, wait_for_replicas
 
+chaos.INTRODUCTION.append("""Faults and changes of a Docker Swarm of three nodes while calls went on. {where}
+The nodes are three engines in namespaces of one machine, joined by a bridge, and share its cores with the clients. Each
+has a balancer, three of nine replicas and one of three Consul servers.
+
+The load: two `grpc_client`, each with 12 callers and 100 calls a second to all balancers in turn, deadline 60 s, one
+with gRPC's standard retry policy and one without. A call is lost when its status is not OK. The last column has the
+seconds until every balancer that was reachable had answered from all replicas.""")
 pytestmark = pytest.mark.timeout(1200)
 REPLICAS = 9
 # Of each client: calls wait for a dead machine, first for the PING (10 s and 5 s), then for the balancer's TCP (13 s).
@@ -61,8 +72,8 @@ def two_loads(targets: list[str], fault: str, lost: int = 0) -> Iterator[None]:
         )
         yield
         seconds = time.monotonic() - begin
-    note(
-        f"Swarm, three nodes, {REPLICAS} replicas: {fault}",
+    chaos.note(
+        fault,
         with_retries.calls + without.calls,
         f"{with_retries.lost}, without retries {without.lost}" if without.lost else with_retries.lost,
         f"{max(one.slowest_seconds for one in (with_retries, without)) * 1000:.0f} ms",
@@ -126,6 +137,31 @@ def test_an_update_loses_no_call_and_a_bad_one_is_rolled_back(swarm: Swarm) -> N
         assert update("--env-add", "GRPC_WORKERS=none") == "rollback_completed"
         assert wait_for_replicas(swarm.targets, REPLICAS) >= set()
     assert "GRPC_WORKERS" not in swarm.docker("service", "inspect", f"{STACK}_hello_server")
+
+
+@pytest.mark.full
+def test_a_certificate_is_a_secret_of_the_swarm(swarm: Swarm, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("balancer", [node.address for node in swarm.nodes])
+    flags = []
+    for variable, path in {"LB_TLS_CERTIFICATE": pair.certificate, "LB_TLS_KEY": pair.key}.items():
+        swarm.docker("secret", "create", path.name, str(path))
+        flags += ["--secret-add", path.name, "--env-add", f"{variable}=/run/secrets/{path.name}"]
+    swarm.docker("service", "update", "--detach", *flags, f"{STACK}_load-balancer")
+    credentials = grpc.ssl_channel_credentials(authority.path.read_bytes())
+    for target in swarm.targets:
+        wait_for(lambda target=target: answers_over_tls(target, credentials), bool, 120, f"{target}: TLS")  # type: ignore[misc]
+    swarm.docker("service", "rollback", "--detach", f"{STACK}_load-balancer")
+    wait_for_replicas(swarm.targets, REPLICAS)
+
+
+def answers_over_tls(target: str, credentials: grpc.ChannelCredentials) -> bool:
+    """Returns whether a balancer answers a call with TLS."""
+    with open_channel(target, credentials) as channel:
+        try:
+            return bool(greet(api_pb2_grpc.PingStub(channel)))
+        except grpc.RpcError:
+            return False
 
 
 @pytest.mark.full

@@ -66,27 +66,35 @@ def table() -> str:
     return "\n".join(lines)
 
 
+# What the report says about the stack and the load; tests of another stack replace it when they are imported.
+INTRODUCTION = [
+    f"""The faults that `make chaos` caused in the stack without Docker while calls went on, and what the calls got.
+{{where}}
+The clients, the balancer, the replicas and Consul share the cores.
+
+The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
+{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
+ghz has no retry policy, and grpc_client has one only where the row says so. A call is lost when its status is not OK.
+The slowest answer is of both clients. The calls of streams are the tests' own."""
+]
+
+
 def write(failed: Sequence[str], path: Path) -> None:
     """Writes the report; ``failed`` has the names of failed tests."""
     names = ", ".join(f"`{name}`" for name in failed)
     verdict = f"Failed or not run: {names}; see [targets.md](targets.md)." if failed else "Every test passed."
     cores = len(os.sched_getaffinity(0))
+    where = f"Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.release().split('-')[0]}, "
+    where += f"{cores} cores, Python {platform.python_version()}."
     path.write_text(
         f"""# Reliability
 
-The faults that `make chaos` caused in the stack without Docker while calls went on, and the results of the calls.
-Run on {datetime.date.today().isoformat()}, {platform.system()} {platform.release().split("-")[0]}, {cores} cores,
-Python {platform.python_version()}; the clients, the balancer, the replicas and Consul share the cores.
-
-The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
-{CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
-ghz has no retry policy, and grpc_client has one only where the row says so. A call is lost when its status is not OK.
-The slowest answer is of both clients. The calls of streams are the tests' own.
+{INTRODUCTION[-1].format(where=where)}
 
 {verdict}
 
 {table()}
 
-`make test` runs the same tests with fewer rounds. They are in `tests/chaos`.
+`make test` runs the same tests with fewer rounds.
 """
     )
