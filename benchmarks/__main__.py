@@ -15,7 +15,18 @@ import requests
 from benchmarks import machine, plot, report
 from benchmarks.bench import Bench
 from benchmarks.plan import FULL, QUICK
-from benchmarks.sections import cpu, fleet, kinds, latency, membership, memory, startup, throughput, workers
+from benchmarks.sections import (
+    connections,
+    cpu,
+    fleet,
+    kinds,
+    latency,
+    membership,
+    memory,
+    startup,
+    throughput,
+    workers,
+)
 from testbed.errors import BenchmarkError
 from testbed.programs import ROOT
 
@@ -24,6 +35,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "startup": startup.run,
     "memory": memory.run,
     "throughput": throughput.run,
+    "connections": connections.run,
     "latency": latency.run,
     "membership": membership.run,
     "fleet": fleet.run,

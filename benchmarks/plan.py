@@ -24,6 +24,7 @@ class Plan:
         kind_rounds: rounds of each kind.
         kind_turns: turns of a balancer in such a round.
         kind_calls: a balancer's calls one at a time in such a round; other loads have a share of it.
+        connections: numbers of client connections, ascending.
         tick_seconds: how long the streams of such a round are read.
     """
 
@@ -41,6 +42,7 @@ class Plan:
     kind_rounds: int
     kind_turns: int
     kind_calls: int
+    connections: tuple[int, ...]
     tick_seconds: float
 
 
@@ -59,6 +61,7 @@ FULL = Plan(
     kind_rounds=5,
     kind_turns=8,
     kind_calls=2_000,
+    connections=(1_000, 10_000),
     tick_seconds=1.0,
 )
 QUICK = Plan(
@@ -76,5 +79,6 @@ QUICK = Plan(
     kind_rounds=1,
     kind_turns=2,
     kind_calls=200,
+    connections=(200,),
     tick_seconds=0.3,
 )

@@ -72,14 +72,14 @@ def h2load(
 
 
 def timed_h2load(
-    processes: Processes, target: str, calls: int, shape: Shape, greeting: str
+    processes: Processes, target: str, calls: int, shape: Shape, greeting: str, answer: str = ""
 ) -> tuple[Load, list[float]]:
-    """Makes calls of servers that answer with the greeting, and returns the seconds of each call too."""
+    """Makes calls of servers that answer with the greeting, or ``answer``, and returns the seconds of each call too."""
     log = processes.directory / "h2load.tsv"
     log.unlink(missing_ok=True)
     url = f"http://{target}{_METHOD}"
     output = _h2load(processes, url, calls, shape, greeting, ["--log-file", log])
-    return read_h2load(output, calls, greeting), read_times(log.read_text())
+    return read_h2load(output, calls, answer or greeting), read_times(log.read_text())
 
 
 def _h2load(processes: Processes, url: str, calls: int, shape: Shape, greeting: str, more: Sequence[str | Path]) -> str:
