@@ -24,7 +24,7 @@ from tests.support.certificates import Authority
 from tests.support.drivers import ComposeDriver, run
 from tests.support.load import round_robin
 from tests.support.local import short_home
-from tests.support.nodes import IMAGES, STACK, Swarm, need_programs, wait_for_replicas
+from tests.support.nodes import IMAGES, PORT, STACK, Swarm, need_programs, wait_for_replicas
 
 chaos.INTRODUCTION.append("""Faults and changes of a Docker Swarm of three nodes while calls went on. {where}
 The nodes are three engines in namespaces of one machine, joined by a bridge, and share its cores with the clients. Each
@@ -181,11 +181,46 @@ def test_a_dead_node_costs_at_most_the_calls_in_flight_at_it(swarm: Swarm) -> No
 
 
 @pytest.mark.full
+def test_a_minute_without_consul_restarts_no_container(swarm: Swarm) -> None:
+    def containers() -> set[str]:
+        names = [part for name in ("hello_server", "load-balancer") for part in ("--filter", f"name={STACK}_{name}")]
+        return {one for node in swarm.nodes for one in node.docker("ps", "--quiet", *names).split()}
+
+    def servers(count: int) -> None:
+        swarm.docker("service", "scale", "--detach", *(f"{STACK}_server-{number}={count}" for number in (1, 2, 3)))
+
+    before = containers()
+    with two_loads(swarm.targets, "all Consul servers away for 60 s"):
+        servers(0)
+        time.sleep(60)
+        servers(1)
+        wait_for_replicas(swarm.targets, REPLICAS)
+        assert containers() == before
+        swarm.scale(REPLICAS + 1)
+        wait_for_replicas(swarm.targets, REPLICAS + 1)
+    swarm.scale(REPLICAS)
+    wait_for_replicas(swarm.targets, REPLICAS)
+
+
+@pytest.mark.full
 def test_a_node_that_is_cut_off_serves_what_it_can_reach(swarm: Swarm) -> None:
     cut = swarm.nodes[1]
     left = [node.target for node in swarm.nodes if node is not cut]
     own = set(cut.docker("ps", "--quiet", "--filter", f"name={STACK}_hello_server").split())
-    command = [sys.executable, "-m", "grpc_client", "--host", cut.address, "--json", "--rate", "50", "--duration", "10"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_client",
+        "--host",
+        cut.address,
+        "--port",
+        str(PORT),
+        "--json",
+        "--rate",
+        "50",
+        "--duration",
+        "10",
+    ]
 
     def call_from_within() -> dict[str, Any]:
         return dict(json.loads(run(["nsenter", f"--net=/run/netns/{cut.namespace}", *command])))
