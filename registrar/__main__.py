@@ -34,8 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="register the service and keep it registered (default)")
     # Without a default of its own, which would hide a --once in front of the command.
     run.add_argument("--once", action="store_true", default=argparse.SUPPRESS, help=_ONCE)
-    health = commands.add_parser("health", help="check the service, its registration and the cluster")
-    health.add_argument("--liveness", action="store_true", help="after the first success, check the service only")
+    commands.add_parser("health", help="check the service, its registration and the cluster")
     commands.add_parser("environment", help="check the container's variables, print those to change")
     status = commands.add_parser("status", help="show all replicas, in the catalogue and at the balancer")
     add_status_options(status)
@@ -62,7 +61,7 @@ def main() -> int:
             case "status":
                 return run_status(arguments)
             case "health":
-                return check_health(RegistrarConfig.from_env(env), liveness=arguments.liveness)
+                return check_health(RegistrarConfig.from_env(env))
             case _:
                 return run_registrar(RegistrarConfig.from_env(env), once=arguments.once)
     except ConfigError as error:

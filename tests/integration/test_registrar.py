@@ -231,22 +231,6 @@ def test_health_is_bad_without_an_agent() -> None:
     assert health(port) == (1, "", f"no agent at http://127.0.0.1:{port}\n")
 
 
-def test_liveness_needs_consul_until_the_first_success_only(consul: Consul, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (away,) = free_ports(1)
-
-    def liveness(port: int, **env: str) -> int:
-        command = [sys.executable, "-m", "registrar", "health", "--liveness"]
-        variables = {**os.environ, **environment(port, **env), "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, check=False).returncode
-
-    assert liveness(consul.port) == liveness(away) == 1
-    assert registrar(environment(consul.port), "--once").returncode == 0
-    assert liveness(consul.port) == liveness(away) == 0
-    url = f"http://127.0.0.1:{away}/"
-    assert liveness(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url) == 1
-
-
 def test_health_is_bad_for_a_service_that_fails_its_check(consul: Consul) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}/"
     found = health(consul.port, HEALTH_CHECK_TYPE="http", HEALTH_CHECK_ENDPOINT=url)
