@@ -102,6 +102,15 @@ class Agent:
             except AgentError as error:
                 LOG.debug("not joined address=%s reason=%s", address, error)
 
+    def join_server(self, servers: Sequence[str]) -> None:
+        """Joins one of the Consul servers by its name, if that can be reached.
+
+        The agent looks up the names at its start only. Servers that are all replaced at once, with other addresses,
+        don't know it, and it would never find them.
+        """
+        if servers:
+            self.api.call("PUT", f"/v1/agent/join/{random.choice(servers)}")  # noqa: S311 - any of them
+
     def find_leader(self) -> str:
         """Returns the address of the cluster's leader; empty without a leader."""
         return str(self.api.call("GET", "/v1/status/leader").json())

@@ -45,6 +45,8 @@ class RegistrarConfig:
     hostname: str
     metrics_port: int = 0
     metrics_address: str = ""
+    # What the agent's own start script reads (registrar/agent_config.py checks it).
+    consul_servers: tuple[str, ...] = ()
     access: ConsulAccess = PLAIN
     tls: ServiceTls | None = None
 
@@ -115,6 +117,7 @@ class RegistrarConfig:
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             metrics_address=reader.host("METRICS_ADDRESS", ""),
+            consul_servers=tuple(reader.text("CONSUL_SERVER", "").replace(",", " ").split()),
             access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
             tls=tls,
         )

@@ -183,7 +183,14 @@ class Registration:
         try:
             return self._agent.is_in_catalogue(self._config.service_id)
         except AgentError:
+            self._join_server()
             return True
+
+    def _join_server(self) -> None:
+        try:
+            self._agent.join_server(self._config.consul_servers)
+        except AgentError as error:
+            LOG.debug("no Consul server was joined reason=%s", error)
 
     def _wait_until_passing(self) -> bool:
         """Waits, at most for the start time, and returns whether the service passes its check, or has none."""

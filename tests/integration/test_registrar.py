@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ ID = "hello_server-box-7777"
 class Consul:
     """The HTTP API of a Consul agent that only this test uses."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, serf: str = "") -> None:
         self.port = port
+        self.serf = serf
         self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> Any:
@@ -54,14 +55,14 @@ class Consul:
 
 @contextmanager
 def server(log: Path, *arguments: str) -> Iterator[Consul]:
-    """Runs an agent that only this test uses; it is a server."""
+    """Runs an agent that only this test uses; with ``-dev`` it is a server."""
     http, rpc, serf = free_ports(3)
     flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {rpc} -serf-lan-port {serf}"
     unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
     command = [str(find("consul")), "agent", *arguments, *flags.split(), *unused.split()]
     with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            yield Consul(http)
+            yield Consul(http, f"127.0.0.1:{serf}")
         finally:
             process.kill()
 
@@ -200,6 +201,22 @@ def test_service_lost_by_the_catalogue_is_back_within_ten_seconds(consul: Consul
         wait_for(
             log.read_text, lambda text: f"the catalogue has lost the service id={ID}" in text, 5, "the log says so"
         )
+
+
+def test_servers_that_are_all_replaced_at_other_addresses_are_found(tools: None, tmp_path: Path) -> None:  # noqa: ARG001
+    with ExitStack() as programs:
+        old = ExitStack()
+        first = old.enter_context(server(tmp_path / "first", "-dev", "-node", "first"))
+        wait_for(lambda: first.get("/v1/status/leader"), bool, 60, "a leader")
+        flags = ["-node", "client", "-data-dir", str(tmp_path / "data"), "-retry-join", first.serf]
+        client = programs.enter_context(server(tmp_path / "client", *flags))
+        wait_for(lambda: client.get("/v1/status/leader"), bool, 60, "the agent knows the leader")
+        old.close()
+        second = programs.enter_context(server(tmp_path / "second", "-dev", "-node", "second"))
+        wait_for(lambda: second.get("/v1/status/leader"), bool, 60, "another leader")
+        servers = f"{first.serf},{second.serf}"
+        programs.enter_context(staying(environment(client.port, CONSUL_SERVER=servers), tmp_path / "log"))
+        wait_for(lambda: second.get("/v1/catalog/service/hello_server"), bool, 60, "the service is in the catalogue")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
