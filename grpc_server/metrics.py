@@ -42,6 +42,8 @@ _NAMES = {
 class UncountedCall:
     """One call without metrics; its request and its context are gRPC's."""
 
+    __slots__ = ("context", "request")
+
     def __init__(self, request: Any, context: Any) -> None:
         self.request = request
         self.context = context
@@ -49,8 +51,11 @@ class UncountedCall:
     def sent(self) -> None:
         """Counts a message to the client."""
 
-    def ended(self, error: BaseException | None = None) -> None:
-        """Takes the status of the call from how its handler ended."""
+    def succeeded(self) -> None:
+        """Takes the status of the call from the end of its handler."""
+
+    def failed(self, error: BaseException) -> None:
+        """Takes the status of the call from the error that has ended its handler."""
 
 
 class Metrics:
@@ -77,49 +82,66 @@ class Metrics:
     def counter(self, kind: str, path: str) -> Callable[[Any, Any], UncountedCall]:
         """Returns the function that counts the begin of a call of one method, by its request and its context."""
         service, _, method = path.removeprefix("/").rpartition("/")
-        return functools.partial(_CountedCall, _Series(self, (TYPES[kind], service, method)), kind)
+        series = _Series(self, (TYPES[kind], service, method))
+        counted = _CountedCall if kind == "unary_unary" else _CountedStream
+        return functools.partial(counted, series, kind.startswith("stream"))
 
 
 class _Series:
-    """The metrics of one method."""
+    """The metrics of one method; their labels are looked up once."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
-        self.started = metrics.started.labels(*labels)
-        self.received = metrics.received.labels(*labels)
-        self.sent = metrics.sent.labels(*labels)
-        self.seconds = metrics.seconds.labels(*labels)
-        self.handled = functools.cache(lambda code: metrics.handled.labels(*labels, code))
+        self.start = metrics.started.labels(*labels).inc
+        self.receive = metrics.received.labels(*labels).inc
+        self.send = metrics.sent.labels(*labels).inc
+        self.observe = metrics.seconds.labels(*labels).observe
+        # gRPC's status, or what a handler has set instead of one, which is "Unknown".
+        self.handled = functools.cache(lambda code: metrics.handled.labels(*labels, _NAMES.get(code, "Unknown")).inc)
 
 
 class _CountedCall(UncountedCall):
-    def __init__(self, series: _Series, kind: str, request: Any, context: Any) -> None:
+    """A call without streams."""
+
+    __slots__ = ("_began", "_code", "_series")
+
+    def __init__(self, series: _Series, streams: bool, request: Any, context: Any) -> None:
+        self.request = request
+        self.context = context
         self._series = series
         self._began = time.perf_counter()
         self._code: grpc.StatusCode | None = None
-        series.started.inc()
+        series.start()
         context.add_done_callback(self._done)
-        if kind.startswith("stream"):
-            request = _count_messages(request, series)
-        else:
-            series.received.inc()
-        super().__init__(request, context if kind == "unary_unary" else _CountedContext(context, series))
+        if not streams:
+            series.receive()
 
     def sent(self) -> None:
-        self._series.sent.inc()
+        self._series.send()
 
-    def ended(self, error: BaseException | None = None) -> None:
-        if error is None:
-            self._code = grpc.StatusCode.OK
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self._code = _cut(self.context)
-        else:
-            self._code = grpc.StatusCode.UNKNOWN
+    def succeeded(self) -> None:
+        self._code = grpc.StatusCode.OK
+
+    def failed(self, error: BaseException) -> None:
+        cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        self._code = _cut(self.context) if cancelled else grpc.StatusCode.UNKNOWN
 
     def _done(self, context: Any) -> None:
         # A status that the handler has set, also with an abort, comes before the one of the handler's end.
         code = context.code() or self._code or _cut(context)
-        self._series.handled(_NAMES.get(code, "Unknown")).inc()
-        self._series.seconds.observe(time.perf_counter() - self._began)
+        self._series.handled(code)()
+        self._series.observe(time.perf_counter() - self._began)
+
+
+class _CountedStream(_CountedCall):
+    """A call whose requests, answers or both are a stream."""
+
+    __slots__ = ()
+
+    def __init__(self, series: _Series, streams: bool, request: Any, context: Any) -> None:
+        super().__init__(series, streams, request, context)
+        self.context = _CountedContext(context, series)
+        if streams:
+            self.request = _count_messages(request, series)
 
 
 class _CountedContext:
@@ -135,17 +157,17 @@ class _CountedContext:
     async def read(self) -> Any:
         message = await self._context.read()
         if message is not grpc.aio.EOF:
-            self._series.received.inc()
+            self._series.receive()
         return message
 
     async def write(self, message: Any) -> None:
         await self._context.write(message)
-        self._series.sent.inc()
+        self._series.send()
 
 
 async def _count_messages(messages: AsyncIterator[Any], series: _Series) -> AsyncIterator[Any]:
     async for message in messages:
-        series.received.inc()
+        series.receive()
         yield message
 
 

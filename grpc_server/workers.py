@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from common import log
-from grpc_server import metrics
+from grpc_server import lines, metrics
 from grpc_server.config import ServerConfig
 from grpc_server.server import ServerError, check_port_free, serve, serve_metrics
 
@@ -29,6 +29,9 @@ def exit_code(serving: Callable[[ServerConfig], int], config: ServerConfig) -> i
     except ServerError as error:
         LOG.error("%s", error)  # noqa: TRY400 - an expected failure, no stack trace
         return 1
+    finally:
+        # Before the stack trace of another error.
+        lines.STDERR.flush()
 
 
 def run(config: ServerConfig) -> int:
@@ -86,5 +89,5 @@ def _terminate(workers: Sequence[BaseProcess]) -> None:
 
 
 def _worker(config: ServerConfig) -> None:
-    log.configure()
+    log.configure(lines.STDERR)
     sys.exit(exit_code(_run_one, config))
