@@ -52,15 +52,18 @@ class Lines:
     def __init__(self, stream: Stream, name: str) -> None:
         self._stream = stream
         self._name = name
-        self._second = -1
-        self._time = ""
+        # Calls come many in a second and some in a millisecond, so the begin of a line is kept.
+        self._second = self._milliseconds = -1
+        self._time = self._begin = ""
 
     def info(self, message: str) -> None:
         """Writes one line; the message must be short and have no line break."""
-        nanoseconds = time.time_ns()
-        second = nanoseconds // 1_000_000_000
-        if second != self._second:
-            self._time = time.strftime(_TIME, time.gmtime(second))
-            self._second = second
-        milliseconds = nanoseconds // 1_000_000 % 1000
-        self._stream.write(f"{self._time}.{milliseconds:03d}Z INFO {self._name} {message}\n")
+        milliseconds = time.time_ns() // 1_000_000
+        if milliseconds != self._milliseconds:
+            second, rest = divmod(milliseconds, 1000)
+            if second != self._second:
+                self._time = time.strftime(_TIME, time.gmtime(second))
+                self._second = second
+            self._begin = f"{self._time}.{rest:03d}Z INFO {self._name} "
+            self._milliseconds = milliseconds
+        self._stream.write(f"{self._begin}{message}\n")

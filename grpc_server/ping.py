@@ -32,6 +32,8 @@ class Ping(api_pb2_grpc.PingServicer):
     ) -> api_pb2.PingMessage:
         """Answers ``Hello from <hostname>.`` and logs the greeting."""
         greeting = request.greeting
-        cut = f" (the first of {len(greeting)} characters)" if len(greeting) > _LOGGED else ""
-        self._log(f"received greeting={greeting[:_LOGGED]!r}{cut}")
+        if len(greeting) <= _LOGGED:
+            self._log(f"received greeting={greeting!r}")
+        else:
+            self._log(f"received greeting={greeting[:_LOGGED]!r} (the first of {len(greeting)} characters)")
         return self._answer
