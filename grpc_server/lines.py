@@ -22,13 +22,15 @@ class GatheredLines:
 
     Args:
         descriptor: the file descriptor to write to.
+        seconds: instead of the second.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, seconds: float = SECONDS) -> None:
         self._descriptor = descriptor
+        self._seconds = seconds
         self._lines: list[bytes] = []
         self._size = 0
-        self._written = -SECONDS
+        self._written = -seconds
         # Reentrant: the garbage collector may log something while a line is added.
         self._lock = threading.RLock()
         self._some = threading.Event()
@@ -44,7 +46,7 @@ class GatheredLines:
             self._lines.append(data)
             self._size += len(data)
             if len(self._lines) == 1:
-                if time.monotonic() >= self._written + SECONDS:
+                if time.monotonic() >= self._written + self._seconds:
                     self.flush()
                 else:
                     self._wake()
@@ -52,6 +54,8 @@ class GatheredLines:
     def flush(self) -> None:
         """Writes what is gathered. Lines that can't be written, as on a full disk, are lost."""
         with self._lock:
+            if not self._lines:
+                return
             lines, self._lines, self._size = self._lines, [], 0
             self._written = time.monotonic()
             data = b"".join(lines)
@@ -72,7 +76,7 @@ class GatheredLines:
         while self._some.wait():
             self._some.clear()
             while self._lines:
-                left = self._written + SECONDS - time.monotonic()
+                left = self._written + self._seconds - time.monotonic()
                 if left > 0:
                     time.sleep(left)
                 else:

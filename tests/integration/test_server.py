@@ -118,6 +118,36 @@ def test_answer_is_the_hosts_name_and_the_greeting_is_logged(server: Server) -> 
     assert r"INFO grpc_server received greeting='good\nmorning'" in logged
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_loses_no_line_of_a_call(tmp_path: Path, number: signal.Signals, workers: int) -> None:
+    with running(tmp_path / "log", GRPC_WORKERS=str(workers)) as server:
+        expected = [f"{one} {each}" for one in range(60) for each in range(5)]
+        for one in range(60):
+            with server.channel() as channel:
+                ping = api_pb2_grpc.PingStub(channel)
+                for each in range(5):
+                    request = api_pb2.PingMessage(greeting=f"{one} {each}")
+                    ping.SayHello(request, timeout=10, wait_for_ready=True)
+        server.process.send_signal(number)
+        server.process.wait(30)
+        logged = re.findall(r"INFO grpc_server received greeting='(.*)'\n", server.log.read_text())
+        # Workers write in turns.
+        assert sorted(logged) == sorted(expected)
+
+
+def test_a_line_of_a_call_is_written_within_a_second_or_so(server: Server) -> None:
+    with server.channel() as channel:
+        ping = api_pb2_grpc.PingStub(channel)
+        for number in range(3):
+            ping.SayHello(api_pb2.PingMessage(greeting=f"call {number}"), timeout=10, wait_for_ready=True)
+    wait_for(server.log.read_text, lambda text: "call 2" in text, 10, "the last line")
+    # What is written is not lost with the process.
+    server.process.kill()
+    server.process.wait()
+    assert server.log.read_text().count("received greeting='call ") == 3
+
+
 @pytest.mark.parametrize("service", ["", "protos.Ping"])
 def test_health_is_serving(server: Server, service: str) -> None:
     with server.channel() as channel:
