@@ -15,7 +15,7 @@ import requests
 from benchmarks import machine, plot, report
 from benchmarks.bench import Bench
 from benchmarks.plan import FULL, QUICK
-from benchmarks.sections import cpu, fleet, kinds, latency, membership, memory, startup, throughput, workers
+from benchmarks.sections import cpu, fleet, kinds, latency, membership, memory, server, startup, throughput, workers
 from testbed.errors import BenchmarkError
 from testbed.programs import ROOT
 
@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "fleet": fleet.run,
     "cpu": cpu.run,
     "kinds": kinds.run,
+    "server": server.run,
     "workers": workers.run,
 }
 _CONFIGS = "../testbed/configs"
