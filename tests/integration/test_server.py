@@ -280,6 +280,47 @@ def test_the_limit_of_a_message_can_be_set(tmp_path: Path) -> None:
         assert server.say_hello("x" * 500) == "Hello from box."
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_metrics_count_the_calls_of_all_workers(tmp_path: Path, workers: int) -> None:
+    port = free_ports(1)[0]
+    with running(tmp_path / "log", METRICS_PORT=str(port), GRPC_WORKERS=str(workers)) as server:
+        for _ in range(20):
+            server.say_hello()
+
+        def counts() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for line in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text.splitlines():
+                name, _, value = line.rpartition(" ")
+                if 'grpc_method="SayHello"' in name:
+                    found[name] = float(value)
+            return found
+
+        method = 'grpc_method="SayHello",grpc_service="protos.Ping",grpc_type="unary"'
+        expected = {
+            f"grpc_server_started_total{{{method}}}": 20,
+            f'grpc_server_handled_total{{grpc_code="OK",{method}}}': 20,
+            f"grpc_server_msg_received_total{{{method}}}": 20,
+            f"grpc_server_msg_sent_total{{{method}}}": 20,
+            f"grpc_server_handling_seconds_count{{{method}}}": 20,
+        }
+
+        def counted() -> dict[str, float]:
+            # Labels are in another order for workers.
+            ordered = {_with_ordered_labels(name): value for name, value in counts().items()}
+            return {name: value for name, value in ordered.items() if name in expected}
+
+        wait_for(counted, lambda found: found == expected, 5, "all calls are counted")
+        buckets = {name: value for name, value in counts().items() if "_bucket" in name}
+        assert len(buckets) == 15
+        assert max(buckets.values()) == 20
+
+
+def _with_ordered_labels(name: str) -> str:
+    """Returns a metric's name with its labels by name."""
+    metric, _, labels = name.rstrip("}").partition("{")
+    return f"{metric}{{{','.join(sorted(labels.split(',')))}}}"
+
+
 def test_idle_connections_to_the_metrics_have_no_threads(tmp_path: Path) -> None:
     port = free_ports(1)[0]
     with running(tmp_path / "log", METRICS_PORT=str(port)) as server, ExitStack() as connections:

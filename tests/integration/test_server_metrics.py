@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -233,6 +234,13 @@ def test_many_calls_at_once_are_all_answered_and_counted() -> None:
             assert await server.settled(method, 100) == {"OK": 100}
 
     run(use)
+
+
+@pytest.fixture(autouse=True, params=["own", "shared"])
+def numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Counts as the only process of a server does, and as a worker does."""
+    if request.param == "shared":
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
