@@ -23,6 +23,7 @@ from benchmarks.sections import (
     latency,
     membership,
     memory,
+    server,
     startup,
     throughput,
     workers,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "fleet": fleet.run,
     "cpu": cpu.run,
     "kinds": kinds.run,
+    "server": server.run,
     "workers": workers.run,
 }
 _CONFIGS = "../testbed/configs"

@@ -8,6 +8,7 @@ import sys
 
 from common import log
 from common.environment import ConfigError
+from grpc_server import lines
 from grpc_server.config import ServerConfig
 from grpc_server.workers import exit_code, run
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser.add_argument("--port", help="port to listen on (default: APP_PORT, else 7777)")
     arguments = parser.parse_args()
     given = {"BIND_ADDRESS": arguments.host, "APP_PORT": arguments.port}
-    log.configure()
+    log.configure(lines.STDERR)
     try:
         config = ServerConfig.from_env({**os.environ, **{name: text for name, text in given.items() if text}})
     except ConfigError as error:

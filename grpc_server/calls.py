@@ -1,13 +1,16 @@
-"""The server's interceptor: wraps each handler once, for the drain, for the metrics and for the check of callers."""
+"""The handlers of the server: wraps each once, for the drain, for the metrics and for the check of callers.
+
+This is no interceptor of gRPC, which would cost each call some coroutines more.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -19,10 +22,11 @@ from grpc_server.tls import Callers
 HEALTH = "/grpc.health.v1.Health/"
 # Consul's agent and the registrar call these, with the certificate of the replica.
 OPEN = (HEALTH, "/grpc.reflection.")
+_Method: TypeAlias = Callable[[Any, Context], Any]
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Tells the drain, and the metrics if there are any, of each call.
+class Calls(grpc.GenericRpcHandler):
+    """Takes services as a server does, and tells the drain, and the metrics if there are any, of each call.
 
     Handlers are coroutines or asynchronous generators. Calls of plain functions, which gRPC runs in threads, are
     neither counted nor waited for; this server has none.
@@ -34,15 +38,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._in_flight = in_flight
         self._callers = callers
         self._metrics = metrics
-        # By path. The server's handlers never change, so a call of a known path needs no look-up by gRPC.
+        self._services: list[grpc.GenericRpcHandler] = []
+        # By path. The handlers never change, so a call of a known path needs no other look-up.
         self._wrapped: dict[str, Any] = {}
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+    def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
+        """Adds services; generated modules call it."""
+        self._services.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Adds nothing, because generated modules add each service in both ways.
+
+        For each registered method grpc.aio has a future of its next call, and it waits for all of these futures at
+        every call: the methods of health and reflection would make a call of Ping slower.
+        """
+
+    def service(self, handler_call_details: Any) -> Any:
         """Returns the wrapped handler of a call; the types are gRPC's, which are generic in each call."""
         path = handler_call_details.method
         wrapped = self._wrapped.get(path)
         if wrapped is None:
-            handler = await continuation(handler_call_details)
+            found = (one.service(handler_call_details) for one in self._services)
+            handler = next((one for one in found if one is not None), None)
             if handler is None:
                 return None
             wrapped = self._wrapped[path] = self._wrap(handler, path)
@@ -51,59 +68,71 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Any, path: str) -> Any:
         kind = next(kind for kind in TYPES if getattr(handler, kind))
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        method = self._wrap_method(getattr(handler, kind), kind, path)
+        count = self._metrics.counter(kind, path) if self._metrics else UncountedCall
+        check = self._callers.check if self._callers and not path.startswith(OPEN) else None
+        wrapping = _Wrapping(self._in_flight, not path.startswith(HEALTH), count, check)
+        method = getattr(handler, kind)
+        if inspect.isasyncgenfunction(method):
+            method = wrapping.generator(method)
+        elif inspect.iscoroutinefunction(method):
+            # A handler that answers with a stream, and does not yield, has written it.
+            method = wrapping.coroutine(method, answers=not kind.endswith("stream"))
         return make(method, handler.request_deserializer, handler.response_serializer)
 
-    def _wrap_method(self, method: Callable[..., Any], kind: str, path: str) -> Callable[..., Any]:
-        in_flight = self._in_flight
-        streams = kind.endswith("stream")
-        enter = self._wrap_enter(path)
-        begin = self._metrics.counter(kind, path) if self._metrics else UncountedCall
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            call = begin(request, context)
+@dataclass(frozen=True)
+class _Wrapping:
+    """What each call of one method needs. The wrappers keep it in local variables, which cost a call least."""
+
+    in_flight: CallsInFlight
+    waited_for: bool
+    count: Callable[[Any, Context], UncountedCall]
+    check: Callable[[Context], Awaitable[None]] | None
+
+    def generator(self, method: _Method) -> _Method:
+        """Wraps an asynchronous generator."""
+        in_flight, waited_for, count, check = self.in_flight, self.waited_for, self.count, self.check
+
+        async def generator(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = count(request, context)
             try:
-                await enter(context)
+                if not in_flight.enter(context, waited_for):
+                    await in_flight.refuse(context)
+                if check:
+                    await check(context)
                 async with contextlib.aclosing(method(call.request, call.context)) as answers:
                     async for answer in answers:
                         yield answer
                         call.sent()
             except BaseException as error:
-                call.ended(error)
+                call.failed(error)
                 if isinstance(error, asyncio.CancelledError):
                     await in_flight.cancelled(context)
                 raise
-            call.ended()
+            call.succeeded()
+
+        return generator
+
+    def coroutine(self, method: _Method, *, answers: bool) -> _Method:
+        """Wraps a coroutine, which answers or not."""
+        in_flight, waited_for, count, check = self.in_flight, self.waited_for, self.count, self.check
 
         async def coroutine(request: Any, context: Context) -> Any:
-            call = begin(request, context)
+            call = count(request, context)
             try:
-                await enter(context)
+                if not in_flight.enter(context, waited_for):
+                    await in_flight.refuse(context)
+                if check:
+                    await check(context)
                 answer = await method(call.request, call.context)
             except BaseException as error:
-                call.ended(error)
+                call.failed(error)
                 if isinstance(error, asyncio.CancelledError):
                     await in_flight.cancelled(context)
                 raise
-            # A handler that answers with a stream has written it.
-            if not streams:
+            if answers:
                 call.sent()
-            call.ended()
+            call.succeeded()
             return answer
 
-        if inspect.isasyncgenfunction(method):
-            return stream
-        return coroutine if inspect.iscoroutinefunction(method) else method
-
-    def _wrap_enter(self, path: str) -> Callable[[Context], Awaitable[None]]:
-        """Returns the function that begins a call, and may end it with a status."""
-        enter = functools.partial(self._in_flight.enter, waited_for=not path.startswith(HEALTH))
-        callers = self._callers
-        if callers is None or path.startswith(OPEN):
-            return enter
-
-        async def enter_and_check(context: Context) -> None:
-            await enter(context)
-            await callers.check(context)
-
-        return enter_and_check
+        return coroutine

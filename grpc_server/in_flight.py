@@ -35,6 +35,8 @@ class CallsInFlight:
         self._leaving = False
         self._over = False
         self._ended = asyncio.Event()
+        # grpcio's types have a callback without the context that it gets.
+        self._callback: Any = self._forget
 
     async def leave(self, grace_seconds: float) -> None:
         """Waits until no new call comes, refuses any other, and waits for the open ones.
@@ -66,26 +68,31 @@ class CallsInFlight:
                     self._ended.clear()
                     await self._ended.wait()
 
-    async def enter(self, context: Context, waited_for: bool) -> None:
-        """Notes the call of the running task until the call is done.
+    def enter(self, context: Context, waited_for: bool) -> bool:
+        """Notes the call of the running task until the call is done; returns False if it must be refused instead.
 
         Args:
             context: gRPC's own, because gRPC passes that one to the callback.
             waited_for: whether the drain waits for this call.
-
-        Raises:
-            grpc.aio.AbortError: the server leaves.
         """
-        if self._leaving and waited_for:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        if waited_for:
+            if self._leaving:
+                return False
+            self._begun += 1
+            self._waited_for.add(context)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each call in one
         self._tasks[context] = task
-        if waited_for:
-            self._begun += 1
-            self._waited_for.add(context)
-        forget: Any = self._forget
-        context.add_done_callback(forget)
+        context.add_done_callback(self._callback)
+        return True
+
+    async def refuse(self, context: Context) -> None:
+        """Ends a call that has not entered.
+
+        Raises:
+            grpc.aio.AbortError: always.
+        """
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     def _forget(self, context: Context) -> None:
         self._tasks.pop(context, None)

@@ -11,16 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    multiprocess,
-)
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, multiprocess
 
 from grpc_server import exposition
+from grpc_server.series import Series, numbers
 
 # The kinds of methods, and go-grpc-prometheus' values of grpc_type for them.
 TYPES = {
@@ -31,16 +25,18 @@ TYPES = {
 }
 # A client cancels its call at its deadline, which comes before the server's because the client set it earlier.
 EARLY_SECONDS = 0.05
-LABELS = ("grpc_type", "grpc_service", "grpc_method")
 # As go-grpc-prometheus writes them: CamelCase, OK as it is.
 _NAMES = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "").replace("Cancelled", "Canceled")
     for code in grpc.StatusCode
 }
+_OK, _UNKNOWN = _NAMES[grpc.StatusCode.OK], _NAMES[grpc.StatusCode.UNKNOWN]
 
 
 class UncountedCall:
     """One call without metrics; its request and its context are gRPC's."""
+
+    __slots__ = ("context", "request")
 
     def __init__(self, request: Any, context: Any) -> None:
         self.request = request
@@ -49,8 +45,11 @@ class UncountedCall:
     def sent(self) -> None:
         """Counts a message to the client."""
 
-    def ended(self, error: BaseException | None = None) -> None:
-        """Takes the status of the call from how its handler ended."""
+    def succeeded(self) -> None:
+        """Takes the status of the call from the end of its handler."""
+
+    def failed(self, error: BaseException) -> None:
+        """Takes the status of the call from the error that has ended its handler."""
 
 
 class Metrics:
@@ -64,68 +63,65 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.started = Counter("grpc_server_started", "Calls that have begun.", LABELS, registry=registry)
-        self.handled = Counter(
-            "grpc_server_handled", "Calls that have ended, by status.", (*LABELS, "grpc_code"), registry=registry
-        )
-        self.received = Counter("grpc_server_msg_received", "Messages from clients.", LABELS, registry=registry)
-        self.sent = Counter("grpc_server_msg_sent", "Messages to clients.", LABELS, registry=registry)
-        self.seconds = Histogram(
-            "grpc_server_handling_seconds", "Time from a call's begin to its end.", LABELS, registry=registry
-        )
+        self._numbers = numbers(registry)
 
     def counter(self, kind: str, path: str) -> Callable[[Any, Any], UncountedCall]:
         """Returns the function that counts the begin of a call of one method, by its request and its context."""
         service, _, method = path.removeprefix("/").rpartition("/")
-        return functools.partial(_CountedCall, _Series(self, (TYPES[kind], service, method)), kind)
-
-
-class _Series:
-    """The metrics of one method."""
-
-    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
-        self.started = metrics.started.labels(*labels)
-        self.received = metrics.received.labels(*labels)
-        self.sent = metrics.sent.labels(*labels)
-        self.seconds = metrics.seconds.labels(*labels)
-        self.handled = functools.cache(lambda code: metrics.handled.labels(*labels, code))
+        series = self._numbers.series((TYPES[kind], service, method))
+        counted = _CountedCall if kind == "unary_unary" else _CountedStream
+        return functools.partial(counted, series, kind.startswith("stream"))
 
 
 class _CountedCall(UncountedCall):
-    def __init__(self, series: _Series, kind: str, request: Any, context: Any) -> None:
+    """A call without streams."""
+
+    __slots__ = ("_began", "_series", "_status")
+
+    def __init__(self, series: Series, streams: bool, request: Any, context: Any) -> None:
+        self.request = request
+        self.context = context
         self._series = series
         self._began = time.perf_counter()
-        self._code: grpc.StatusCode | None = None
-        series.started.inc()
+        self._status = ""
+        series.start()
         context.add_done_callback(self._done)
-        if kind.startswith("stream"):
-            request = _count_messages(request, series)
-        else:
-            series.received.inc()
-        super().__init__(request, context if kind == "unary_unary" else _CountedContext(context, series))
+        if not streams:
+            series.receive()
 
     def sent(self) -> None:
-        self._series.sent.inc()
+        self._series.send()
 
-    def ended(self, error: BaseException | None = None) -> None:
-        if error is None:
-            self._code = grpc.StatusCode.OK
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self._code = _cut(self.context)
-        else:
-            self._code = grpc.StatusCode.UNKNOWN
+    def succeeded(self) -> None:
+        self._status = _OK
+
+    def failed(self, error: BaseException) -> None:
+        cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        self._status = _cut(self.context) if cancelled else _UNKNOWN
 
     def _done(self, context: Any) -> None:
         # A status that the handler has set, also with an abort, comes before the one of the handler's end.
-        code = context.code() or self._code or _cut(context)
-        self._series.handled(_NAMES.get(code, "Unknown")).inc()
-        self._series.seconds.observe(time.perf_counter() - self._began)
+        code = context.code()
+        status = _NAMES.get(code, _UNKNOWN) if code else self._status or _cut(context)
+        self._series.end(status, time.perf_counter() - self._began)
+
+
+class _CountedStream(_CountedCall):
+    """A call whose requests, answers or both are a stream."""
+
+    __slots__ = ()
+
+    def __init__(self, series: Series, streams: bool, request: Any, context: Any) -> None:
+        super().__init__(series, streams, request, context)
+        self.context = _CountedContext(context, series)
+        if streams:
+            self.request = _count_messages(request, series)
 
 
 class _CountedContext:
     """A call's context that counts the messages that a handler reads and writes by itself."""
 
-    def __init__(self, context: Any, series: _Series) -> None:
+    def __init__(self, context: Any, series: Series) -> None:
         self._context = context
         self._series = series
 
@@ -135,25 +131,25 @@ class _CountedContext:
     async def read(self) -> Any:
         message = await self._context.read()
         if message is not grpc.aio.EOF:
-            self._series.received.inc()
+            self._series.receive()
         return message
 
     async def write(self, message: Any) -> None:
         await self._context.write(message)
-        self._series.sent.inc()
+        self._series.send()
 
 
-async def _count_messages(messages: AsyncIterator[Any], series: _Series) -> AsyncIterator[Any]:
+async def _count_messages(messages: AsyncIterator[Any], series: Series) -> AsyncIterator[Any]:
     async for message in messages:
-        series.received.inc()
+        series.receive()
         yield message
 
 
-def _cut(context: Any) -> grpc.StatusCode:
+def _cut(context: Any) -> str:
     """Returns why a call is over before its handler is."""
     left = context.time_remaining()
     passed = left is not None and left <= EARLY_SECONDS
-    return grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
+    return _NAMES[grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED]
 
 
 def serve(address: str, port: int) -> None:

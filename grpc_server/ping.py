@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from protos import api_pb2, api_pb2_grpc
 
-LOG = logging.getLogger("grpc_server")
-
 # Callers choose the length of a greeting.
 _LOGGED = 200
 
 
 class Ping(api_pb2_grpc.PingServicer):
-    """Answers with the name of its host."""
+    """Answers with the name of its host.
 
-    def __init__(self, hostname: str) -> None:
+    Args:
+        hostname: the name.
+        log: takes a log line for each call.
+    """
+
+    def __init__(self, hostname: str, log: Callable[[str], None]) -> None:
         self._answer = api_pb2.PingMessage(greeting=f"Hello from {hostname}.")
+        self._log = log
 
     async def SayHello(  # noqa: N802 - the method's name in api.proto
         self,
@@ -28,6 +32,8 @@ class Ping(api_pb2_grpc.PingServicer):
     ) -> api_pb2.PingMessage:
         """Answers ``Hello from <hostname>.`` and logs the greeting."""
         greeting = request.greeting
-        cut = f" (the first of {len(greeting)} characters)" if len(greeting) > _LOGGED else ""
-        LOG.info("received greeting=%r%s", greeting[:_LOGGED], cut)
+        if len(greeting) <= _LOGGED:
+            self._log(f"received greeting={greeting!r}")
+        else:
+            self._log(f"received greeting={greeting[:_LOGGED]!r} (the first of {len(greeting)} characters)")
         return self._answer

@@ -8,14 +8,16 @@ import logging
 import multiprocessing
 import signal
 import socket
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from common import log
 from common.environment import host_port
-from grpc_server import metrics
-from grpc_server.calls import CallInterceptor
+from grpc_server import lines, metrics
+from grpc_server.calls import Calls
 from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
@@ -65,25 +67,18 @@ def serve_metrics(config: ServerConfig) -> None:
             raise ServerError(f"can't serve metrics on {where}: {error.strerror}") from error
 
 
-async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+async def build(config: ServerConfig, in_flight: CallsInFlight) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Makes the server with its services, listening but not started.
 
     Args:
         config: its settings.
-        calls: gets the calls.
+        in_flight: gets the calls.
 
     Raises:
         ServerError: the port is in use.
     """
     # Without max_connection_age, connections live until the client or an operator ends them.
     server = grpc.aio.server(
-        interceptors=[
-            CallInterceptor(
-                calls,
-                Metrics() if config.metrics_port else None,
-                Callers(config.client_name) if config.client_name else None,
-            )
-        ],
         options=[
             ("grpc.so_reuseport", int(config.workers > 1)),
             ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -95,10 +90,17 @@ async def build(config: ServerConfig, calls: CallsInFlight) -> tuple[grpc.aio.Se
             ("grpc.http2.lookahead_bytes", 1024 * 1024),
         ],
     )
-    api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname), server)
+    services: Any = Calls(
+        in_flight,
+        Metrics() if config.metrics_port else None,
+        Callers(config.client_name) if config.client_name else None,
+    )
+    server.add_generic_rpc_handlers((services,))
+    api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname, log.Lines(lines.STDERR, LOG.name).info), services)
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((PING, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, services)
+    names = (PING, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), services)
     address = host_port(config.address, config.port)
     try:
         if config.certificates.certificate:
@@ -125,8 +127,8 @@ async def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     orphaned = _watch_parent(stop)
-    calls = CallsInFlight()
-    server, servicer = await build(config, calls)
+    in_flight = CallsInFlight()
+    server, servicer = await build(config, in_flight)
     await server.start()
     LOG.info("serving address=%s", host_port(config.address, config.port))
     await _serve_until(stop, server)
@@ -137,10 +139,11 @@ async def serve(config: ServerConfig) -> None:
         # A watcher that reads nothing would block it for ever.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(servicer.enter_graceful_shutdown(), _TELL_SECONDS)
-        await calls.leave(config.grace_seconds)
+        await in_flight.leave(config.grace_seconds)
         await server.stop(0)
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
+    # This writes the lines of calls too, while a second signal does not yet end the process.
     LOG.info("stopped")
 
 

@@ -16,8 +16,14 @@ import grpc
 import numbers_pb2
 import numbers_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from numbers_pb2 import Answer, Number
+
+try:
+    # With it a call takes a tenth less processor time.
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
 
 LOG = logging.getLogger("numbers")
 SERVICE = numbers_pb2.DESCRIPTOR.services_by_name["Numbers"].full_name
@@ -73,15 +79,33 @@ class Numbers(numbers_pb2_grpc.NumbersServicer):
             yield answer(total / count)
 
 
+class Unregistered:
+    """Adds services to a server, as generic handlers only.
+
+    Generated modules register each method too. grpc.aio then has a future of the next call of each method, and waits
+    for all of these futures at every call.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, object]) -> None:
+        """Adds nothing."""
+
+
 async def serve(port: str) -> None:
     """Serves until SIGTERM or SIGINT; then sets NOT_SERVING first, and lets calls in flight end."""
     limit = int(os.environ.get("GRPC_MAX_MESSAGE_BYTES") or MAX_MESSAGE_BYTES)
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit)])
-    numbers_pb2_grpc.add_NumbersServicer_to_server(Numbers(), server)
+    # The balancer has a connection for each call in flight, and without the second option each connection would send
+    # PINGs to measure its bandwidth.
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit), ("grpc.http2.bdp_probe", 0)])
+    services = Unregistered(server)
+    numbers_pb2_grpc.add_NumbersServicer_to_server(Numbers(), services)
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, services)
     # The registrar reads the server's services from reflection where GRPC_SERVICES is not set.
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), services)
     if os.environ.get("GRPC_TLS_CERTIFICATE"):
         callers = bool(os.environ.get("GRPC_TLS_CLIENT_CA"))
         tls = grpc.dynamic_ssl_server_credentials(read_tls(), fetch_tls, require_client_authentication=callers)
@@ -106,4 +130,5 @@ async def serve(port: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(serve(os.environ["APP_PORT"]))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(os.environ["APP_PORT"]))

@@ -54,3 +54,15 @@ def test_a_quick_run_of_the_fleets_has_their_sizes_and_says_where_the_processor_
     for program in ("consul", "consul-template", "balancer", "nginx"):
         assert f"\n| {program} |" in report
     assert "| The balancer's processor time a change with 1,000 replicas | at most 60 ms | a quick run" in report
+
+
+def test_a_quick_run_of_one_server_has_both_servers(tmp_path: Path) -> None:
+    if not shutil.which("h2load"):
+        pytest.skip("h2load is not installed: apt-get install nghttp2-client")
+    report = _quick_run(tmp_path, "server")
+    assert "grpc_server as in the stack over bare grpc.aio | at least 0.93 times |" in report
+    for server in ("bare grpc.aio", "grpc_server as in the stack"):
+        row = next(line for line in report.splitlines() if line.startswith(f"| {server} |"))
+        rate, _, micros, _ = (cell.strip() for cell in row.split("|")[2:-1])
+        assert float(rate.replace(",", "")) > 0, row
+        assert float(micros.replace(",", "")) > 0, row

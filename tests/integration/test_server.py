@@ -118,6 +118,36 @@ def test_answer_is_the_hosts_name_and_the_greeting_is_logged(server: Server) -> 
     assert r"INFO grpc_server received greeting='good\nmorning'" in logged
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_loses_no_line_of_a_call(tmp_path: Path, number: signal.Signals, workers: int) -> None:
+    with running(tmp_path / "log", GRPC_WORKERS=str(workers)) as server:
+        expected = [f"{one} {each}" for one in range(60) for each in range(5)]
+        for one in range(60):
+            with server.channel() as channel:
+                ping = api_pb2_grpc.PingStub(channel)
+                for each in range(5):
+                    request = api_pb2.PingMessage(greeting=f"{one} {each}")
+                    ping.SayHello(request, timeout=10, wait_for_ready=True)
+        server.process.send_signal(number)
+        server.process.wait(30)
+        logged = re.findall(r"INFO grpc_server received greeting='(.*)'\n", server.log.read_text())
+        # Workers write in turns.
+        assert sorted(logged) == sorted(expected)
+
+
+def test_a_line_of_a_call_is_written_within_a_second_or_so(server: Server) -> None:
+    with server.channel() as channel:
+        ping = api_pb2_grpc.PingStub(channel)
+        for number in range(3):
+            ping.SayHello(api_pb2.PingMessage(greeting=f"call {number}"), timeout=10, wait_for_ready=True)
+    wait_for(server.log.read_text, lambda text: "call 2" in text, 10, "the last line")
+    # What is written is not lost with the process.
+    server.process.kill()
+    server.process.wait()
+    assert server.log.read_text().count("received greeting='call ") == 3
+
+
 @pytest.mark.parametrize("service", ["", "protos.Ping"])
 def test_health_is_serving(server: Server, service: str) -> None:
     with server.channel() as channel:
@@ -248,6 +278,47 @@ def test_the_limit_of_a_message_can_be_set(tmp_path: Path) -> None:
             server.say_hello("x" * 2000)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert server.say_hello("x" * 500) == "Hello from box."
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_metrics_count_the_calls_of_all_workers(tmp_path: Path, workers: int) -> None:
+    port = free_ports(1)[0]
+    with running(tmp_path / "log", METRICS_PORT=str(port), GRPC_WORKERS=str(workers)) as server:
+        for _ in range(20):
+            server.say_hello()
+
+        def counts() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for line in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text.splitlines():
+                name, _, value = line.rpartition(" ")
+                if 'grpc_method="SayHello"' in name:
+                    found[name] = float(value)
+            return found
+
+        method = 'grpc_method="SayHello",grpc_service="protos.Ping",grpc_type="unary"'
+        expected = {
+            f"grpc_server_started_total{{{method}}}": 20,
+            f'grpc_server_handled_total{{grpc_code="OK",{method}}}': 20,
+            f"grpc_server_msg_received_total{{{method}}}": 20,
+            f"grpc_server_msg_sent_total{{{method}}}": 20,
+            f"grpc_server_handling_seconds_count{{{method}}}": 20,
+        }
+
+        def counted() -> dict[str, float]:
+            # Labels are in another order for workers.
+            ordered = {_with_ordered_labels(name): value for name, value in counts().items()}
+            return {name: value for name, value in ordered.items() if name in expected}
+
+        wait_for(counted, lambda found: found == expected, 5, "all calls are counted")
+        buckets = {name: value for name, value in counts().items() if "_bucket" in name}
+        assert len(buckets) == 15
+        assert max(buckets.values()) == 20
+
+
+def _with_ordered_labels(name: str) -> str:
+    """Returns a metric's name with its labels by name."""
+    metric, _, labels = name.rstrip("}").partition("{")
+    return f"{metric}{{{','.join(sorted(labels.split(',')))}}}"
 
 
 def test_idle_connections_to_the_metrics_have_no_threads(tmp_path: Path) -> None:

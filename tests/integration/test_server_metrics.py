@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from grpc_server.calls import CallInterceptor
+from grpc_server.calls import Calls
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import TYPES, Metrics
 from testbed.wait import wait_for
@@ -102,7 +103,7 @@ METHODS = {
 
 
 class Server:
-    """A server with the interceptor and the health service of the real one; its channel and its registry."""
+    """A server with the handlers and the health service of the real one; its channel and its registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -110,10 +111,11 @@ class Server:
 
     async def run(self, use: Callable[[Server], Awaitable[None]]) -> None:
         """Serves while ``use`` runs."""
-        server = grpc.aio.server(interceptors=[CallInterceptor(CallsInFlight(), Metrics(self.registry))])
-        server.add_generic_rpc_handlers((Kinds().handlers(),))
-        servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        services: Any = Calls(CallsInFlight(), Metrics(self.registry))
+        services.add_generic_rpc_handlers((Kinds().handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), services)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((services,))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as self.channel:
@@ -232,6 +234,13 @@ def test_many_calls_at_once_are_all_answered_and_counted() -> None:
             assert await server.settled(method, 100) == {"OK": 100}
 
     run(use)
+
+
+@pytest.fixture(autouse=True, params=["own", "shared"])
+def numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Counts as the only process of a server does, and as a worker does."""
+    if request.param == "shared":
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from grpc_server.calls import CallInterceptor
+from grpc_server.calls import Calls
 from grpc_server.in_flight import CallsInFlight
 
 SERVICE = "tests.Probe"
@@ -161,9 +161,10 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     # As grpc_server has it.
-    calls = CallsInFlight()
+    in_flight = CallsInFlight()
+    services = Calls(in_flight)
+    services.add_generic_rpc_handlers((Probe().handlers(),))
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(calls)],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", -1),
@@ -171,12 +172,12 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
             ("grpc.max_metadata_size", 64 * 1024),
         ],
     )
-    server.add_generic_rpc_handlers((Probe().handlers(),))
+    server.add_generic_rpc_handlers((services,))
     server.add_insecure_port(f"{address}:{port}")
     await server.start()
     print("serving", flush=True)
     await stop.wait()
-    await calls.leave(grace_seconds)
+    await in_flight.leave(grace_seconds)
     await server.stop(0)
 
 
