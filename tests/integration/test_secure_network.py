@@ -142,32 +142,35 @@ def test_the_gossip_key_alone_shows_members_and_gives_no_access_to_the_catalogue
 def test_the_status_port_answers_and_takes_no_changes(secure: SecureDriver) -> None:
     """It is on 127.0.0.1 in a container, and on the balancer's own loopback address without Docker."""
     base = f"http://{secure.address('load-balancer')}:8080"
+    changes = ("POST", "PUT", "DELETE")
     with make_session() as session:
-        for path in ("/health", "/state", "/replicas"):
-            assert session.get(base + path, timeout=5).status_code == 200, path
-        for path in ("/state", "/replicas", "/peers"):
-            before = session.get(f"{base}/replicas", timeout=5).json()
-            for method in ("POST", "PUT", "DELETE"):
-                answer = session.request(method, base + path, json={"replicas": []}, timeout=5)
-                assert answer.status_code in (403, 404, 405), (method, path, answer.text)
-            assert session.get(f"{base}/replicas", timeout=5).json().keys() == before.keys()
-        assert session.get(f"{base}/peers", timeout=5).status_code == 404
-    assert set(secure.replicas()) == {"hello_server-1", "hello_server-2"}
+
+        def status(method: str, path: str, **headers: str) -> int:
+            return session.request(method, base + path, json={"replicas": []}, headers=headers, timeout=5).status_code
+
+        assert [status("GET", path) for path in ("/health", "/state", "/replicas", "/peers")] == [200, 200, 200, 404]
+        assert {status(method, "/replicas") for method in changes} == {403}
+        assert {status(method, "/peers") for method in changes} <= {404, 405}
+        # The control plane's document: not from a web page, and not by any other path.
+        assert status("POST", "/configuration", Origin="http://localhost:8080") == 403
+        assert {status(method, "/state") for method in changes} == {200}
+        state = session.get(f"{base}/state", timeout=5).json()
+        assert [one["state"] for one in state["replicas"]] == ["serving", "serving"]
 
 
 @pytest.mark.parametrize("path", ["state", "peers", "replicas", "metrics"])
 def test_callers_reach_no_status_and_no_metrics(secure: SecureDriver, path: str) -> None:
     """At the port of calls each path is a call; without a certificate it is refused as one."""
-    tls = ["--cacert", str(secure.secrets / "caller" / "callers-ca.pem")]
-    certificate = [f"--{name}={secure.secrets / 'caller' / file}" for name, file in PAIR.items()]
-    for more, status in ((tls, "16"), ([*tls, *certificate], "12")):
-        command = ["curl", "-sS", "-D", "-", *more, f"https://localhost:{secure.port}/{path}"]
+    caller = secure.secrets / "caller"
+    certificate = ["--cert", str(caller / "tls.pem"), "--key", str(caller / "tls-key.pem")]
+    for more, refused in (([], True), (certificate, False)):
+        url = f"https://localhost:{secure.port}/{path}"
+        command = ["curl", "-sS", "-D", "-", "--cacert", str(caller / "callers-ca.pem"), *more, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        assert f"grpc-status: {status}" in done.stdout, done.stdout
-        assert done.stdout.rstrip().splitlines()[-1].startswith("grpc-"), done.stdout
-
-
-PAIR = {"cert": "tls.pem", "key": "tls-key.pem"}
+        assert ("grpc-message: a client certificate is required" in done.stdout) == refused, done.stdout
+        # No message, and an error as its status.
+        assert done.stdout.rstrip().splitlines()[-1].startswith("grpc-message: "), done.stdout
+        assert "grpc-status: 0" not in done.stdout
 
 
 @pytest.mark.parametrize("container", ["load-balancer", "hello_server-1"])
