@@ -163,7 +163,7 @@ def _explain_tls(detail: str, options: Options) -> str:
 def _speaks_tls(detail: str, options: Options) -> bool:
     """Returns whether a connection in clear text failed at a port with TLS.
 
-    gRPC's message does not say so: nginx answers in HTTP/1.1, and of a name with two addresses gRPC may report the other.
+    gRPC's message does not say so: nginx answers in HTTP/1.1, and gRPC may report another address of the name.
     """
     if options.target or "failed to connect to all addresses" not in detail:
         return False
