@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import ssl
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from protos.api_pb2_grpc import PingStub
 
 _READY = grpc.ChannelConnectivity.READY
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+_TLS_SECONDS = 1.0
 
 # gRFC A6 (Client Retries): maxAttempts counts the first attempt and is capped at 5; the waits between
 # them are random around 0.1, 0.2, 0.4 and 0.8 s, so all five are made within about 1.5 s, in which a
@@ -149,13 +151,32 @@ def call_failed(channel: grpc.aio.Channel, options: Options, error: grpc.aio.Aio
 def _explain_tls(detail: str, options: Options) -> str:
     """Returns a message of gRPC as one line, or the reason of a failed handshake."""
     if not options.tls:
-        return one_line(detail)
+        return "the server speaks TLS (see --tls)" if _speaks_tls(detail, options) else one_line(detail)
     if found := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ()-]+)", detail):
         return f"the server's certificate is not trusted: {found[1]} (see --cacert)"
     if "Hostname Verification Check failed" in detail:
         name = options.server_name or options.host
         return f"the server's certificate is not for {name} (see --server-name)"
     return "the server does not speak TLS" if "WRONG_VERSION_NUMBER" in detail else one_line(detail)
+
+
+def _speaks_tls(detail: str, options: Options) -> bool:
+    """Returns whether a connection in clear text failed at a port with TLS.
+
+    gRPC's message does not say so: nginx answers in HTTP/1.1, and gRPC may report another address of the name.
+    """
+    if options.target or "failed to connect to all addresses" not in detail:
+        return False
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((options.host, options.port), timeout=_TLS_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=options.server_name or options.host),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _no_connection(options: Options) -> CallFailedError:

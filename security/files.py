@@ -73,7 +73,7 @@ class Secrets:
             self._issue(inner, name, "consul", hosts)
             ids = {"agent": tokens[role], "dns": tokens["dns"]}
             if name == "consul-server":
-                ids = {"initial_management": tokens["management"], "agent": tokens[role]}
+                ids["initial_management"] = tokens["management"]
             self._make(f"{name}/agent.hcl", lambda ids=ids: _format_agent(gossip, ids))  # type: ignore[misc]
         for name in (BALANCER, *self.applications):
             self._copy(f"{name}/registrar.token", tokens[f"{name}-registrar"])

@@ -150,6 +150,9 @@ def test_node_id_is_of_the_address_too_where_a_registrar_is(shell: Shell, tmp_pa
     programs.mkdir(parents=True)
     (programs / "registrar.conf").touch()
     assert len(node_ids()) == 2
+    # A network is the same in each container: the address that counts is the host's.
+    own = shell.run("consul-node-id", HOSTNAME="a").stdout
+    assert shell.run("consul-node-id", HOSTNAME="a", CONSUL_BIND="10.213.1.0/24").stdout == own
 
 
 def test_node_id_is_of_dc1_and_the_hosts_name_by_default(shell: Shell) -> None:

@@ -346,9 +346,34 @@ func carryOut(connection *grpc.ClientConn, one testCase) result {
 	return found
 }
 
+// security reads FOREIGN_TLS, a directory with callers-ca.pem and, of a caller with a certificate, tls.pem and tls-key.pem.
+func security() (credentials.TransportCredentials, error) {
+	directory := os.Getenv("FOREIGN_TLS")
+	if directory == "" {
+		return insecure.NewCredentials(), nil
+	}
+	ca, err := os.ReadFile(directory + "/callers-ca.pem")
+	if err != nil {
+		return nil, err
+	}
+	configuration := &tls.Config{RootCAs: x509.NewCertPool()}
+	configuration.RootCAs.AppendCertsFromPEM(ca)
+	if _, err := os.Stat(directory + "/tls.pem"); err == nil {
+		pair, err := tls.LoadX509KeyPair(directory+"/tls.pem", directory+"/tls-key.pem")
+		if err != nil {
+			return nil, err
+		}
+		configuration.Certificates = []tls.Certificate{pair}
+	}
+	return credentials.NewTLS(configuration), nil
+}
+
 func call(target string) error {
-	connection, err := grpc.NewClient("passthrough:///"+target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	secured, err := security()
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.NewClient("passthrough:///"+target, grpc.WithTransportCredentials(secured))
 	if err != nil {
 		return err
 	}

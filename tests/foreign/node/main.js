@@ -168,8 +168,19 @@ function carryOut(client, one) {
   });
 }
 
+// FOREIGN_TLS: a directory with callers-ca.pem and, of a caller with a certificate, tls.pem and tls-key.pem.
+function security() {
+  const directory = process.env.FOREIGN_TLS;
+  if (!directory) {
+    return grpc.credentials.createInsecure();
+  }
+  const read = (name) => fs.readFileSync(`${directory}/${name}`);
+  const pair = fs.existsSync(`${directory}/tls.pem`) ? [read('tls-key.pem'), read('tls.pem')] : [];
+  return grpc.credentials.createSsl(read('callers-ca.pem'), ...pair);
+}
+
 async function call(target) {
-  const client = new grpc.Client(target, grpc.credentials.createInsecure(), { 'grpc.enable_http_proxy': 0, ...options });
+  const client = new grpc.Client(target, security(), { 'grpc.enable_http_proxy': 0, ...options });
   for (const one of JSON.parse(fs.readFileSync(0))) {
     const calls = Array.from({ length: one.at_once || 1 }, () => carryOut(client, one));
     for (const found of await Promise.all(calls)) {

@@ -11,9 +11,11 @@ import io.grpc.ServerCall;
 import io.grpc.ServerCallHandler;
 import io.grpc.ServerServiceDefinition;
 import io.grpc.Status;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import java.io.ByteArrayInputStream;
+import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -275,8 +277,21 @@ public final class Main {
         return done.get();
     }
 
+    /** FOREIGN_TLS: a directory with callers-ca.pem and, of a caller with a certificate, tls.pem and tls-key.pem. */
+    private static ManagedChannel open(InetSocketAddress address) throws Exception {
+        String directory = System.getenv("FOREIGN_TLS");
+        if (directory == null) {
+            return NettyChannelBuilder.forAddress(address).usePlaintext().build();
+        }
+        var credentials = TlsChannelCredentials.newBuilder().trustManager(new File(directory, "callers-ca.pem"));
+        if (new File(directory, "tls.pem").exists()) {
+            credentials.keyManager(new File(directory, "tls.pem"), new File(directory, "tls-key.pem"));
+        }
+        return NettyChannelBuilder.forAddress(address, credentials.build()).build();
+    }
+
     private static void call(InetSocketAddress address) throws Exception {
-        ManagedChannel channel = NettyChannelBuilder.forAddress(address).usePlaintext().build();
+        ManagedChannel channel = open(address);
         JsonElement cases = JsonParser.parseReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         for (JsonElement one : cases.getAsJsonArray()) {
             System.out.println(carryOut(channel, one.getAsJsonObject()));
