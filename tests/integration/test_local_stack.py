@@ -200,7 +200,7 @@ def test_a_checkout_may_be_anywhere_and_the_shell_may_have_anything(tools: None,
     up = ("up", "-d", *ports, "--consul-port", str(19000 + SLOT))
     local_stack = partial(in_checkout, checkout, **shell)
     try:
-        done = local_stack(*up, "--timeout", "5")
+        done = local_stack(*up, "--timeout", "15")
         assert done.returncode == 1
         assert "STOP_SECONDS: must be at least 215" in done.stderr
         (checkout / ".env").write_text("STOP_SECONDS=220\r\n")
