@@ -166,7 +166,7 @@ def _read_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> tuple[st
 
 def _read_networks(reader: EnvironmentReader, name: str, default: str) -> tuple[Network, ...]:
     found = []
-    for part in reader.text(name, default).replace(",", " ").split():
+    for part in reader.words(name, default):
         try:
             # Bits behind the prefix are a common and harmless mistake.
             found.append(ip_network(part, strict=False))

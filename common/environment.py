@@ -98,6 +98,10 @@ class EnvironmentReader:
             self.add_problem(name, f"must be a host name or an IP address (got {text!r})")
         return text
 
+    def words(self, name: str, default: str | None = None) -> tuple[str, ...]:
+        """Reads words that are separated by commas or spaces."""
+        return tuple(self.text(name, default).replace(",", " ").split())
+
     def raise_problems(self) -> None:
         """Raises :class:`ConfigError` when there are problems."""
         if self.problems:

@@ -97,10 +97,7 @@ class Agent:
         others = [one for one in members if one["Name"] != own and one["Status"] == _ALIVE]
         clients = [one["Addr"] for one in others if one["Tags"].get("role") != "consul"]
         for address in random.sample(clients, min(_JOINED, len(clients))):
-            try:
-                self.api.call("PUT", f"/v1/agent/join/{address}")
-            except AgentError as error:
-                LOG.debug("not joined address=%s reason=%s", address, error)
+            self._try_to_join(address)
 
     def join_server(self, servers: Sequence[str]) -> None:
         """Joins one of the Consul servers by its name, if that can be reached.
@@ -109,7 +106,13 @@ class Agent:
         don't know it, and it would never find them.
         """
         if servers:
-            self.api.call("PUT", f"/v1/agent/join/{random.choice(servers)}")  # noqa: S311 - any of them
+            self._try_to_join(random.choice(servers))  # noqa: S311 - any of them
+
+    def _try_to_join(self, address: str) -> None:
+        try:
+            self.api.call("PUT", f"/v1/agent/join/{address}")
+        except AgentError as error:
+            LOG.debug("not joined address=%s reason=%s", address, error)
 
     def find_leader(self) -> str:
         """Returns the address of the cluster's leader; empty without a leader."""

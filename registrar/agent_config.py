@@ -81,7 +81,7 @@ def _check_addresses(reader: EnvironmentReader, name: str) -> None:
 
 
 def _read_hosts(reader: EnvironmentReader, name: str, default: str | None) -> tuple[str, ...]:
-    hosts = tuple(reader.text(name, default).replace(",", " ").split())
+    hosts = reader.words(name, default)
     for host in hosts:
         if not is_host(host):
             reader.add_problem(name, f"must be host names or IP addresses (got {host!r})")

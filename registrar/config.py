@@ -117,7 +117,7 @@ class RegistrarConfig:
             hostname=read_hostname(reader),
             metrics_port=reader.integer("METRICS_PORT", 0, low=0, high=65535),
             metrics_address=reader.host("METRICS_ADDRESS", ""),
-            consul_servers=tuple(reader.text("CONSUL_SERVER", "").replace(",", " ").split()),
+            consul_servers=reader.words("CONSUL_SERVER", ""),
             access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
             tls=tls,
         )

@@ -53,7 +53,6 @@ class Registration:
         self._config = config
         self._agent = Agent(config)
         self._same_name = SameName(self._agent, config)
-        self._name_is_taken, self._check_name_at = False, 0.0
         self._stop = stop
         self.attempted = False
         # None until the server has answered.
@@ -83,7 +82,7 @@ class Registration:
             try:
                 self._agent.register(self._config, self._services or (), passing=passing)
             except AgentError as error:
-                if not self._check_name():
+                if not self._same_name.is_taken():
                     LOG.warning("not registered attempt=%d/%d reason=%s", attempt, ATTEMPTS, error)
                     attempt += 1
             else:
@@ -125,10 +124,8 @@ class Registration:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
             elif time.monotonic() >= catalogue_at:
                 catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
-                if not self._same_name.check_name() and not self._is_in_catalogue():
-                    LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
-                    self._rejoin_gossip()
-                    self.register()
+                if not self._same_name.check_name():
+                    self._check_catalogue()
             elif self._services is None and time.monotonic() >= self._ask_again_at:
                 # The interval doubles while a server starts slowly.
                 self._ask_again_seconds = min(2 * self._ask_again_seconds, _ASK_AGAIN_MOST_SECONDS)
@@ -156,13 +153,6 @@ class Registration:
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
 
-    def _check_name(self) -> bool:
-        """Checks the name at the interval that SameName expects; otherwise returns the last result."""
-        if time.monotonic() >= self._check_name_at:
-            self._check_name_at = time.monotonic() + _CATALOGUE_SECONDS
-            self._name_is_taken = self._same_name.check_name()
-        return self._name_is_taken
-
     def _follow_certificates(self) -> None:
         """Has the agent read renewed files for its check, which it does not by itself."""
         if self._renewal and self._renewal.is_new():
@@ -178,19 +168,17 @@ class Registration:
         except AgentError as error:
             LOG.warning("the agent did not rejoin the gossip reason=%s", error)
 
-    def _is_in_catalogue(self) -> bool:
-        """Returns whether the catalogue has the replica; True when the catalogue is unavailable."""
+    def _check_catalogue(self) -> None:
+        """Registers again if the catalogue has lost the service; looks for the servers if it is unavailable."""
         try:
-            return self._agent.is_in_catalogue(self._config.service_id)
+            known = self._agent.is_in_catalogue(self._config.service_id)
         except AgentError:
-            self._join_server()
-            return True
-
-    def _join_server(self) -> None:
-        try:
             self._agent.join_server(self._config.consul_servers)
-        except AgentError as error:
-            LOG.debug("no Consul server was joined reason=%s", error)
+            return
+        if not known:
+            LOG.warning("the catalogue has lost the service id=%s", self._config.service_id)
+            self._rejoin_gossip()
+            self.register()
 
     def _wait_until_passing(self) -> bool:
         """Waits, at most for the start time, and returns whether the service passes its check, or has none."""

@@ -24,7 +24,8 @@ LOG = logging.getLogger("registrar")
 
 # The shortest TTL of a Consul session is 10 s; the session may last twice its TTL.
 _NOTE_SECONDS = 15
-# The checks of the name are 5 s apart; so many of them take longer than the vote of serf's members on a name.
+_CHECK_SECONDS = 5.0
+# So many checks, which are _CHECK_SECONDS apart, take longer than the vote of serf's members on a name.
 _VOTE_CHECKS = 4
 # Without a conflict the agent's gossip is examined in the first checks and in each twelfth after that, because for it
 # the agent exchanges its whole state with itself.
@@ -60,8 +61,16 @@ class SameName:
         self._config = config
         self._note = StoredValue(agent.api)
         self.lost = False
+        self._checked_at, self._taken = -_CHECK_SECONDS, False
         self._checks = self._with_other = 0
         self._restart_at = 0.0
+
+    def is_taken(self) -> bool:
+        """Returns the result of :meth:`check_name`, which is called at its interval."""
+        if time.monotonic() >= self._checked_at + _CHECK_SECONDS:
+            self._checked_at = time.monotonic()
+            self._taken = self.check_name()
+        return self._taken
 
     def check_name(self) -> bool:
         """Returns whether the catalogue has another container of this name; without an answer, the last result."""

@@ -7,17 +7,17 @@ import resource
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from benchmarks.sections.throughput import OURS, REPLICAS
+from benchmarks.sections.throughput import Target, started
 from testbed import programs
 from testbed.balancers import Envoy, HAProxy
-from testbed.errors import BenchmarkError, MissingError
+from testbed.errors import BenchmarkError
 from testbed.load import Shape, ghz_command, timed_h2load
-from testbed.processes import descendants, pss_bytes
+from testbed.processes import pss_bytes
 from testbed.stats import Spread, percentile
 
 _NAME = "hello_server-1"
@@ -48,32 +48,19 @@ def idle(target: str, count: int) -> Iterator[float]:
 def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
     _allow_files(3 * max(bench.plan.connections))
-    bench.stack.ensure(REPLICAS)
-    peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
     found: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    missing: dict[str, str] = {}
-    with ExitStack() as stops:
-        targets = {OURS: (bench.stack.target, bench.stack.nginx())}
-        for one in bench.candidates():
-            if not isinstance(one, (HAProxy, Envoy)):
-                continue
-            try:
-                one.start(peers)
-            except MissingError as error:
-                missing[one.name] = str(error)
-                continue
-            stops.callback(one.stop)
-            assert one.process is not None  # noqa: S101 - it has just been started
-            targets[one.name] = (one.target, descendants(one.process.pid))
+    candidates = [one for one in bench.candidates() if isinstance(one, (HAProxy, Envoy))]
+    counts = bench.plan.connections
+    with started(bench, candidates) as (targets, missing):
         for number in range(bench.plan.long_rounds):
             bench.say(f"connections: round {number + 1} of {bench.plan.long_rounds}")
-            for count in bench.plan.connections:
-                for name, (target, pids) in targets.items():
-                    for what, value in _measure(bench, target, pids, count).items():
+            for count in counts:
+                for name, target in targets.items():
+                    for what, value in _measure(bench, target, count).items():
                         found[name, count][what].append(value)
-            for name, (target, _) in targets.items():
-                found[name, 0]["busy"].append(_busy(bench, target, bench.plan.connections[0]))
-    return _section(bench, found, missing)
+            for name, target in targets.items():
+                found[name, counts[0]]["busy"].append(_busy(bench, target.address, counts[0]))
+    return _section(counts[0], found, missing)
 
 
 def _allow_files(count: int) -> None:
@@ -85,11 +72,11 @@ def _allow_files(count: int) -> None:
         raise BenchmarkError(f"{count} open files are needed, the limit is {hard} (ulimit -n): {error}") from error
 
 
-def _measure(bench: Bench, target: str, pids: Sequence[int], count: int) -> dict[str, float]:
-    before = sum(map(pss_bytes, pids))
-    with idle(target, count) as seconds:
-        memory = (sum(map(pss_bytes, pids)) - before) / count
-        _, times = timed_h2load(bench.processes, target, _CALLS, Shape(1, 1), "hello", f"Hello from {_NAME}.")
+def _measure(bench: Bench, target: Target, count: int) -> dict[str, float]:
+    before = sum(map(pss_bytes, target.pids))
+    with idle(target.address, count) as seconds:
+        memory = (sum(map(pss_bytes, target.pids)) - before) / count
+        _, times = timed_h2load(bench.processes, target.address, _CALLS, Shape(1, 1), "hello", f"Hello from {_NAME}.")
     return {"seconds": seconds, "memory": memory / _KILO, "p99": percentile(times, 99) * _MILLI}
 
 
@@ -104,9 +91,8 @@ def _busy(bench: Bench, target: str, count: int) -> float:
 
 
 def _section(
-    bench: Bench, found: dict[tuple[str, int], dict[str, list[float]]], missing: dict[str, str]
+    first: int, found: dict[tuple[str, int], dict[str, list[float]]], missing: dict[str, str]
 ) -> report.Section:
-    first = bench.plan.connections[0]
     section = report.Section(
         title="Many connections",
         method=(
@@ -119,14 +105,8 @@ def _section(
     )
     rows = []
     for (name, count), figures in found.items():
-        if not count:
-            continue
-        busy = found[name, 0]["busy"] if count == first else []
-        rows.append(
-            [f"{count:,}", name]
-            + [report.number(Spread.of(figures[what]).median) for what in ("seconds", "memory", "p99")]
-            + [report.number(Spread.of(busy).median) if busy else "-"]
-        )
+        medians = {what: report.number(Spread.of(values).median) for what, values in figures.items()}
+        rows.append([f"{count:,}", name, *(medians.get(what, "-") for what in ("seconds", "memory", "p99", "busy"))])
     rows += [["", name, f"not installed ({why.partition(': ')[2]})", "", "", ""] for name, why in missing.items()]
     columns = ["connections", "balancer", "all answered, s", "memory of one, KB", "idle beside: p99 of a call, ms"]
     section.tables.append(report.Table(columns=[*columns, "a call a second each: p99, ms"], rows=rows))

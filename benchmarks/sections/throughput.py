@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
+from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
@@ -40,14 +41,14 @@ class Figures:
     micros: list[float] = field(default_factory=list)
 
 
-def run(bench: Bench) -> report.Section:
-    """Measures all candidates, round by round."""
+@contextmanager
+def started(bench: Bench, candidates: Sequence[Balancer]) -> Iterator[tuple[dict[str, Target], dict[str, str]]]:
+    """Runs other balancers in front of the stack's replicas; yields all balancers, and why some are missing."""
     bench.stack.ensure(REPLICAS)
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
-    missing: dict[str, str] = {}
+    targets, missing = {OURS: Target(bench.stack.target, bench.stack.nginx())}, {}
     with ExitStack() as stops:
-        targets = {OURS: Target(bench.stack.target, bench.stack.nginx())}
-        for one in bench.candidates() + bench.tls_candidates():
+        for one in candidates:
             try:
                 one.start(peers)
             except MissingError as error:
@@ -56,6 +57,12 @@ def run(bench: Bench) -> report.Section:
             stops.callback(one.stop)
             assert one.process is not None  # noqa: S101 - it has just been started
             targets[one.name] = Target(one.target, descendants(one.process.pid), one.tls)
+        yield targets, missing
+
+
+def run(bench: Bench) -> report.Section:
+    """Measures all candidates, round by round."""
+    with started(bench, bench.candidates() + bench.tls_candidates()) as (targets, missing):
         for target in targets.values():
             _load(bench, target)
         figures = {name: Figures() for name in targets}

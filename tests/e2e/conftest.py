@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.support.drivers import compose_commands
+from tests.support.drivers import ComposeDriver, compose_commands
 from tests.support.missing import missing
 
 
@@ -22,3 +22,9 @@ def engine() -> dict[str, list[str]]:
     if problem:
         missing(problem)
     return compose_commands()
+
+
+@pytest.fixture(scope="session")
+def images(engine: dict[str, list[str]]) -> None:
+    """This checkout's images, for tests that don't start the stack with this machine's engine."""
+    ComposeDriver(next(iter(engine.values())), "glbimages", port=0, consul_port=0).compose("build")

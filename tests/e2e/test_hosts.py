@@ -11,6 +11,7 @@ from testbed.calls import answers
 from tests.support.drivers import ComposeDriver
 from tests.support.load import round_robin
 from tests.support.local import SLOT, short_home
+from tests.support.missing import missing
 from tests.support.nodes import Nodes, need_programs, wait_for_replicas
 
 pytestmark = pytest.mark.timeout(900)
@@ -35,14 +36,15 @@ def driver(compose: list[str], files: list[str], node: int, nodes: Nodes) -> Com
 @pytest.fixture(scope="module", params=["1", "2"])
 def compose(engine: dict[str, list[str]], request: pytest.FixtureRequest) -> list[str]:
     """The command of a major version of Compose."""
+    if request.param not in engine:
+        missing(f"Compose {request.param}.x is not here")
     return engine[request.param]
 
 
 @pytest.fixture(scope="module")
-def hosts(engine: dict[str, list[str]]) -> Iterator[Nodes]:
+def hosts(images: None) -> Iterator[Nodes]:  # noqa: ARG001
     """Two hosts with this checkout's images."""
     need_programs()
-    ComposeDriver(next(iter(engine.values())), "glbhosts", port=0, consul_port=0).compose("build")
     with Nodes(short_home("hosts"), 2, ["lb", "server", f"hashicorp/consul:{TOOLS['consul'].version}"]) as nodes:
         yield nodes
 

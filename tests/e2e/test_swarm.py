@@ -1,4 +1,4 @@
-"""The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests.support.nodes.py).
+"""The stack of swarm.yaml on three nodes, each an engine in namespaces of its own (tests/support/nodes.py).
 
 `make test` has the short tests; `make chaos-swarm` also has those marked `full`.
 """
@@ -21,18 +21,20 @@ from testbed.calls import answers, greet, open_channel
 from testbed.wait import wait_for
 from tests.support import chaos
 from tests.support.certificates import Authority
-from tests.support.drivers import ComposeDriver, run
+from tests.support.drivers import run
 from tests.support.load import round_robin
 from tests.support.local import short_home
 from tests.support.nodes import IMAGES, PORT, STACK, Swarm, need_programs, wait_for_replicas
 
-chaos.INTRODUCTION.append("""Faults and changes of a Docker Swarm of three nodes while calls went on. {where}
+chaos.introduction = """Faults and changes of a Docker Swarm of three nodes while calls went on. {where}
 The nodes are three engines in namespaces of one machine, joined by a bridge, and share its cores with the clients. Each
 has a balancer, three of nine replicas and one of three Consul servers.
 
 The load: two `grpc_client`, each with 12 callers and 100 calls a second to all balancers in turn, deadline 60 s, one
 with gRPC's standard retry policy and one without. A call is lost when its status is not OK. The last column has the
-seconds until every balancer that was reachable had answered from all replicas.""")
+seconds until every balancer that was reachable had answered from all replicas.
+
+`make test` runs the tests of scaling and draining."""
 pytestmark = pytest.mark.timeout(1200)
 REPLICAS = 9
 # Of each client: calls wait for a dead machine, first for the PING (10 s and 5 s), then for the balancer's TCP (13 s).
@@ -42,10 +44,9 @@ CALLERS = 12
 
 
 @pytest.fixture(scope="module")
-def swarm(engine: dict[str, list[str]]) -> Iterator[Swarm]:
+def swarm(images: None) -> Iterator[Swarm]:  # noqa: ARG001
     """The stack with nine replicas, from this checkout's images."""
     need_programs()
-    ComposeDriver(next(iter(engine.values())), "glbswarm", port=0, consul_port=0).compose("build")
     run(["docker", "build", "--tag", IMAGES[-1], "--file", "build/dockerfiles/Dockerfile.consul", "."])
     with Swarm(short_home("swarm")) as started:
         started.deploy()
@@ -104,7 +105,6 @@ def test_scaling_loses_no_call(swarm: Swarm) -> None:
 
 
 def test_a_drained_node_costs_at_most_the_calls_in_flight_of_its_balancer(swarm: Swarm) -> None:
-    # The first node is the one that commands are sent to.
     drained = swarm.nodes[1]
     left = [node.target for node in swarm.nodes if node is not drained]
     with two_loads(swarm.targets, "a node drained", CALLERS):
@@ -207,20 +207,8 @@ def test_a_node_that_is_cut_off_serves_what_it_can_reach(swarm: Swarm) -> None:
     cut = swarm.nodes[1]
     left = [node.target for node in swarm.nodes if node is not cut]
     own = set(cut.docker("ps", "--quiet", "--filter", f"name={STACK}_hello_server").split())
-    command = [
-        sys.executable,
-        "-m",
-        "grpc_client",
-        "--host",
-        cut.address,
-        "--port",
-        str(PORT),
-        "--json",
-        "--rate",
-        "50",
-        "--duration",
-        "10",
-    ]
+    command = [sys.executable, "-m", "grpc_client", "--host", cut.address, "--port", str(PORT), "--json"]
+    command += ["--rate", "50", "--duration", "10"]
 
     def call_from_within() -> dict[str, Any]:
         return dict(json.loads(run(["nsenter", f"--net=/run/netns/{cut.namespace}", *command])))

@@ -67,16 +67,16 @@ def table() -> str:
 
 
 # What the report says about the stack and the load; tests of another stack replace it when they are imported.
-INTRODUCTION = [
-    f"""The faults that `make chaos` caused in the stack without Docker while calls went on, and what the calls got.
-{{where}}
+introduction = f"""The faults that `make chaos` caused in the stack without Docker while calls went on, and the
+results of the calls. {{where}}
 The clients, the balancer, the replicas and Consul share the cores.
 
 The load: `grpc_client` and [ghz](https://github.com/bojand/ghz), each with {CALLERS} concurrent callers on
 {CONNECTIONS} connections and {CALLS_A_SECOND} calls a second (abuse: {FEW_CALLS_A_SECOND}), deadline 10 s.
 ghz has no retry policy, and grpc_client has one only where the row says so. A call is lost when its status is not OK.
-The slowest answer is of both clients. The calls of streams are the tests' own."""
-]
+The slowest answer is of both clients. The calls of streams are the tests' own.
+
+`make test` runs the same tests with fewer rounds."""
 
 
 def write(failed: Sequence[str], path: Path) -> None:
@@ -89,12 +89,10 @@ def write(failed: Sequence[str], path: Path) -> None:
     path.write_text(
         f"""# Reliability
 
-{INTRODUCTION[-1].format(where=where)}
+{introduction.format(where=where)}
 
 {verdict}
 
 {table()}
-
-`make test` runs the same tests with fewer rounds.
 """
     )

@@ -16,17 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-
-from testbed.calls import answers
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT, run
 from tests.support.local import SLOT
 from tests.support.missing import missing
+from tests.support.scenarios import wait_for_replicas_of
 
 STACK = "grpc"
 IMAGES = ("lb", "server", "consul-server")
 PORT = 5000
+# The namespace of the bridge.
+SWITCH = f"glb{SLOT}-net"
 # This machine's address on the bridge.
 OUTSIDE = f"10.213.{SLOT}.254"
 _ENGINE_SECONDS = 60.0
@@ -64,18 +64,18 @@ class Node:
         self._home = home
         self._process: subprocess.Popen[bytes] | None = None
 
-    def connect(self, switch: str) -> None:
+    def connect(self) -> None:
         """Makes its network namespace, and the link to the bridge in another one."""
         _ip("netns", "add", self.namespace)
-        _ip("link", "add", "eth0", "netns", self.namespace, "type", "veth", "peer", "name", self._port, "netns", switch)
-        _ip("-n", switch, "link", "set", self._port, "master", "bridge", "up")
+        _ip("link", "add", "eth0", "netns", self.namespace, "type", "veth", "peer", "name", self._port, "netns", SWITCH)
+        _ip("-n", SWITCH, "link", "set", self._port, "master", "bridge", "up")
         _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _ip("-n", self.namespace, "link", "set", device, "up")
 
     def set_link(self, state: str) -> None:
         """Cuts its link (``down``) or mends it (``up``) at the bridge."""
-        _ip("-n", f"glb{SLOT}-net", "link", "set", self._port, state)
+        _ip("-n", SWITCH, "link", "set", self._port, state)
 
     def start(self) -> None:
         """Starts its engine and waits until that answers."""
@@ -142,7 +142,6 @@ class Nodes:
 
     def __init__(self, home: Path, count: int, images: Sequence[str]) -> None:
         self._home, self._images = home, images
-        self._switch = f"glb{SLOT}-net"
         self._dns: subprocess.Popen[bytes] | None = None
         self.nodes = [Node(number, home / f"n{number}") for number in range(1, count + 1)]
 
@@ -164,12 +163,12 @@ class Nodes:
         images = str(self._home / "images")
         run(["docker", "save", "--output", images, *self._images])
         # No rule of this machine's firewall holds in the bridge's namespace.
-        _ip("netns", "add", self._switch)
-        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "bridge", "up")
+        _ip("netns", "add", SWITCH)
+        _ip("-n", SWITCH, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", SWITCH, "link", "set", "bridge", "up")
         outside = f"glb{SLOT}"
-        _ip("link", "add", outside, "type", "veth", "peer", "name", "outside", "netns", self._switch)
-        _ip("-n", self._switch, "link", "set", "outside", "master", "bridge", "up")
+        _ip("link", "add", outside, "type", "veth", "peer", "name", "outside", "netns", SWITCH)
+        _ip("-n", SWITCH, "link", "set", "outside", "master", "bridge", "up")
         _ip("address", "add", f"{OUTSIDE}/24", "dev", outside)
         _ip("link", "set", outside, "up")
         # Docker asks it for names that it doesn't know. Without an answer each lookup of one takes 10 s.
@@ -177,7 +176,7 @@ class Nodes:
         dns += ["--address=/#/", "--bind-interfaces", f"--listen-address={OUTSIDE}"]
         self._dns = subprocess.Popen(dns, stderr=subprocess.DEVNULL)
         for node in self.nodes:
-            node.connect(self._switch)
+            node.connect()
             node.start()
             node.docker("load", "--quiet", "--input", images)
         Path(images).unlink()
@@ -190,7 +189,7 @@ class Nodes:
             self._dns.wait()
         with suppress(AssertionError):
             # The other end of the link to this machine goes with it.
-            _ip("netns", "delete", self._switch)
+            _ip("netns", "delete", SWITCH)
         shutil.rmtree(self._home)
         for group in sorted(Path("/sys/fs/cgroup").glob(f"**/glb{SLOT}/**/"), reverse=True):
             with suppress(OSError):
@@ -216,11 +215,8 @@ class Swarm(Nodes):
             node.docker("swarm", "join", "--advertise-addr", node.address, "--token", token, f"{first.address}:2377")
 
     def docker(self, *arguments: str) -> str:
-        """Runs a command of docker with the first node that answers."""
-        for node in self.nodes:
-            if node.attempt("node", "ls").returncode == 0:
-                return node.docker(*arguments)
-        raise AssertionError("no node answers")
+        """Runs a command of docker with the first node, which no test takes away."""
+        return self.nodes[0].docker(*arguments)
 
     def deploy(self) -> None:
         """Starts the stack of swarm.yaml."""
@@ -237,14 +233,8 @@ class Swarm(Nodes):
 
     def spread(self) -> Counter[str]:
         """Returns how many running replicas each node has."""
-        form = "{{.Node}}"
-        flags = ["--filter", "desired-state=running", "--format", form]
+        flags = ["--filter", "desired-state=running", "--format", "{{.Node}}"]
         return Counter(self.docker("service", "ps", f"{STACK}_hello_server", *flags).split())
-
-    def balancer(self, node: Node, *command: str) -> str:
-        """Runs a command in the balancer of a node."""
-        (container,) = node.docker("ps", "--quiet", "--filter", f"name={STACK}_load-balancer").split()
-        return node.docker("exec", container, *command)
 
     def attach(self) -> str:
         """Returns what the nodes and services look like, for a failed test."""
@@ -259,22 +249,9 @@ class Swarm(Nodes):
         return "\n".join(parts)
 
 
-def tried_answers(target: str, count: int) -> Counter[str]:
-    """Returns how often each replica answered through a balancer; nothing while calls fail."""
-    try:
-        return answers(target, count)
-    except grpc.RpcError:
-        return Counter()
-
-
 def wait_for_replicas(targets: Iterable[str], count: int, seconds: float = PATIENCE_SECONDS) -> set[str]:
     """Waits until exactly ``count`` replicas answer through each of these balancers, and returns their names."""
     found: set[str] = set()
     for target in targets:
-        found = wait_for(
-            lambda target=target: set(tried_answers(target, 10 * max(count, 3))),  # type: ignore[misc]
-            lambda names: len(names) == count,
-            seconds,
-            f"{count} replicas answer through {target}",
-        )
+        found = wait_for_replicas_of(target, count, seconds)
     return found

@@ -26,22 +26,32 @@ def target(driver: Driver) -> str:
     return f"127.0.0.1:{driver.port}"
 
 
-def tried_answers(driver: Driver, count: int) -> Counter[str]:
+def tried_answers_of(address: str, count: int) -> Counter[str]:
     """Returns as :func:`answers` does; nothing while calls fail."""
     try:
-        return answers(target(driver), count)
+        return answers(address, count)
     except grpc.RpcError:
         return Counter()
 
 
+def tried_answers(driver: Driver, count: int) -> Counter[str]:
+    """Returns as :func:`answers` does; nothing while calls fail."""
+    return tried_answers_of(target(driver), count)
+
+
+def wait_for_replicas_of(address: str, count: int, seconds: float = PATIENCE_SECONDS) -> set[str]:
+    """Waits until exactly ``count`` replicas answer through a balancer, and returns their names."""
+    return wait_for(
+        lambda: set(tried_answers_of(address, 10 * max(count, 3))),
+        lambda names: len(names) == count,
+        seconds,
+        f"{count} replicas answer through {address}",
+    )
+
+
 def wait_for_replicas(driver: Driver, count: int) -> set[str]:
     """Waits until exactly ``count`` replicas answer, and returns their names."""
-    return wait_for(
-        lambda: set(tried_answers(driver, 10 * max(count, 3))),
-        lambda names: len(names) == count,
-        PATIENCE_SECONDS,
-        f"{count} replicas answer",
-    )
+    return wait_for_replicas_of(target(driver), count)
 
 
 @contextmanager
