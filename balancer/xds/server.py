@@ -38,7 +38,9 @@ class _Subscription:
 
 
 @dataclass(eq=False)
-class _Stream:
+class Stream:
+    """One client: what it wants and has of each type; ``changed`` is set when that may differ."""
+
     subscriptions: dict[str, _Subscription] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -76,7 +78,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     def __init__(self) -> None:
         self._current: Resources | None = None
-        self._streams: set[_Stream] = set()
+        self._streams: set[Stream] = set()
 
     def publish(self, current: Resources) -> None:
         """Sends the resources to all streams."""
@@ -86,7 +88,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802, ARG002
         """Answers the subscriptions of one client now and at each change."""
-        stream = _Stream()
+        stream = Stream()
 
         async def read() -> None:
             async for request in requests:
