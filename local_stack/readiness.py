@@ -26,6 +26,7 @@ from protos import api_pb2, api_pb2_grpc
 
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 1.0
+_CONSUL_SECONDS = 5.0
 _LOG_LINES = 15
 _STATUS_PORT = 8080
 
@@ -70,7 +71,8 @@ def read_access(stack: Stack) -> ConsulAccess:
 
 
 def _connect(stack: Stack) -> consul.Consul:
-    return connect("127.0.0.1", stack.settings.consul_port, read_access(stack))
+    # An agent whose server does not answer yet answers after a minute, and a question asked again is answered sooner.
+    return connect("127.0.0.1", stack.settings.consul_port, read_access(stack), _CONSUL_SECONDS)
 
 
 def wait_ready(stack: Stack, seconds: float, containers: Sequence[Container] | None = None) -> None:

@@ -14,7 +14,7 @@ import requests
 
 from common.consul_client import connect
 from common.names import NODE_CHECK, SERVICES_KEYS, SINCE
-from registrar.agent_api import AgentApi, AgentError
+from registrar.agent_api import TIMEOUT_SECONDS, AgentApi, AgentError
 from registrar.config import RegistrarConfig
 
 LOG = logging.getLogger("registrar")
@@ -42,7 +42,7 @@ class Agent:
 
     def __init__(self, config: RegistrarConfig) -> None:
         self.api = AgentApi(config.consul_address, config.consul_port, config.access)
-        self._catalogue = connect(config.consul_address, config.consul_port, config.access)
+        self._catalogue = connect(config.consul_address, config.consul_port, config.access, TIMEOUT_SECONDS)
         self._self: dict[str, Any] = {}
         self._since = ""
 

@@ -10,7 +10,7 @@ from urllib3.exceptions import ProtocolError
 
 from common.consul_access import ConsulAccess
 
-_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
 
 class AgentError(Exception):
@@ -32,7 +32,7 @@ class AgentApi:
         json: Mapping[str, Any] | None = None,
         data: str | None = None,
         unknown_is_fine: bool = False,
-        timeout_seconds: float = _TIMEOUT_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> requests.Response:
         """Sends a request; with ``unknown_is_fine`` an answer of 404 is returned too.
 

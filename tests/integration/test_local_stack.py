@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import pytest
 
 from local_stack import processes
+from local_stack.readiness import passing_nodes
+from local_stack.settings import Directory
+from local_stack.stack import Stack
 from local_stack.supervisor import Supervisor
 from testbed.calls import say_hello
 from testbed.processes import Processes
@@ -149,6 +153,15 @@ def test_down_names_the_directory_that_it_can_not_remove(idle: LocalDriver) -> N
     assert done.stderr.startswith(f"local_stack: {idle.home} can't be removed: ")
     assert call(idle, "down", "-v").returncode == 0
     assert idle.leftovers() == []
+
+
+def test_readiness_does_not_wait_for_a_consul_that_never_answers(idle: LocalDriver) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        whole = Stack(Directory(idle.home), {**os.environ, **idle.env})
+        whole.settings = replace(whole.settings, consul_port=silent.getsockname()[1])
+        began = time.monotonic()
+        assert passing_nodes(whole, "hello_server") == set()
+        assert time.monotonic() - began < 20
 
 
 @pytest.fixture
