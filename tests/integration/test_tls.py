@@ -144,8 +144,6 @@ def test_an_answer_is_sent_in_one_segment(start: Start, authority: Authority, tl
         (["--tls", "--cacert", "CA", "--cert", "CA"], "--cert: needs --key"),
         (["--cacert", "CA"], "--cacert: needs --tls"),
         ([], "the server speaks TLS (see --tls)"),
-        # A name with two addresses: gRPC may report the one at which nothing listens.
-        (["--host", "localhost"], "the server speaks TLS (see --tls)"),
     ],
 )
 def test_the_client_explains_a_failed_handshake_in_one_line(
