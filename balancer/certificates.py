@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common.certificates import CertificateError, Contents, Files, load
+from common.certificates import Contents, Files, Followed
 
 LOG = logging.getLogger("balancer")
 
@@ -43,11 +43,9 @@ class Certificates:
     """
 
     def __init__(self, files: Files, copies: tuple[Path, Path], changed: Callable[[], None]) -> None:
-        self._files = files
+        self._followed = Followed(files, LOG)
         self._copies = copies
         self._changed = changed
-        self._copied: Contents | None = None
-        self._problem = self._logged = ""
         self._warned: dict[str, float] = {}
         self.expiries: dict[str, float] = {}
 
@@ -60,28 +58,15 @@ class Certificates:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def update(self) -> bool:
-        """Copies the files if they have changed and are good, and returns whether it has.
+        """Copies the files if they have changed and are good, and returns whether it has."""
+        return self._followed.look(self._copy)
 
-        A problem is logged once, and only if it is still there a second later, because programs renew a certificate and
-        its key one after the other.
-        """
-        try:
-            found = load(self._files)
-            changed = found != self._copied
-            if changed:
-                for path, text in zip(self._copies, (found.chain + found.key, found.authority), strict=True):
-                    _write(path, text)
-                for name, end in found.expiries.items():
-                    LOG.info("%s: valid until %s", name, _date(end))
-                self._copied, self.expiries = found, found.expiries
-            self._problem = self._logged = ""
-        except (CertificateError, OSError) as error:
-            if str(error) == self._problem and self._problem != self._logged:
-                LOG.error("%s; the last good files stay in use", error)  # noqa: TRY400 - an expected failure
-                self._logged = self._problem
-            self._problem = str(error)
-            return False
-        return changed
+    def _copy(self, found: Contents) -> None:
+        for path, text in zip(self._copies, (found.chain + found.key, found.authority), strict=True):
+            _write(path, text)
+        for name, end in found.expiries.items():
+            LOG.info("%s: valid until %s", name, _date(end))
+        self.expiries = found.expiries
 
     def _warn(self) -> None:
         now = time.time()

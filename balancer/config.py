@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 # By nginx's ngx_http_limit_conn_module.
 _MAX_LIMIT_CONN = 65535
 _REPLICA_TLS = "LB_REPLICA_TLS"
+_XDS = "XDS_PORT"
 MODES = ("dynamic", "reload", "restart")
 
 
@@ -46,6 +48,7 @@ class BalancerConfig:
         replica_tls_required: whether replicas without TLS are refused.
         listeners: nginx's addresses for calls; empty if one is wrong.
         max_connections: the most connections of a client address; 0 for no limit.
+        xds: the address and port of xDS; None for none.
     """
 
     mode: str
@@ -67,6 +70,7 @@ class BalancerConfig:
     access: ConsulAccess = PLAIN
     listeners: tuple[connections.Listener, ...] = (connections.Listener(port=5000),)
     max_connections: int = 0
+    xds: tuple[str, int] | None = None
 
     @property
     def publishes(self) -> bool:
@@ -101,6 +105,7 @@ class BalancerConfig:
         status = reader.host("LB_STATUS_ADDRESS", "127.0.0.1"), reader.port("LB_STATUS_PORT", 8080)
         bind = reader.host("BIND_ADDRESS", "0.0.0.0")  # noqa: S104 - a container's own network
         metrics = reader.host("METRICS_ADDRESS", bind), reader.integer("METRICS_PORT", 0, low=0, high=65535)
+        xds = bind, reader.integer(_XDS, 0, low=0, high=65535)
         certificate_files = _read_certificates(reader, CALLERS)
         # nginx's configuration is rendered from these.
         listen = reader.text("LB_LISTEN", "0.0.0.0:5000")
@@ -112,7 +117,7 @@ class BalancerConfig:
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
             consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), consul_port),
             consul_port=consul_port,
-            own=(*filter(None, listened), status, metrics),
+            own=(*filter(None, listened), status, metrics, *([xds] if xds[1] else [])),
             nginx_url=f"http://{host_port(*status)}",
             access=access,
             certificates=certificate_files,
@@ -120,7 +125,12 @@ class BalancerConfig:
             replica_tls_required=reader.choice(_REPLICA_TLS, ("optional", "required"), "optional") == "required",
             listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
+            xds=xds if xds[1] else None,
         )
+        if config.xds and not config.publishes:
+            reader.add_problem(_XDS, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
+        if config.xds and not find_spec("xds"):
+            reader.add_problem(_XDS, "needs the package xds-protos (pip install '.[xds]')")
         if config.replica_tls_required and config.no_replica_tls:
             reader.add_problem(_REPLICA_TLS, f"can't be required: {config.no_replica_tls}")
         if config.max_connections and not config.publishes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +85,50 @@ def load(files: Files) -> Contents:
         found = _parse_certificates(files.variables[2], authority)
         expiries[files.variables[2]] = min(one.not_valid_after_utc.timestamp() for one in found)
     return Contents(chain=chain, key=key, authority=authority, expiries=expiries)
+
+
+class Followed:
+    """Files that are renewed while a program uses them.
+
+    Args:
+        files: their paths.
+        log: gets problems; None for none.
+
+    Attributes:
+        contents: the last good ones; None until the first look.
+    """
+
+    def __init__(self, files: Files, log: logging.Logger | None = None) -> None:
+        self._files = files
+        self._log = log
+        self._problem = self._logged = ""
+        self.contents: Contents | None = None
+
+    def look(self, use: Callable[[Contents], None] | None = None) -> bool:
+        """Returns whether the files are others than the last good ones, and good.
+
+        A problem is logged once, and only if a second look finds it too, because programs renew a certificate and its
+        key one after the other.
+
+        Args:
+            use: takes the new contents; they are not the last good ones if it raises OSError.
+        """
+        try:
+            found = load(self._files)
+            if found == self.contents:
+                self._problem = self._logged = ""
+                return False
+            if use:
+                use(found)
+        except (CertificateError, OSError) as error:
+            if self._log and str(error) == self._problem and self._problem != self._logged:
+                self._log.error("%s; the last good files stay in use", error)
+                self._logged = self._problem
+            self._problem = str(error)
+            return False
+        self._problem = self._logged = ""
+        self.contents = found
+        return True
 
 
 def _check_key(files: Files, leaf: x509.Certificate, text: bytes) -> None:

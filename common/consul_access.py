@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.certificates import read_files
 from common.environment import EnvironmentReader, host_port
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ class ConsulAccess:
 
         ``token_file_name`` is a variable that comes before CONSUL_HTTP_TOKEN_FILE.
         """
-        token_file, ca, certificate, key = (
-            _read_path(reader, name) for name in (token_file_name, CA, CERTIFICATE, KEY)
-        )
+        files = read_files(reader, (CERTIFICATE, KEY, CA))
+        token_file = _read_path(reader, token_file_name)
         if token_file is None:
             token_file_name, token_file = TOKEN_FILE, _read_path(reader, TOKEN_FILE)
         token = reader.text(TOKEN, "")
@@ -67,9 +66,9 @@ class ConsulAccess:
             token=token if not token_file else "",
             token_file=token_file,
             ssl=reader.choice(SSL, ("true", "false", "1", "0"), "false") in ("true", "1"),
-            ca=ca,
-            certificate=certificate,
-            key=key,
+            ca=files.authority,
+            certificate=files.certificate,
+            key=files.key,
             server_name=reader.host(SERVER_NAME, ""),
         )
         if token_file:
@@ -77,10 +76,6 @@ class ConsulAccess:
                 _read_token(token_file)
             except ValueError as error:
                 reader.add_problem(token_file_name, str(error))
-        if (certificate is None) != (key is None):
-            missing, other = (CERTIFICATE, KEY) if key else (KEY, CERTIFICATE)
-            reader.add_problem(missing, f"must be set, because {other} is")
-        _check_certificates(reader, access)
         return access
 
     @classmethod
@@ -195,29 +190,3 @@ def _read_token(path: Path) -> str:
         # Without the contents, because they are secret.
         raise ValueError(f"must be a file with a token (got {str(path)!r})")
     return token
-
-
-def _check_certificates(reader: EnvironmentReader, access: ConsulAccess) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if access.ca and _is_readable(reader, CA, access.ca):
-        try:
-            context.load_verify_locations(access.ca)
-        except ssl.SSLError:
-            reader.add_problem(CA, f"must be a file with a certificate in PEM (got {str(access.ca)!r})")
-    pair = (CERTIFICATE, access.certificate), (KEY, access.key)
-    readable = [_is_readable(reader, name, path) for name, path in pair if path]
-    if access.certificate and access.key and all(readable):
-        try:
-            # Without a password an encrypted key would be asked for at the terminal.
-            context.load_cert_chain(access.certificate, access.key, password="")
-        except (ssl.SSLError, ValueError):
-            reader.add_problem(KEY, f"must be the key in PEM of {CERTIFICATE}, not encrypted (got {str(access.key)!r})")
-
-
-def _is_readable(reader: EnvironmentReader, name: str, path: Path) -> bool:
-    try:
-        path.read_bytes()
-    except OSError as error:
-        reader.add_problem(name, f"must be a readable file: {error.strerror} (got {str(path)!r})")
-        return False
-    return True

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from common.certificates import CertificateError, Contents, Files, load
+from common.certificates import Contents, Files, Followed, load
 
 LOG = logging.getLogger("grpc_server")
 
@@ -23,43 +23,32 @@ class Renewal:
 
     Args:
         files: good files.
+
+    Raises:
+        CertificateError: they are not.
     """
 
     def __init__(self, files: Files) -> None:
-        self._files = files
-        self._contents = load(files)
+        self._certificates = Followed(files, LOG)
+        self._certificates.contents = load(files)
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        self._problem = self._logged = ""
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """The last good files, for gRPC."""
-        return _configure(self._contents)
+        assert self._certificates.contents  # noqa: S101 - __init__ has set it
+        return _configure(self._certificates.contents)
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the renewed files, or None if there are none.
-
-        Wrong files are logged once, and only if they are still wrong at a later handshake, because programs renew a
-        certificate and its key one after the other.
-        """
+        """Returns the renewed files, or None if there are none."""
         with self._lock:
             now = time.monotonic()
             if now < self._looked + _LOOK_SECONDS:
                 return None
             self._looked = now
-            try:
-                found = load(self._files)
-            except CertificateError as error:
-                if str(error) == self._problem and self._problem != self._logged:
-                    LOG.error("%s; the last good files stay in use", error)  # noqa: TRY400 - an expected failure
-                    self._logged = self._problem
-                self._problem = str(error)
+            if not self._certificates.look():
                 return None
-            self._problem = self._logged = ""
-            if found == self._contents:
-                return None
-            self._contents = found
             LOG.info("the certificate is renewed")
             return self.configuration
 

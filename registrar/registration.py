@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Sequence
 
+from common.certificates import Followed
 from registrar import reflection
 from registrar.agent import Agent
 from registrar.agent_api import AgentError
 from registrar.config import RegistrarConfig, services_fit
 from registrar.same_name import SameName
-from registrar.tls import Renewal
 
 LOG = logging.getLogger("registrar")
 
@@ -59,7 +59,10 @@ class Registration:
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
         self._waited_for_services = False
         self._ask_again_seconds, self._ask_again_at = 0.5, 0.0
-        self._renewal = Renewal(config.tls) if config.tls else None
+        # Without a log, because the server logs the problems of the same files.
+        self._certificates = Followed(config.tls.files) if config.tls else None
+        if self._certificates:
+            self._certificates.look()
 
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
@@ -155,7 +158,7 @@ class Registration:
 
     def _follow_certificates(self) -> None:
         """Has the agent read renewed files for its check, which it does not by itself."""
-        if self._renewal and self._renewal.is_new():
+        if self._certificates and self._certificates.look():
             try:
                 self._agent.reload()
                 LOG.info("the certificate is renewed, the agent has read it")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.certificates import CertificateError, Files, load, read_files
+from common.certificates import Files, read_files
 from common.environment import EnvironmentReader
 
 if TYPE_CHECKING:
@@ -46,23 +45,6 @@ class ServiceTls:
         assert files.key  # noqa: S101
         assert files.authority  # noqa: S101
         return files.authority.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
-
-
-class Renewal:
-    """Finds out when the files have been renewed."""
-
-    def __init__(self, tls: ServiceTls) -> None:
-        self._files = tls.files
-        self._known = load(tls.files)
-
-    def is_new(self) -> bool:
-        """Returns whether the files are others than the last time, and good."""
-        with suppress(CertificateError):
-            found = load(self._files)
-            if found != self._known:
-                self._known = found
-                return True
-        return False
 
 
 def read_tls(reader: EnvironmentReader, name: str) -> ServiceTls | None:

@@ -36,12 +36,14 @@ def compose_stack(
     driver = ComposeDriver([*engine[version], *files], f"{project}{version}", port=25000, consul_port=28500)
     driver.down()
     driver.compose("build")
-    driver.up(1)
-    yield driver
-    if overrides:
-        # A graceful end takes as long as its drains, and the stack without overrides has one.
-        driver.compose("kill")
-    driver.down()
+    try:
+        driver.up(1)
+        yield driver
+    finally:
+        if overrides:
+            # A graceful end takes as long as its drains, and the stack without overrides has one.
+            driver.compose("kill")
+        driver.down()
     assert driver.leftovers() == []
 
 
@@ -77,11 +79,13 @@ def secure_stack(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
         caller = Path(directory, "caller")
         pems = [(caller / name).read_bytes() for name in ("callers-ca.pem", "tls-key.pem", "tls.pem")]
         CREDENTIALS[scenarios.target(driver)] = grpc.ssl_channel_credentials(*pems)
-        driver.up(1)
-        yield driver
-        del CREDENTIALS[scenarios.target(driver)]
-        driver.compose("kill")
-        driver.down()
+        try:
+            driver.up(1)
+            yield driver
+        finally:
+            del CREDENTIALS[scenarios.target(driver)]
+            driver.compose("kill")
+            driver.down()
     assert driver.leftovers() == []
 
 

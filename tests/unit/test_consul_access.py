@@ -97,7 +97,7 @@ def test_a_certificate_and_its_key_come_together(tmp_path: Path) -> None:
         "CONSUL_CLIENT_CERT: must be set, because CONSUL_CLIENT_KEY is"
     ]
     assert problems(CONSUL_CLIENT_CERT=str(client_pair.certificate), CONSUL_CLIENT_KEY=str(other))[0].startswith(
-        "CONSUL_CLIENT_KEY: must be the key in PEM of CONSUL_CLIENT_CERT"
+        "CONSUL_CLIENT_KEY: must be the key of CONSUL_CLIENT_CERT"
     )
 
 
