@@ -9,20 +9,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import signal
-import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 from balancer import answers, api
 from balancer.config import BalancerConfig
 from balancer.controller import Controller
 from balancer.errors import BalancerError
+from balancer.xds.bootstrap import add_bootstrap, print_bootstrap
 from common import log
-from common.environment import ConfigError, host_port
+from common.environment import ConfigError
 
 LOG = logging.getLogger("balancer")
 
@@ -36,14 +35,12 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="the control plane, until SIGTERM (default)")
     commands.add_parser("answers", help="gRPC's health and reflection for all applications, and xDS, until SIGTERM")
-    bootstrap = commands.add_parser("bootstrap", help="print the bootstrap file of gRPC's clients for xDS")
-    bootstrap.add_argument("servers", metavar="HOST:PORT", nargs="+", help="balancers with XDS_PORT")
+    add_bootstrap(commands)
     dropping = commands.add_parser("drop", help="remove a replica that is held; run it in the balancer's container")
     dropping.add_argument("target", metavar="ADDRESS:PORT", help="as status shows it")
     arguments = parser.parse_args()
     if arguments.command == "bootstrap":
-        print(make_bootstrap(arguments.servers))
-        return 0
+        return print_bootstrap(arguments)
     log.configure()
     try:
         config = BalancerConfig.from_env()
@@ -65,7 +62,7 @@ async def answer(config: BalancerConfig) -> None:
                 # It takes memory, and its package is an extra.
                 from balancer.xds import server
 
-                group.create_task(server.serve(config.current, host_port(*config.xds)))
+                group.create_task(server.serve(config))
     else:
         LOG.info("not needed with NGINX_UPDATE=%s", config.mode)
         await asyncio.Event().wait()
@@ -88,20 +85,6 @@ async def run_until_signal(work: Coroutine[Any, Any, None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def make_bootstrap(servers: Sequence[str]) -> str:
-    """Returns the bootstrap file of gRPC's clients (gRFC A27), in JSON; they try the servers in this order."""
-    entries = [
-        # A target that is gone for a moment would otherwise end the calls of running clients (gRFC A53).
-        {
-            "server_uri": one,
-            "channel_creds": [{"type": "insecure"}],
-            "server_features": ["xds_v3", "ignore_resource_deletion"],
-        }
-        for one in servers
-    ]
-    return json.dumps({"xds_servers": entries, "node": {"id": socket.gethostname()}}, indent=2)
 
 
 def drop(config: BalancerConfig, target: str) -> int:

@@ -10,7 +10,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from balancer import connections
-from balancer.certificates import CALLERS, CERTIFICATE, REPLICAS
+from balancer.certificates import CALLERS, CERTIFICATE, CLIENT_CA, REPLICAS
+from balancer.xds.rights import Allowed, parse_allowed
 from common.certificates import Files, read_files
 from common.consul_access import PLAIN, ConsulAccess
 from common.environment import EnvironmentReader, host_port, parse_host_port
@@ -21,7 +22,7 @@ _PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 # By nginx's ngx_http_limit_conn_module.
 _MAX_LIMIT_CONN = 65535
 _REPLICA_TLS = "LB_REPLICA_TLS"
-_XDS = "XDS_PORT"
+_XDS, _XDS_ALLOW = "XDS_PORT", "XDS_ALLOW"
 MODES = ("dynamic", "reload", "restart")
 
 
@@ -49,6 +50,7 @@ class BalancerConfig:
         listeners: nginx's addresses for calls; empty if one is wrong.
         max_connections: the most connections of a client address; 0 for no limit.
         xds: the address and port of xDS; None for none.
+        xds_allowed: the applications by the names of xDS's clients; empty for all to all.
     """
 
     mode: str
@@ -71,6 +73,8 @@ class BalancerConfig:
     listeners: tuple[connections.Listener, ...] = (connections.Listener(port=5000),)
     max_connections: int = 0
     xds: tuple[str, int] | None = None
+    xds_allowed: Allowed = field(default_factory=dict)
+    xds_report: Path = Path("run/xds.json")
 
     @property
     def publishes(self) -> bool:
@@ -126,7 +130,10 @@ class BalancerConfig:
             listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
             xds=xds if xds[1] else None,
+            xds_allowed=_read_allowed(reader),
         )
+        if config.xds_allowed and not certificate_files.authority:
+            reader.add_problem(_XDS_ALLOW, f"needs {CLIENT_CA}")
         if config.xds and not config.publishes:
             reader.add_problem(_XDS, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         if config.xds and not find_spec("xds"):
@@ -153,6 +160,14 @@ def _read_certificates(reader: EnvironmentReader, variables: tuple[str, str, str
     if variables == REPLICAS and files.certificate and files.key and not files.authority:
         reader.add_problem(certificate, f"needs {authority}")
     return files
+
+
+def _read_allowed(reader: EnvironmentReader) -> Allowed:
+    try:
+        return parse_allowed(reader.words(_XDS_ALLOW, ""))
+    except ValueError as error:
+        reader.add_problem(_XDS_ALLOW, f"must be NAME:APPLICATION, NAME:APPLICATION... (got {str(error)!r})")
+        return {}
 
 
 def _read_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> tuple[str, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ class Controller:
         self._changed, self._updated = time.monotonic(), time.time()
         self._routes: dict[str, Route] = {}
         self._denied = False
+        self._xds: dict[str, Any] = {}
         self._published_catalogue: dict[str, Any] = {}
         self._catalogue = Catalogue(config.consul_url, access=config.access)
         self._memory = RouteMemory({}, time.monotonic())
@@ -78,6 +80,7 @@ class Controller:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
             tasks += [self._follow_absent(), self._watch_catalogue(), self._connections.follow()]
+            tasks += [self._follow_xds()] if self._config.xds else []
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
         try:
@@ -105,6 +108,7 @@ class Controller:
             "refused": [asdict(one) for one in self._refused],
             "catalogue": self._catalogue.describe(),
             "publishes": self._config.publishes,
+            **({"xds": self._xds} if self._xds else {}),
         }
 
     def drop(self, target: str) -> list[str]:
@@ -222,6 +226,13 @@ class Controller:
         self._prober.tls = ReplicaTls.read(self._config.copies)
         self._publisher.request()
 
+    async def _follow_xds(self) -> None:
+        """Passes on what xDS's clients refuse, to status and to the metrics."""
+        async for text in follow_text(self._config.xds_report):
+            with contextlib.suppress(ValueError):
+                self._xds = dict(json.loads(text))
+                self._publisher.request()
+
     # The document.
 
     def _note_change(self, why: str) -> None:
@@ -252,6 +263,7 @@ class Controller:
             catalogue=self._published_catalogue,
             certificates=self._certificates.expiries | self._replica_certificates.expiries,
             crowded=self._connections.crowded,
+            xds={name: self._xds[name] for name in ("clients", "refusing", "refused") if name in self._xds},
         )
         return self._encoder.encode(content)
 

@@ -16,6 +16,7 @@
 ``catalogue``     the state of Consul's catalogue (see catalogue.py); ``access`` is empty while Consul answers in full.
 ``certificates``  by variable, the end of a certificate's validity, in seconds since 1970.
 ``crowded``       a list of client addresses with too many connections; missing if there are none.
+``xds``           the numbers of xds/report.py: ``clients``, ``refusing`` and ``refused``; missing without xDS.
 
 nginx reads it in lua/configuration.lua, lua/fleet.lua and lua/crowd.lua.
 """
@@ -66,6 +67,7 @@ class Content:
     catalogue: Mapping[str, Any] = field(default_factory=dict)
     certificates: Mapping[str, float] = field(default_factory=dict)
     crowded: Sequence[str] = ()
+    xds: Mapping[str, int] = field(default_factory=dict)
 
 
 class Encoder:
@@ -124,6 +126,7 @@ def _build_frame(content: Content, sets: Iterable[tuple[str, ...]]) -> dict[str,
         "catalogue": dict(content.catalogue),
         "certificates": dict(content.certificates),
         **({"crowded": list(content.crowded)} if content.crowded else {}),
+        **({"xds": dict(content.xds)} if content.xds else {}),
         **({"default": default} if default else {}),
         "pools": pools.entries,
     }

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from grpc_server.callers import Callers
 from grpc_server.in_flight import CallsInFlight, Context
 from grpc_server.metrics import TYPES, Metrics, UncountedCall
-from grpc_server.tls import Callers
 
 # The drain does not wait for calls of the health service: Watch goes on for as long as its caller likes.
 HEALTH = "/grpc.health.v1.Health/"

@@ -16,13 +16,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from common import log
 from common.environment import host_port
+from common.grpc_tls import make_credentials
 from grpc_server import lines, metrics
+from grpc_server.callers import Callers
 from grpc_server.calls import Calls
 from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 from grpc_server.metrics import Metrics
 from grpc_server.ping import Ping
-from grpc_server.tls import Callers, make_credentials
 from protos import api_pb2, api_pb2_grpc
 
 LOG = logging.getLogger("grpc_server")
@@ -104,7 +105,7 @@ async def build(config: ServerConfig, in_flight: CallsInFlight) -> tuple[grpc.ai
     address = host_port(config.address, config.port)
     try:
         if config.certificates.certificate:
-            server.add_secure_port(address, make_credentials(config.certificates))
+            server.add_secure_port(address, make_credentials(config.certificates, LOG))
         else:
             server.add_insecure_port(address)
     except RuntimeError as error:

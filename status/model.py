@@ -73,6 +73,7 @@ class Status:
         services: the balancer's gRPC services with their application, and other applications that register them.
         refused: registrations that the balancer refuses: ``application``, ``address``, ``port``, ``reason``.
         access: why Consul does not answer the balancer, or this command, in full; empty when it does.
+        xds: what clients of the balancer's xDS refuse, as text.
         problem: why the balancer's view, or a part of it, is missing; empty when it is complete.
     """
 
@@ -81,6 +82,7 @@ class Status:
     refused: list[dict[str, Any]]
     problem: str
     access: str = ""
+    xds: list[str] = field(default_factory=list)
     balancers: list[Balancer] = field(default_factory=list)
 
     def select(self, name: str) -> Status:

@@ -52,6 +52,7 @@ def format_tables(status: Status, now: datetime.datetime) -> str:
         parts.append(align_columns([heading, *balancers]))
     parts += [f"{_MARK} refused: {mask_unprintable(_describe_refused(one))}" for one in status.refused]
     parts += [f"{_MARK} {mask_unprintable(line)}" for line in status.access.splitlines()]
+    parts += [f"{_MARK} xDS: {mask_unprintable(line)}" for line in status.xds]
     if status.problem:
         parts.append(f"{_MARK} {status.problem}")
     return "\n\n".join(parts)

@@ -77,6 +77,7 @@ class Source:
             refused=view.refused,
             problem=view.problem,
             access=view.access,
+            xds=view.xds,
             balancers=balancers,
         )
 
@@ -90,6 +91,7 @@ class Source:
             view.reasons = {key: one.get("reason", "") for key, one in view.replicas.items()}
             view.refused = decided["refused"]
             view.access = str(decided["catalogue"].get("access", ""))
+            view.xds = decided.get("xds", {}).get("refusals", [])
             if not decided["publishes"]:
                 return view
         except StatusError as error:
@@ -127,7 +129,7 @@ class _View:
 
     Attributes:
         replicas: its replicas, by application, address and port.
-        problem, access: see :class:`Status`.
+        problem, access, xds: see :class:`Status`.
         rendered: the replicas that consul-template has passed to it and that it accepted; None when unknown.
         reasons: why the certificate of a replica is not accepted.
     """
@@ -138,6 +140,7 @@ class _View:
     refused: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
     access: str = ""
+    xds: list[str] = field(default_factory=list)
     reasons: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ replica is a locality of its own and the weight is the locality's (gRFC A27, "ED
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,13 @@ from envoy.config.listener.v3 import api_listener_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as manager_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.matcher.v3 import string_pb2
 from google.protobuf import any_pb2
+
+from balancer.xds.bootstrap import CERTIFICATES
+from balancer.xds.rights import ALL, Rights
 
 _PREFIX = "type.googleapis.com/envoy.config."
 CLUSTER = _PREFIX + "cluster.v3.Cluster"
@@ -30,21 +35,46 @@ ROUTE = _PREFIX + "route.v3.RouteConfiguration"
 # The order in which a change is sent, so that nothing refers to what is not there yet.
 TYPES = (CLUSTER, ENDPOINTS, LISTENER, ROUTE)
 _HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+# No application has such names.
+_TLS, _DEFAULT = ":tls", ":default"
 # Weights of localities; the sum of all must fit in 32 bits too.
 _MOST_WEIGHT = 65_535
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of one document, by type and name, with a version for each type."""
+    """The resources of one document.
 
-    found: Mapping[str, Mapping[str, any_pb2.Any]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
+    Attributes:
+        found: them, by type and name.
+        owners: their applications, by type and name; empty for those of several.
+    """
 
-    def select(self, kind: str, names: Iterable[str]) -> list[any_pb2.Any]:
-        """Returns the resources of a type with these names; all for none."""
-        found = self.found[kind]
-        wanted = list(names)
-        return [found[name] for name in wanted if name in found] if wanted else list(found.values())
+    found: Mapping[str, dict[str, any_pb2.Any]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
+    owners: Mapping[str, dict[str, str]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
+
+    def add(self, kind: str, name: str, application: str, message: Any) -> None:
+        """Adds a resource."""
+        packed = any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
+        self.found[kind][name] = packed
+        self.owners[kind][name] = application
+
+    def select(self, kind: str, names: Iterable[str], rights: Rights = ALL) -> list[any_pb2.Any]:
+        """Returns the resources of a type with these names, all for none, as far as the rights allow."""
+        found, owners = self.found[kind], self.owners[kind]
+        return [found[name] for name in list(names) or found if name in found and rights.allow(owners[name])]
+
+    def keep(self, before: Resources, clusters: Iterable[str]) -> Resources:
+        """Returns these resources with some clusters of earlier ones."""
+        kept = Resources(
+            {kind: dict(part) for kind, part in self.found.items()},
+            {kind: dict(part) for kind, part in self.owners.items()},
+        )
+        for kind in (CLUSTER, ENDPOINTS):
+            for name in clusters:
+                kept.found[kind][name] = before.found[kind][name]
+                kept.owners[kind][name] = before.owners[kind][name]
+        return kept
 
 
 def version(resources: Iterable[any_pb2.Any]) -> str:
@@ -61,32 +91,49 @@ def build(document: Mapping[str, Any]) -> Resources:
     Raises:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
-    found: dict[str, dict[str, any_pb2.Any]] = {kind: {} for kind in TYPES}
-    replicas = document["replicas"]
-    names = {}
-    for number, pool in enumerate(document["pools"], 1):
-        names[number] = pool["name"] or "default"
-        members = [replicas[index - 1] for index in pool["replicas"]]
-        _add(found, CLUSTER, names[number], _build_cluster(names[number]))
-        _add(found, ENDPOINTS, names[number], _build_endpoints(names[number], members))
-    for target, number in _find_targets(document):
-        if number in names:
-            _add(found, LISTENER, target, _build_listener(target))
-            _add(found, ROUTE, target, _build_route(target, names[number]))
-    return Resources(found)
+    built = Resources()
+    clusters = [_add_clusters(built, pool, document["replicas"]) for pool in document["pools"]]
+    for target, application, number in _find_targets(document):
+        if number:
+            built.add(LISTENER, target, application, _build_listener(target))
+            built.add(ROUTE, target, application, _build_route(target, clusters[number - 1]))
+    return built
 
 
-def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yields the targets and the numbers of their pools; an application comes before a service of its name."""
+def _add_clusters(built: Resources, pool: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Adds the clusters of a pool: one of its replicas without TLS, and one of those with it.
+
+    Returns:
+        The weights of the clusters by name.
+    """
+    # A client refuses the whole of a cluster that has an address twice.
+    members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}
+    # As in nginx: those that may be present are tried if none serves.
+    serving = "serves" if any(one["serves"] for one in members.values()) else "may_serve"
+    weights: dict[str, int] = {}
+    for tls in (False, True):
+        part = [one for one in members.values() if bool(one.get("tls")) == tls]
+        if not part and (tls or members):
+            continue
+        name = (pool["name"] or _DEFAULT) + (_TLS if tls else "")
+        names = sorted({one["application"] for one in part}) if tls else []
+        built.add(CLUSTER, name, pool["application"], _build_cluster(name, names))
+        built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, part, serving))
+        weights[name] = sum(_limit(one["weight"]) for one in part if one[serving])
+    return weights
+
+
+def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """Yields targets, their applications and the numbers of their pools; an application hides a service of its name."""
     for service, route in document["routes"].items():
         if service not in document["applications"]:
-            yield service, route["pool"]
-    yield from document["applications"].items()
+            yield service, route["application"], route["pool"]
+    for name, number in document["applications"].items():
+        yield name, name, number
 
 
-def _add(found: dict[str, dict[str, any_pb2.Any]], kind: str, name: str, message: Any) -> None:
-    packed = any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
-    found[kind][name] = packed
+def _limit(weight: int) -> int:
+    return min(max(weight, 1), _MOST_WEIGHT)
 
 
 def _ads() -> Any:
@@ -95,7 +142,8 @@ def _ads() -> Any:
     )
 
 
-def _build_cluster(name: str) -> Any:
+def _build_cluster(name: str, tls_names: Sequence[str]) -> Any:
+    """Builds a cluster; its replicas have TLS with one of these names if there are any."""
     http2 = http_protocol_options_pb2.HttpProtocolOptions(
         explicit_http_config=http_protocol_options_pb2.HttpProtocolOptions.ExplicitHttpConfig(
             http2_protocol_options=protocol_pb2.Http2ProtocolOptions()
@@ -111,12 +159,29 @@ def _build_cluster(name: str) -> Any:
         typed_extension_protocol_options={_HTTP2: options},
     )
     cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
+    if tls_names:
+        cluster.transport_socket.name = "envoy.transport_sockets.tls"
+        cluster.transport_socket.typed_config.Pack(_build_tls(tls_names))
     return cluster
 
 
-def _build_endpoints(name: str, replicas: list[Mapping[str, Any]]) -> Any:
-    # As in nginx: those that may be present are tried if none serves.
-    serving = "serves" if any(one["serves"] for one in replicas) else "may_serve"
+def _build_tls(names: Sequence[str]) -> Any:
+    """Builds TLS with the client's own files (gRFC A29); a replica's certificate must have one of the names."""
+    provider = common_pb2.CertificateProviderPluginInstance(instance_name=CERTIFICATES)
+    validation = common_pb2.CertificateValidationContext(
+        ca_certificate_provider_instance=provider,
+        match_subject_alt_names=[string_pb2.StringMatcher(exact=name) for name in names],
+    )
+    combined = common_pb2.CommonTlsContext.CombinedCertificateValidationContext(default_validation_context=validation)
+    return tls_pb2.UpstreamTlsContext(
+        common_tls_context=common_pb2.CommonTlsContext(
+            tls_certificate_provider_instance=provider, combined_validation_context=combined
+        )
+    )
+
+
+def _build_endpoints(name: str, replicas: Iterable[Mapping[str, Any]], serving: str) -> Any:
+    """Builds the endpoints; those with ``serving`` are healthy."""
     localities = []
     for one in replicas:
         address = address_pb2.Address(
@@ -128,7 +193,7 @@ def _build_endpoints(name: str, replicas: list[Mapping[str, Any]]) -> Any:
         )
         locality = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[endpoint])
         locality.locality.sub_zone = f"{one['address']}:{one['port']}"
-        locality.load_balancing_weight.value = min(max(one["weight"], 1), _MOST_WEIGHT)
+        locality.load_balancing_weight.value = _limit(one["weight"])
         localities.append(locality)
     return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=localities)
 
@@ -145,9 +210,16 @@ def _build_listener(name: str) -> Any:
     return listener_pb2.Listener(name=name, api_listener=api_listener_pb2.ApiListener(api_listener=packed))
 
 
-def _build_route(name: str, cluster: str) -> Any:
-    route = route_components_pb2.Route(
-        match=route_components_pb2.RouteMatch(prefix=""), route=route_components_pb2.RouteAction(cluster=cluster)
-    )
+def _build_route(name: str, clusters: Mapping[str, int]) -> Any:
+    """Builds a route to clusters, by name with their weights."""
+    # If no replica is healthy, all clusters say so.
+    weights = {one: weight for one, weight in clusters.items() if weight} or dict.fromkeys(clusters, 1)
+    action = route_components_pb2.RouteAction()
+    if len(weights) == 1:
+        action.cluster = next(iter(weights))
+    else:
+        for one, weight in weights.items():
+            action.weighted_clusters.clusters.add(name=one).weight.value = weight
+    route = route_components_pb2.Route(match=route_components_pb2.RouteMatch(prefix=""), route=action)
     host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=[route])
     return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])

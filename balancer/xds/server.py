@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+from envoy.service.discovery.v3 import ads_pb2_grpc
 
+from balancer.config import BalancerConfig
 from balancer.files import follow_text
 from balancer.xds import resources
-from balancer.xds.resources import TYPES, Resources
+from balancer.xds.report import Report
+from balancer.xds.resources import CLUSTER, Resources
+from balancer.xds.rights import Allowed, Rights, find_rights
+from balancer.xds.stream import Stream
+from common.environment import host_port
+from common.grpc_tls import make_credentials
 
 LOG = logging.getLogger("balancer.xds")
 
@@ -26,76 +30,54 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
 ]
-
-
-@dataclass
-class _Subscription:
-    """What a stream wants of one type, and what it has."""
-
-    names: tuple[str, ...]
-    sent: str = ""
-    nonce: int = 0
-
-
-@dataclass(eq=False)
-class Stream:
-    """One client: what it wants and has of each type; ``changed`` is set when that may differ."""
-
-    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def take(self, request: Any) -> None:
-        """Takes a subscription, or the answer to a response."""
-        kind = request.type_url
-        if kind not in TYPES:
-            return
-        known = self.subscriptions.get(kind)
-        if request.HasField("error_detail"):
-            LOG.error("refused by %s: %s", request.node.id or "a client", request.error_detail.message[:500])
-        if known is None or known.names != tuple(request.resource_names):
-            # A change of the names is answered also when the resources are the same.
-            self.subscriptions[kind] = _Subscription(tuple(request.resource_names), nonce=known.nonce if known else 0)
-            self.changed.set()
-
-    def answers(self, current: Resources) -> Iterator[Any]:
-        """Yields the responses that are due, in the order of types."""
-        for kind in TYPES:
-            subscription = self.subscriptions.get(kind)
-            if subscription is None:
-                continue
-            found = current.select(kind, subscription.names)
-            version = resources.version(found)
-            if version == subscription.sent:
-                continue
-            subscription.sent, subscription.nonce = version, subscription.nonce + 1
-            yield discovery_pb2.DiscoveryResponse(
-                version_info=version, type_url=kind, resources=found, nonce=str(subscription.nonce)
-            )
+_LINGER_SECONDS = 10.0
 
 
 class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc] # it ships no types
-    """The service; it answers nothing before the first document."""
+    """The service; it answers nothing before the first document.
 
-    def __init__(self) -> None:
+    Args:
+        report: gets the clients and what they refuse.
+        allowed: the applications by the names of clients; empty for all to all.
+    """
+
+    def __init__(self, report: Report, allowed: Allowed) -> None:
+        self._report = report
+        self._allowed = allowed
         self._current: Resources | None = None
-        self._streams: set[Stream] = set()
+        self._gone: dict[str, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    def publish(self, current: Resources) -> None:
-        """Sends the resources to all streams."""
-        self._current = current
-        for stream in self._streams:
+    def publish(self, newest: Resources) -> None:
+        """Sends the resources to all streams; clusters that are gone stay for 10 s.
+
+        Routes are sent after clusters, so that for a moment a route may lead to a cluster that is gone.
+        """
+        loop = asyncio.get_running_loop()
+        before, self._current = self._current or newest, newest
+        now = loop.time()
+        gone = before.found[CLUSTER].keys() - newest.found[CLUSTER].keys()
+        since = {name: self._gone.get(name, now) for name in gone}
+        self._gone = {name: at for name, at in since.items() if now < at + _LINGER_SECONDS}
+        if self._timer:
+            self._timer.cancel()
+        if self._gone:
+            self._current = newest.keep(before, self._gone)
+            self._timer = loop.call_at(min(self._gone.values()) + _LINGER_SECONDS, self.publish, newest)
+        for stream in self._report.streams:
             stream.changed.set()
 
-    async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802, ARG002
+    async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Answers the subscriptions of one client now and at each change."""
-        stream = Stream()
+        stream = Stream(name=context.peer(), rights=await self._find_rights(context))
 
         async def read() -> None:
             async for request in requests:
                 stream.take(request)
+                self._report.note()
 
         reader = asyncio.create_task(read())
-        self._streams.add(stream)
+        self._report.add(stream)
         try:
             while not reader.done():
                 stream.changed.clear()
@@ -106,28 +88,54 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
                 await asyncio.wait([waiting, reader], return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
         finally:
-            self._streams.discard(stream)
+            self._report.remove(stream)
             reader.cancel()
 
+    async def _find_rights(self, context: Any) -> Rights:
+        """Returns the rights of the client, and ends the call of one that has none."""
+        identity = context.auth_context()
+        keys = ("x509_subject_alternative_name", "x509_common_name")
+        names = [name.decode("utf-8", "replace") for key in keys for name in identity.get(key, ())]
+        rights = find_rights(self._allowed, names)
+        if not rights.applications:
+            LOG.warning("refused client=%r names=%r reason=none of them is in XDS_ALLOW", context.peer(), names)
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the certificate has no name that XDS_ALLOW has")
+        return rights
 
-async def serve(document: Path, address: str) -> None:
-    """Serves the document in a file until the task is cancelled."""
-    discovery = Discovery()
+
+def make_server(config: BalancerConfig, discovery: Discovery) -> grpc.aio.Server:
+    """Returns the server, which is not started yet; it has TLS if port 5000 has, with the same files."""
     server = grpc.aio.server(options=_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    server.add_insecure_port(address)
+    assert config.xds  # noqa: S101 - there is nothing to serve
+    address = host_port(*config.xds)
+    if config.certificates.certificate:
+        server.add_secure_port(address, make_credentials(config.certificates, LOG))
+    else:
+        server.add_insecure_port(address)
+    return server
+
+
+async def serve(config: BalancerConfig) -> None:
+    """Serves the document in the file ``config.current`` until the task is cancelled."""
+    report = Report(config.xds_report)
+    discovery = Discovery(report, config.xds_allowed)
+    server = make_server(config, discovery)
     started = False
+    writing = asyncio.create_task(report.write())
     try:
-        async for text in follow_text(document):
+        async for text in follow_text(config.current):
             try:
                 discovery.publish(resources.build(json.loads(text)))
             except (KeyError, TypeError, ValueError, IndexError) as error:
-                LOG.error("%s is not a document: %r", document, error)  # noqa: TRY400 - an expected failure
+                LOG.error("%s is not a document: %r", config.current, error)  # noqa: TRY400 - an expected failure
                 continue
             if not started:
                 # A client that finds nothing would believe that there is nothing.
                 await server.start()
                 started = True
-                LOG.info("serving xDS address=%s", address)
+                tls = "on" if config.certificates.certificate else "off"
+                LOG.info("serving xDS address=%s tls=%s", host_port(*config.xds or ("", 0)), tls)
     finally:
+        writing.cancel()
         await server.stop(0)

@@ -15,7 +15,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from balancer.xds import resources
 from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources
-from balancer.xds.server import Stream
+from balancer.xds.stream import Stream
 
 
 def replica(number: int, *, weight: int = 1, serves: bool = True, may_serve: bool = True) -> dict[str, Any]:

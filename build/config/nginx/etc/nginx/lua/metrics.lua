@@ -305,6 +305,14 @@ function _M.say(replicas, state_of, age_seconds, document)
     ngx.say("grpc_lb_catalogue_access ", ((document.catalogue or {}).access or "") == "" and 1 or 0)
     say_head("grpc_lb_crowded_addresses", "gauge", "Client addresses that are refused for too many connections.")
     ngx.say("grpc_lb_crowded_addresses ", #(document.crowded or {}))
+    if document.xds then
+        say_head("grpc_lb_xds_clients", "gauge", "Clients that have their replicas from the control plane.")
+        ngx.say("grpc_lb_xds_clients ", document.xds.clients)
+        say_head("grpc_lb_xds_refusing_clients", "gauge", "Those of them whose latest response they have refused.")
+        ngx.say("grpc_lb_xds_refusing_clients ", document.xds.refusing)
+        say_head("grpc_lb_xds_refused_total", "counter", "Responses that were refused.")
+        ngx.say("grpc_lb_xds_refused_total ", document.xds.refused)
+    end
     say_head("grpc_lb_last_update_age_seconds", "gauge", "Time since the list of replicas last changed.")
     ngx.say(string.format("grpc_lb_last_update_age_seconds %.3f", math.max(age_seconds, 0)))
 end

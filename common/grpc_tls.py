@@ -1,18 +1,15 @@
-"""TLS of the server: its certificate, which may be renewed while it runs, and the check of callers."""
+"""TLS of a gRPC server whose certificate may be renewed while it runs."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 from common.certificates import Contents, Files, Followed, load
-
-LOG = logging.getLogger("grpc_server")
 
 # New connections get a renewed certificate within 5 s. The files are read at a handshake, at most once in this time.
 _LOOK_SECONDS = 1.0
@@ -23,13 +20,15 @@ class Renewal:
 
     Args:
         files: good files.
+        log: gets renewals and problems.
 
     Raises:
         CertificateError: they are not.
     """
 
-    def __init__(self, files: Files) -> None:
-        self._certificates = Followed(files, LOG)
+    def __init__(self, files: Files, log: logging.Logger) -> None:
+        self._log = log
+        self._certificates = Followed(files, log)
         self._certificates.contents = load(files)
         self._lock = threading.Lock()
         self._looked = time.monotonic()
@@ -49,36 +48,13 @@ class Renewal:
             self._looked = now
             if not self._certificates.look():
                 return None
-            LOG.info("the certificate is renewed")
+            self._log.info("the certificate is renewed")
             return self.configuration
 
 
-class Callers:
-    """The callers that may call the services of the server.
-
-    Args:
-        name: the DNS name that the certificate of a caller must have.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    async def check(self, context: Any) -> None:
-        """Ends the call of another caller.
-
-        Raises:
-            grpc.aio.AbortError: it is another one.
-        """
-        names: Iterable[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
-        if self._name.encode() not in names:
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"the caller's certificate must have the name {self._name}"
-            )
-
-
-def make_credentials(files: Files) -> grpc.ServerCredentials:
+def make_credentials(files: Files, log: logging.Logger) -> grpc.ServerCredentials:
     """Makes the credentials of a server; with a CA of callers, each must have a certificate of it."""
-    renewal = Renewal(files)
+    renewal = Renewal(files, log)
     # grpcio's types lack the None that its documentation has.
     fetch: Any = renewal.fetch
     return grpc.dynamic_ssl_server_credentials(

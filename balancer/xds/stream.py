@@ -1,0 +1,105 @@
+"""What a client of xDS has asked for, what it has been sent, and what it has refused."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from envoy.service.discovery.v3 import discovery_pb2
+
+from balancer.xds import resources
+from balancer.xds.resources import TYPES, Resources
+from balancer.xds.rights import ALL, Rights
+
+LOG = logging.getLogger("balancer.xds")
+
+# A client writes what it likes.
+_MESSAGE_LENGTH = 300
+
+
+@dataclass
+class _Subscription:
+    """What a client wants of one type, and what it has.
+
+    Attributes:
+        names: those of the resources; none for all.
+        sent: the version of the latest response.
+        nonce: its number.
+        refusal: why the client has refused that response; empty if it has not.
+    """
+
+    names: tuple[str, ...]
+    sent: str = ""
+    nonce: int = 0
+    refusal: str = ""
+
+
+@dataclass(eq=False)
+class Stream:
+    """One client.
+
+    Attributes:
+        name: for messages.
+        rights: what it may have.
+        subscriptions: by type.
+        changed: set when a response may be due.
+        refused: the number of responses that it has refused.
+    """
+
+    name: str = "a client"
+    rights: Rights = ALL
+    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: int = 0
+
+    def take(self, request: Any) -> None:
+        """Takes a subscription, or the answer to a response."""
+        kind = request.type_url
+        if kind not in TYPES:
+            return
+        # Only the first request of a stream must have it.
+        self.name = request.node.id[:_MESSAGE_LENGTH] or self.name
+        subscription = self.subscriptions.get(kind)
+        names = tuple(request.resource_names)
+        if subscription is None:
+            subscription = self.subscriptions[kind] = _Subscription(names)
+            self.changed.set()
+        elif subscription.names != names:
+            # A change of the names is answered also when the resources are the same.
+            subscription.names, subscription.sent = names, ""
+            self.changed.set()
+        # The answer to an earlier response says nothing about the latest.
+        if request.response_nonce == str(subscription.nonce):
+            subscription.refusal = request.error_detail.message[:_MESSAGE_LENGTH]
+            if request.HasField("error_detail"):
+                subscription.refusal = subscription.refusal or "no reason is given"
+                self.refused += 1
+                LOG.error("%r refuses a %s: %r", self.name, _shorten(kind), subscription.refusal)
+
+    def answers(self, current: Resources) -> Iterator[Any]:
+        """Yields the responses that are due, in the order of types."""
+        for kind in TYPES:
+            subscription = self.subscriptions.get(kind)
+            if subscription is None:
+                continue
+            found = current.select(kind, subscription.names, self.rights)
+            version = resources.version(found)
+            if version == subscription.sent:
+                continue
+            subscription.sent, subscription.nonce = version, subscription.nonce + 1
+            yield discovery_pb2.DiscoveryResponse(
+                version_info=version, type_url=kind, resources=found, nonce=str(subscription.nonce)
+            )
+
+    @property
+    def refusals(self) -> list[str]:
+        """The latest responses that it has refused, as text."""
+        known = ((kind, one.refusal) for kind, one in self.subscriptions.items())
+        return [f"{self.name} refuses a {_shorten(kind)}: {refusal}" for kind, refusal in known if refusal]
+
+
+def _shorten(kind: str) -> str:
+    return kind.rpartition(".")[2]
