@@ -75,7 +75,7 @@ def open_channel(options: Options) -> grpc.aio.Channel:
     Raises:
         ClientError: a file of the options for TLS can't be read.
     """
-    credentials = _read_credentials(options)
+    credentials = _make_credentials(options)
     if credentials:
         return grpc.aio.secure_channel(options.address, credentials, options=channel_arguments(options))
     return grpc.aio.insecure_channel(options.address, options=channel_arguments(options))
@@ -87,10 +87,19 @@ def open_blocking_channel(options: Options) -> grpc.Channel:
     Raises:
         ClientError: a file of the options for TLS can't be read.
     """
-    credentials = _read_credentials(options)
+    credentials = _make_credentials(options)
     if credentials:
         return grpc.secure_channel(options.address, credentials, options=channel_arguments(options))
     return grpc.insecure_channel(options.address, options=channel_arguments(options))
+
+
+def _make_credentials(options: Options) -> grpc.ChannelCredentials | None:
+    """Makes the credentials; None for clear text. With xDS the control plane says who speaks TLS."""
+    credentials = _read_credentials(options)
+    if options.target and options.target.startswith("xds:"):
+        clear: grpc.ChannelCredentials = grpc.experimental.insecure_channel_credentials()  # type: ignore[attr-defined]
+        return grpc.xds_channel_credentials(credentials or clear)
+    return credentials
 
 
 def _read_credentials(options: Options) -> grpc.ChannelCredentials | None:

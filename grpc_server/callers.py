@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -12,11 +12,12 @@ class Callers:
     """The callers that may call the services of the server.
 
     Args:
-        name: the DNS name that the certificate of a caller must have.
+        names: DNS names, one of which the certificate of a caller must have.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(name.encode() for name in names)
+        self._message = f"the caller's certificate must have the name {' or '.join(names)}"
 
     async def check(self, context: Any) -> None:
         """Ends the call of another caller.
@@ -25,7 +26,5 @@ class Callers:
             grpc.aio.AbortError: it is another one.
         """
         names: Iterable[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
-        if self._name.encode() not in names:
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"the caller's certificate must have the name {self._name}"
-            )
+        if self._names.isdisjoint(names):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self._message)

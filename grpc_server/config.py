@@ -26,7 +26,7 @@ class ServerConfig:
         metrics_port: 0 for no metrics.
         metrics_address: empty for ``address``.
         certificates: the files for TLS.
-        client_name: the DNS name that the certificate of a caller must have; empty for any.
+        client_names: DNS names, one of which the certificate of a caller must have; none for any.
         max_message_bytes: the limit of a message from a client; a call with a larger one ends as RESOURCE_EXHAUSTED.
     """
 
@@ -39,7 +39,7 @@ class ServerConfig:
     metrics_address: str = ""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     certificates: Files = field(default_factory=lambda: Files(variables=TLS))
-    client_name: str = ""
+    client_names: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ServerConfig:
@@ -59,11 +59,11 @@ class ServerConfig:
             metrics_address=reader.host("METRICS_ADDRESS", ""),
             max_message_bytes=read_max_message_bytes(reader),
             certificates=read_files(reader, TLS),
-            client_name=reader.host("GRPC_TLS_CLIENT_NAME", ""),
+            client_names=reader.words("GRPC_TLS_CLIENT_NAME", ""),
         )
         if config.certificates.authority and not config.certificates.certificate:
             reader.add_problem(TLS[2], f"needs {TLS[0]}")
-        if config.client_name and not config.certificates.authority:
+        if config.client_names and not config.certificates.authority:
             reader.add_problem("GRPC_TLS_CLIENT_NAME", f"needs {TLS[2]}")
         reader.raise_problems()
         return config

@@ -94,7 +94,7 @@ async def build(config: ServerConfig, in_flight: CallsInFlight) -> tuple[grpc.ai
     services: Any = Calls(
         in_flight,
         Metrics() if config.metrics_port else None,
-        Callers(config.client_name) if config.client_name else None,
+        Callers(config.client_names) if config.client_names else None,
     )
     server.add_generic_rpc_handlers((services,))
     api_pb2_grpc.add_PingServicer_to_server(Ping(config.hostname, log.Lines(lines.STDERR, LOG.name).info), services)

@@ -24,6 +24,8 @@ AUTHORITY_DAYS, DAYS = 3650.0, 365.0
 _SERVER_NAME, _CLIENT_NAME = "server.{datacenter}.consul", "client.{datacenter}.consul"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 TOKENS = Path("acl", "tokens.json")
+# The directories of the clients that call replicas directly.
+CLIENTS = "clients"
 
 
 class Secrets:
@@ -33,16 +35,24 @@ class Secrets:
         directory: its path.
         applications: the applications whose replicas may register, besides those that the directory has.
         names: names and addresses of the balancer for its callers, besides localhost.
+        clients: clients that call replicas directly, besides those that the directory has.
         datacenter: Consul's.
     """
 
     def __init__(
-        self, directory: Path, applications: Sequence[str] = (), names: Sequence[str] = (), datacenter: str = "dc1"
+        self,
+        directory: Path,
+        applications: Sequence[str] = (),
+        names: Sequence[str] = (),
+        clients: Sequence[str] = (),
+        datacenter: str = "dc1",
     ) -> None:
         self._directory = directory
         self._names = (*names, *_LOCAL, BALANCER, f"{BALANCER}.service.consul")
         self._datacenter = datacenter
         self._rotate = False
+        known = sorted(path.name for path in (directory / CLIENTS).glob("*"))
+        self.clients = tuple(dict.fromkeys([*known, *clients]))
         self.applications = tuple(dict.fromkeys([*_read_applications(directory), *applications]))
         self.written: list[Path] = []
 
@@ -53,6 +63,10 @@ class Secrets:
             SecurityError: a file can't be read or written, or the names of the applications do not go together.
         """
         _check_applications(self.applications)
+        for one in self.clients:
+            # A replica takes the name of a caller for what it is.
+            if not NAME.fullmatch(one) or one in (BALANCER, *self.applications):
+                raise SecurityError(f"--client: must be 1 to 63 letters, digits, - and _, and no other's (got {one!r})")
         self._rotate = rotate
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,6 +100,11 @@ class Secrets:
         self._issue(callers, BALANCER, "tls", self._names)
         self._issue(inner, BALANCER, "replica", [BALANCER])
         self._issue(callers, "caller", "tls", ["caller"])
+        for name in self.clients:
+            self._issue(callers, f"{CLIENTS}/{name}", "tls", [name])
+            self._issue(inner, f"{CLIENTS}/{name}", "replica", [name])
+            for file, authority in (("ca", inner), ("callers-ca", callers)):
+                self._copy(f"{CLIENTS}/{name}/{file}.pem", authority.pair.certificate.decode())
         self._issue(inner, "acl", "consul", [_CLIENT_NAME.format(datacenter=self._datacenter)])
         for name in (*agents, "acl", "prometheus"):
             self._copy(f"{name}/ca.pem", inner.pair.certificate.decode())
@@ -119,7 +138,7 @@ class Secrets:
     def _issue(self, authority: Authority, container: str, name: str, hosts: Sequence[str]) -> None:
         certificate, key = (self._directory / container / f"{name}{end}.pem" for end in ("", "-key"))
         if self._rotate or not (certificate.exists() and key.exists()):
-            pair = authority.issue(container, hosts, DAYS)
+            pair = authority.issue(Path(container).name, hosts, DAYS)
             self._write(certificate, pair.certificate, 0o444)
             self._write(key, pair.key, 0o444)
 
@@ -135,9 +154,9 @@ class Secrets:
 
     def _write(self, path: Path, content: bytes, mode: int) -> None:
         """Writes a file by rename, so that a reader never sees a part of it."""
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        if path.parent != self._directory:
-            path.parent.chmod(0o755)
+        for parent in reversed(path.relative_to(self._directory).parents[:-1]):
+            (self._directory / parent).mkdir(mode=0o755, exist_ok=True)
+            (self._directory / parent).chmod(0o755)
         new = path.with_name(f"{path.name}.new")
         new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -16,6 +16,9 @@ def add_create_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", action="append", default=[], metavar="NAME", help="a name or address of the balancer, for its callers"
     )
+    parser.add_argument(
+        "--client", action="append", default=[], metavar="NAME", help="a client that calls replicas directly (xDS)"
+    )
 
 
 def create(directory: Path, arguments: argparse.Namespace) -> None:
@@ -29,7 +32,7 @@ def create(directory: Path, arguments: argparse.Namespace) -> None:
 
     known = (directory / TOKENS).exists()
     applications: Sequence[str] = arguments.application or ([] if known else ["hello_server"])
-    made = Secrets(directory, applications, arguments.name)
+    made = Secrets(directory, applications, arguments.name, arguments.client)
     made.create(rotate=arguments.rotate)
     print(f"{len(made.written)} files written to {directory}, for {', '.join(made.applications)}")
     if not known:

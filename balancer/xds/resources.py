@@ -172,9 +172,9 @@ def _build_tls(names: Sequence[str]) -> Any:
         ca_certificate_provider_instance=provider,
         match_subject_alt_names=[string_pb2.StringMatcher(exact=name) for name in names],
     )
-    combined = common_pb2.CommonTlsContext.CombinedCertificateValidationContext(default_validation_context=validation)
+    combined = tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(default_validation_context=validation)
     return tls_pb2.UpstreamTlsContext(
-        common_tls_context=common_pb2.CommonTlsContext(
+        common_tls_context=tls_pb2.CommonTlsContext(
             tls_certificate_provider_instance=provider, combined_validation_context=combined
         )
     )

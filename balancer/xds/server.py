@@ -39,12 +39,15 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
     Args:
         report: gets the clients and what they refuse.
         allowed: the applications by the names of clients; empty for all to all.
+
+    Attributes:
+        current: what clients get; None before the first document.
     """
 
     def __init__(self, report: Report, allowed: Allowed) -> None:
         self._report = report
         self._allowed = allowed
-        self._current: Resources | None = None
+        self.current: Resources | None = None
         self._gone: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -54,7 +57,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         Routes are sent after clusters, so that for a moment a route may lead to a cluster that is gone.
         """
         loop = asyncio.get_running_loop()
-        before, self._current = self._current or newest, newest
+        before, self.current = self.current or newest, newest
         now = loop.time()
         gone = before.found[CLUSTER].keys() - newest.found[CLUSTER].keys()
         since = {name: self._gone.get(name, now) for name in gone}
@@ -62,7 +65,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if self._timer:
             self._timer.cancel()
         if self._gone:
-            self._current = newest.keep(before, self._gone)
+            self.current = newest.keep(before, self._gone)
             self._timer = loop.call_at(min(self._gone.values()) + _LINGER_SECONDS, self.publish, newest)
         for stream in self._report.streams:
             stream.changed.set()
@@ -81,8 +84,8 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         try:
             while not reader.done():
                 stream.changed.clear()
-                if self._current is not None:
-                    for answer in stream.answers(self._current):
+                if self.current is not None:
+                    for answer in stream.answers(self.current):
                         yield answer
                 waiting = asyncio.create_task(stream.changed.wait())
                 await asyncio.wait([waiting, reader], return_when=asyncio.FIRST_COMPLETED)
