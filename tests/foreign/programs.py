@@ -24,8 +24,8 @@ class Library:
 
     Attributes:
         name: as its project calls it.
-        server, client, greeter: what starts them, an argument short: the address, of a greeter one or more targets. They
-            raise MissingError where a toolchain is missing. None for what is not tried.
+        server, client, greeter: what starts them without the last arguments: an address, of a greeter some targets.
+            They raise MissingError where a toolchain is missing. None for what is not tried.
     """
 
     name: str

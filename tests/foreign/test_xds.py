@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,13 +148,7 @@ def test_several_applications_are_called_at_once_by_their_weights(xds: LocalDriv
             greet(APPLICATION, weighted, "xds:///other") as greeters,
         ):
             for name, greeter in greeters.items():
-                wait_for(
-                    lambda: greeter.latest(weighted) and greeter.calls[weighted].total(),  # noqa: B023 - as above
-                    lambda calls: calls >= 500,
-                    60,
-                    f"500 calls of {name}",
-                    0.3,
-                )
+                wait_for(partial(greeter.total, weighted), (500).__le__, 60, f"500 calls of {name}", 0.3)
         for greeter in greeters.values():
             calls = answers(xds, greeter.calls[weighted])
             # Six standard deviations of 500 random choices.

@@ -39,10 +39,16 @@ class Greeter:
 
     def latest(self, target: str) -> Counter[str]:
         """Returns the calls of a target since the last question, by replica or error."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self._take(self._process.stdout.readline())[target]
+
+    def total(self, target: str) -> int:
+        """Returns the number of calls of a target so far."""
+        self.latest(target)
+        return self.calls[target].total()
 
     def end(self) -> None:
         """Lets it end its calls, and takes their number."""
