@@ -18,6 +18,11 @@ A case, of which a client gets a list as JSON on its standard input: ``method``,
 they matter ``timeout_ms``, ``cancel_after`` (answers), ``gzip``, ``at_once`` (so many such calls together). For each
 call a client prints a line of JSON: ``status`` (code and message), ``initial``, ``trailing``, ``answers``.
 
+What greets is given targets of protos.Ping, also those of xDS, and calls each 50 times a second until its input ends.
+For each line of input and at the end it prints the calls of each target since the last time, by the replica that
+answered or the error: ``{"xds:///hello_server": {"127.0.0.1:7777": 50}}``. A replica is its address, and in Python,
+where a call has no address, its name.
+
 ``FOREIGN_OPTIONS``, an object of numbers by the names that gRPC's C core has for them without ``grpc.``: what else than
 its default a server or a client has. ``max_connection_age_ms``, ``max_connection_age_grace_ms``,
 ``max_connection_idle_ms`` and ``max_concurrent_streams`` of the servers in Go and Python, ``keepalive_time_ms`` of the

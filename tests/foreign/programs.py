@@ -1,4 +1,4 @@
-"""Builds and starts the server and the client of each library.
+"""Builds and starts the server and the clients of each library.
 
 ``python -m tests.foreign.programs`` builds them all.
 """
@@ -24,13 +24,14 @@ class Library:
 
     Attributes:
         name: as its project calls it.
-        server, client: what starts them, an argument short: the address. They raise MissingError where a toolchain is
-            missing. None for one that is tried as the other only.
+        server, client, greeter: what starts them without the last arguments: an address, of a greeter some targets.
+            They raise MissingError where a toolchain is missing. None for what is not tried.
     """
 
     name: str
     server: Callable[[], Command] | None = None
     client: Callable[[], Command] | None = None
+    greeter: Callable[[], Command] | None = None
 
 
 def _python(*arguments: str) -> Command:
@@ -70,16 +71,22 @@ def tool(name: str) -> Path:
     return programs.go_program("foreign-tools", programs.digest(source), source, "tool", file=name)
 
 
+def _in_one_program(name: str, start: Callable[[str], Command]) -> Library:
+    roles = {"server": "server", "client": "client", "greeter": "greet"}
+    return Library(name=name, **{field: partial(start, role) for field, role in roles.items()})
+
+
 LIBRARIES = (
     Library(
         name="grpcio-threads",
         server=partial(_python, "tests.foreign.python_server", "threads"),
         client=partial(_python, "tests.foreign.python_client"),
+        greeter=partial(_python, "tests.foreign.python_greeter"),
     ),
     Library(name="grpc.aio", server=partial(_python, "tests.foreign.python_server", "aio")),
-    Library(name="grpc-go", server=partial(go, "server"), client=partial(go, "client")),
-    Library(name="grpc-js", server=partial(_node, "server"), client=partial(_node, "client")),
-    Library(name="grpc-java", server=partial(_java, "server"), client=partial(_java, "client")),
+    _in_one_program("grpc-go", go),
+    _in_one_program("grpc-js", _node),
+    _in_one_program("grpc-java", _java),
     Library(name="tonic", server=partial(_rust, "server"), client=partial(_rust, "client")),
 )
 
@@ -91,7 +98,7 @@ def libraries(*names: str) -> list[Library]:
 
 def main() -> None:
     for library in LIBRARIES:
-        for make in (library.server, library.client):
+        for make in (library.server, library.client, library.greeter):
             if make:
                 print(*make())
     print(tool("grpcurl").parent)

@@ -1,8 +1,9 @@
 // The server and the client in Go: `foreign server HOST:PORT` and `foreign client HOST:PORT < CASES`. See ../__init__.py.
-// `foreign greet TARGET` calls Ping until its input ends.
+// `foreign greet TARGET...` calls Ping until its input ends.
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -397,43 +398,85 @@ func call(target string) error {
 	return connection.Close()
 }
 
-// round_robin, and gRPC's standard retry policy.
+// round_robin, and gRPC's standard retry policy; targets of xDS have neither.
 const balanced = `{"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{"name": [{}], "retryPolicy": {
 	"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
 	"retryableStatusCodes": ["UNAVAILABLE"]}}]}`
 
-// greet calls protos.Ping/SayHello 100 times a second and prints how many calls each balancer answered, and each error.
-func greet(target string) error {
-	connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})), grpc.WithDefaultServiceConfig(balanced))
-	if err != nil {
-		return err
+// counts are the calls of each target by the replica that answered, or the error.
+type counts struct {
+	sync.Mutex
+	seen map[string]map[string]int
+}
+
+func (c *counts) add(target, what string) {
+	c.Lock()
+	defer c.Unlock()
+	c.seen[target][what]++
+}
+
+// print prints the calls since the last time.
+func (c *counts) print() {
+	c.Lock()
+	defer c.Unlock()
+	json.NewEncoder(os.Stdout).Encode(c.seen)
+	for target := range c.seen {
+		c.seen[target] = map[string]int{}
 	}
-	defer connection.Close()
+}
+
+func greetOnce(connection *grpc.ClientConn) string {
+	// A PingMessage: field 1 is the greeting.
+	question, answer, from := []byte("\x0a\x05hello"), []byte{}, peer.Peer{}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := connection.Invoke(ctx, "/protos.Ping/SayHello", &question, &answer, grpc.Peer(&from)); err != nil {
+		return err.Error()
+	}
+	return from.Addr.String()
+}
+
+func greet(targets []string) error {
+	found := &counts{seen: map[string]map[string]int{}}
+	for _, target := range targets {
+		found.seen[target] = map[string]int{}
+	}
 	var ended atomic.Bool
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		ended.Store(true)
-	}()
-	seen := map[string]int{}
-	for !ended.Load() {
-		// A PingMessage: field 1 is the greeting.
-		question, answer, from := []byte("\x0a\x05hello"), []byte{}, peer.Peer{}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		if err := connection.Invoke(ctx, "/protos.Ping/SayHello", &question, &answer, grpc.Peer(&from)); err != nil {
-			seen[err.Error()]++
-		} else {
-			seen[from.Addr.String()]++
+	var callers sync.WaitGroup
+	for _, target := range targets {
+		connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})), grpc.WithDefaultServiceConfig(balanced))
+		if err != nil {
+			return err
 		}
-		cancel()
-		time.Sleep(10 * time.Millisecond)
+		defer connection.Close()
+		callers.Go(func() {
+			for !ended.Load() {
+				found.add(target, greetOnce(connection))
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
 	}
-	return json.NewEncoder(os.Stdout).Encode(seen)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		found.print()
+	}
+	ended.Store(true)
+	callers.Wait()
+	found.print()
+	return nil
 }
 
 func main() {
-	run := map[string]func(string) error{"server": serve, "client": call, "greet": greet}[os.Args[1]]
-	if err := run(os.Args[2]); err != nil {
+	var err error
+	switch os.Args[1] {
+	case "server":
+		err = serve(os.Args[2])
+	case "client":
+		err = call(os.Args[2])
+	case "greet":
+		err = greet(os.Args[2:])
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

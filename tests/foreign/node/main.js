@@ -1,8 +1,9 @@
-// The server and the client in Node.js: `main.js server HOST:PORT` and `main.js client HOST:PORT < CASES`. See
-// ../__init__.py.
+// The server and the clients in Node.js: `main.js server HOST:PORT`, `main.js client HOST:PORT < CASES` and
+// `main.js greet TARGET...`. See ../__init__.py.
 'use strict';
 
 const fs = require('node:fs');
+const readline = require('node:readline');
 const grpc = require('@grpc/grpc-js');
 
 const options = Object.fromEntries(
@@ -190,5 +191,42 @@ async function call(target) {
   client.close();
 }
 
-const [, , role, target] = process.argv;
-(role === 'server' ? serve : call)(target);
+function greetOnce(client) {
+  return new Promise((done) => {
+    const deadline = Date.now() + 10000;
+    // A PingMessage: field 1 is the greeting.
+    const question = Buffer.from('\x0a\x05hello');
+    const call = client.makeUnaryRequest('/protos.Ping/SayHello', raw, raw, question, { deadline }, (error) =>
+      done(error ? error.message : call.getPeer()),
+    );
+  });
+}
+
+async function greet(...targets) {
+  // It takes half a second to load.
+  require('@grpc/grpc-js-xds').register();
+  const seen = Object.fromEntries(targets.map((target) => [target, {}]));
+  const print = () => {
+    console.log(JSON.stringify(seen));
+    targets.forEach((target) => (seen[target] = {}));
+  };
+  let ended = false;
+  const greetUntilTheEnd = async (target) => {
+    const client = new grpc.Client(target, grpc.credentials.createInsecure());
+    while (!ended) {
+      const found = await greetOnce(client);
+      seen[target][found] = (seen[target][found] || 0) + 1;
+      await pause(20);
+    }
+    client.close();
+  };
+  const lines = readline.createInterface({ input: process.stdin });
+  lines.on('line', print);
+  lines.on('close', () => (ended = true));
+  await Promise.all(targets.map(greetUntilTheEnd));
+  print();
+  process.exit();
+}
+
+const [, , role, ...targets] = process.argv;
+({ server: serve, client: call, greet })[role](...targets);

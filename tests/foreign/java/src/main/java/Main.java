@@ -1,9 +1,12 @@
+import com.google.gson.Gson;
 import com.google.gson.JsonArray;
 import com.google.gson.JsonElement;
 import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
 import io.grpc.CallOptions;
 import io.grpc.ClientCall;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
@@ -14,6 +17,7 @@ import io.grpc.Status;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.File;
 import java.io.IOException;
@@ -24,12 +28,20 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Base64;
 import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
 
-/** The server and the client in Java: `server HOST:PORT` and `client HOST:PORT < CASES`. See ../__init__.py. */
+/**
+ * The server and the clients in Java: `server HOST:PORT`, `client HOST:PORT < CASES` and `greet TARGET...`. See
+ * ../__init__.py.
+ */
 public final class Main {
     private static final String NAME = "foreign.Echo";
     private static final ScheduledExecutorService LATER = Executors.newScheduledThreadPool(1, work -> {
@@ -57,7 +69,7 @@ public final class Main {
     private static MethodDescriptor<byte[], byte[]> method(String name) {
         return MethodDescriptor.<byte[], byte[]>newBuilder(RAW, RAW)
                 .setType(MethodDescriptor.MethodType.BIDI_STREAMING)
-                .setFullMethodName(NAME + "/" + name)
+                .setFullMethodName(name)
                 .build();
     }
 
@@ -221,7 +233,7 @@ public final class Main {
         ServerServiceDefinition.Builder service = ServerServiceDefinition.builder(NAME);
         for (String name : List.of("Unary", "ServerStream", "ClientStream", "Bidi")) {
             ServerCallHandler<byte[], byte[]> handler = (call, headers) -> new Handler(name, call, headers);
-            service.addMethod(method(name), handler);
+            service.addMethod(method(NAME + "/" + name), handler);
         }
         var server = NettyServerBuilder.forAddress(address).addService(service.build()).build().start();
         System.out.println("serving");
@@ -234,7 +246,7 @@ public final class Main {
         if (one.has("gzip") && one.get("gzip").getAsBoolean()) {
             options = options.withCompression("gzip");
         }
-        ClientCall<byte[], byte[]> call = channel.newCall(method(one.get("method").getAsString()), options);
+        ClientCall<byte[], byte[]> call = channel.newCall(method(NAME + "/" + one.get("method").getAsString()), options);
         JsonObject found = new JsonObject();
         JsonArray answers = new JsonArray();
         found.add("initial", new JsonArray());
@@ -299,14 +311,80 @@ public final class Main {
         channel.shutdownNow();
     }
 
+    /** The calls of each target by the replica that answered, or the error. */
+    private static final class Counts {
+        private final Map<String, Map<String, Integer>> seen = new TreeMap<>();
+
+        synchronized void add(String target, String what) {
+            seen.computeIfAbsent(target, name -> new TreeMap<>()).merge(what, 1, Integer::sum);
+        }
+
+        /** Prints the calls since the last time. */
+        synchronized void print() {
+            System.out.println(new Gson().toJson(seen));
+            seen.values().forEach(Map::clear);
+        }
+    }
+
+    private static String greetOnce(ManagedChannel channel) throws Exception {
+        ClientCall<byte[], byte[]> call = channel.newCall(
+                method("protos.Ping/SayHello"), CallOptions.DEFAULT.withDeadlineAfter(10, TimeUnit.SECONDS));
+        CompletableFuture<String> done = new CompletableFuture<>();
+        call.start(new ClientCall.Listener<>() {
+            @Override
+            public void onClose(Status status, Metadata trailers) {
+                if (status.isOk()) {
+                    var peer = (InetSocketAddress) call.getAttributes().get(Grpc.TRANSPORT_ATTR_REMOTE_ADDR);
+                    done.complete(peer.getHostString() + ":" + peer.getPort());
+                } else {
+                    done.complete(status.toString());
+                }
+            }
+        }, new Metadata());
+        call.request(2);
+        // A PingMessage: field 1 is the greeting.
+        call.sendMessage("\n\u0005hello".getBytes(StandardCharsets.UTF_8));
+        call.halfClose();
+        return done.get();
+    }
+
+    private static void greet(List<String> targets) throws Exception {
+        Counts counts = new Counts();
+        AtomicBoolean ended = new AtomicBoolean();
+        List<Future<?>> callers = new ArrayList<>();
+        ExecutorService threads = Executors.newCachedThreadPool();
+        for (String target : targets) {
+            callers.add(threads.submit(() -> {
+                ManagedChannel channel = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create()).build();
+                while (!ended.get()) {
+                    counts.add(target, greetOnce(channel));
+                    Thread.sleep(20);
+                }
+                return channel.shutdownNow();
+            }));
+        }
+        var input = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        while (input.readLine() != null) {
+            counts.print();
+        }
+        ended.set(true);
+        for (Future<?> caller : callers) {
+            caller.get();
+        }
+        counts.print();
+        threads.shutdown();
+    }
+
+    private static InetSocketAddress address(String target) {
+        int colon = target.lastIndexOf(':');
+        return new InetSocketAddress(target.substring(0, colon), Integer.parseInt(target.substring(colon + 1)));
+    }
+
     public static void main(String[] arguments) throws Exception {
-        int colon = arguments[1].lastIndexOf(':');
-        InetSocketAddress address = new InetSocketAddress(
-                arguments[1].substring(0, colon), Integer.parseInt(arguments[1].substring(colon + 1)));
-        if (arguments[0].equals("server")) {
-            serve(address);
-        } else {
-            call(address);
+        switch (arguments[0]) {
+            case "server" -> serve(address(arguments[1]));
+            case "client" -> call(address(arguments[1]));
+            default -> greet(List.of(arguments).subList(1, arguments.length));
         }
     }
 }

@@ -1,0 +1,194 @@
+"""The clients of gRPC's libraries have their replicas from the control plane by xDS, and lose no call to its changes.
+
+None of them has a retry policy: a client's own does not hold with xDS. All go through the same faults together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import MissingError
+from testbed.wait import wait_for
+from tests.foreign.conftest import built
+from tests.foreign.programs import LIBRARIES, Command, Library
+from tests.support.chaos import kill_program
+from tests.support.drivers import LocalDriver
+from tests.support.greeter import Greeters, errors, greeting, wait_for_each
+from tests.support.local import SLOT
+from tests.support.xds import bootstrap, serving_xds
+
+GREETING = [one for one in LIBRARIES if one.greeter]
+APPLICATION, SERVICE = "xds:///hello_server", "xds:///protos.Ping"
+Greet = Callable[..., AbstractContextManager[Greeters]]
+
+
+@pytest.fixture(scope="module")
+def xds(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001
+    base, port = f"127.{140 + SLOT}.0.0", 16300 + 2 * SLOT
+    with serving_xds("xds-foreign", address_base=base, port=port, consul_port=port + 1) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def environment(xds: LocalDriver, directory: Path) -> dict[str, str]:
+    return bootstrap(xds, directory)
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, Command]:
+    """What starts each client, but those whose toolchain is missing: their other tests say so."""
+    found = {}
+    for library in GREETING:
+        assert library.greeter
+        try:
+            found[library.name] = library.greeter()
+        except MissingError:
+            continue
+    return found
+
+
+@pytest.fixture
+def greet(xds: LocalDriver, environment: Mapping[str, str], commands: Mapping[str, Command]) -> Greet:
+    """Runs all clients, and afterwards asserts that no call was lost."""
+
+    @contextmanager
+    def run(*targets: str) -> Iterator[Greeters]:
+        with greeting(commands, targets, environment, xds.home / "logs") as greeters:
+            yield greeters
+        assert_no_call_lost(greeters, *targets)
+
+    return run
+
+
+def assert_no_call_lost(greeters: Greeters, *targets: str) -> None:
+    lost = {
+        name: errors for name, greeter in greeters.items() for target in targets if (errors := greeter.errors(target))
+    }
+    assert not lost, lost
+    print({name: sum(map(Counter.total, greeter.calls.values())) for name, greeter in greeters.items()})
+
+
+def wait_for_replicas(greeters: Greeters, count: int, target: str = APPLICATION) -> None:
+    """Waits until each client has its answers from so many replicas."""
+    wait_for_each(greeters, target, lambda calls: len(calls) == count, f"{count} replicas answer")
+
+
+def answers(stack: LocalDriver, calls: Counter[str]) -> Counter[str]:
+    """Returns the calls by the names of the replicas, which some clients know by their addresses."""
+    names = {f"{stack.address(name)}:7777": name for name in stack.replicas()}
+    found = Counter[str]()
+    for replica, count in calls.items():
+        found[names.get(replica, replica)] += count
+    return found
+
+
+@contextmanager
+def registered(stack: LocalDriver, application: str, weights: Mapping[str, int]) -> Iterator[None]:
+    """Registers servers as replicas of an application, with these weights, by their addresses."""
+    for address, weight in weights.items():
+        stack.register(f"{address}:7777", application=application, Weights={"Passing": weight, "Warning": 1})
+    try:
+        wait_for(lambda: served(stack, application), sorted(weights.values()).__eq__, 30, f"{application} is served")
+        yield
+    finally:
+        for address in weights:
+            stack.deregister(f"{address}:7777", application=application)
+
+
+def served(stack: LocalDriver, application: str) -> list[int]:
+    """Returns the weights of an application's replicas at the balancer."""
+    return sorted(one["weight"] for one in stack.state()["replicas"] if one["application"] == application)
+
+
+@pytest.mark.parametrize("library", GREETING, ids=lambda one: one.name)
+def test_an_application_and_a_service_are_called(
+    xds: LocalDriver, environment: Mapping[str, str], library: Library
+) -> None:
+    assert library.greeter
+    command = {library.name: built(library.greeter)}
+    with greeting(command, [APPLICATION, SERVICE], environment, xds.home / "logs") as greeters:
+        for target in (APPLICATION, SERVICE):
+            wait_for_replicas(greeters, 2, target)
+    for calls in greeters[library.name].calls.values():
+        assert answers(xds, calls).keys() == {"hello_server-1", "hello_server-2"}
+
+
+def test_scaling_loses_no_call(xds: LocalDriver, greet: Greet) -> None:
+    with greet(APPLICATION, SERVICE) as greeters:
+        for count in (1, 4, 2):
+            xds.scale(count)
+            wait_for_replicas(greeters, count)
+            wait_for_replicas(greeters, count, SERVICE)
+
+
+def test_a_rollout_loses_no_call(xds: LocalDriver, greet: Greet) -> None:
+    before = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
+    with greet(APPLICATION) as greeters:
+        xds.local_stack("rollout", "hello_server", HELLO_SERVER_VERSION="2")
+        wait_for_replicas(greeters, 2)
+    after = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+
+
+def test_several_applications_are_called_at_once_by_their_weights(xds: LocalDriver, greet: Greet) -> None:
+    weighted = "xds:///weighted"
+    often, seldom = (xds.address(f"hello_server-{number}") for number in (1, 2))
+    other = xds.run_server("other")
+    try:
+        with (
+            registered(xds, "weighted", {often: 9, seldom: 1}),
+            registered(xds, "other", {other: 1}),
+            greet(APPLICATION, weighted, "xds:///other") as greeters,
+        ):
+            for name, greeter in greeters.items():
+                wait_for(partial(greeter.total, weighted), (500).__le__, 60, f"500 calls of {name}", 0.3)
+        for greeter in greeters.values():
+            calls = answers(xds, greeter.calls[weighted])
+            # Six standard deviations of 500 random choices.
+            assert 0.82 <= calls["hello_server-1"] / calls.total() <= 0.98, calls
+            assert len(greeter.calls["xds:///other"]) == 1
+            assert greeter.calls["xds:///other"].keys() <= {"other", f"{other}:7777"}
+            assert answers(xds, greeter.calls[APPLICATION]).keys() == {"hello_server-1", "hello_server-2"}
+    finally:
+        xds.stop_extras()
+
+
+def test_clients_go_on_without_the_control_plane(xds: LocalDriver, greet: Greet) -> None:
+    with greet(APPLICATION) as greeters:
+        for program in ("balancer", "answers"):
+            kill_program(xds, "load-balancer", program)
+        wait_for_replicas(greeters, 2)
+        control(xds, "stop")
+        # The clients find it out from the connections that end.
+        xds.scale(1)
+        wait_for_replicas(greeters, 1)
+        control(xds, "start")
+        xds.scale(3)
+        wait_for_replicas(greeters, 3)
+        xds.scale(2)
+
+
+def control(stack: LocalDriver, verb: str) -> None:
+    """Starts or stops the control plane and its xDS."""
+    stack.execute("load-balancer", "supervisorctl", "-c", "etc/supervisord.conf", verb, "balancer", "answers")
+
+
+def test_an_application_that_comes_later_is_found(
+    xds: LocalDriver, environment: Mapping[str, str], commands: Mapping[str, Command]
+) -> None:
+    later = "xds:///later"
+    with greeting(commands, [later, APPLICATION], environment, xds.home / "logs") as greeters:
+        for _ in range(2):
+            with registered(xds, "later", {xds.address("hello_server-1"): 1}):
+                wait_for_each(greeters, later, lambda calls: not errors(calls), "is answered")
+            wait_for_each(greeters, later, lambda calls: bool(errors(calls)), "is no longer answered")
+    assert_no_call_lost(greeters, APPLICATION)
+    for name, greeter in greeters.items():
+        assert all("UNAVAILABLE" in error.upper() for error in greeter.errors(later)), (name, greeter.errors(later))
