@@ -10,6 +10,7 @@ import ssl
 from pathlib import Path
 
 import grpc
+from grpc import experimental
 
 from grpc_client.errors import CallFailedError, UsageError, one_line
 from grpc_client.options import Options
@@ -97,8 +98,7 @@ def _make_credentials(options: Options) -> grpc.ChannelCredentials | None:
     """Makes the credentials; None for clear text. With xDS the control plane says who speaks TLS."""
     credentials = _read_credentials(options)
     if options.target and options.target.startswith("xds:"):
-        clear: grpc.ChannelCredentials = grpc.experimental.insecure_channel_credentials()  # type: ignore[attr-defined]
-        return grpc.xds_channel_credentials(credentials or clear)
+        return grpc.xds_channel_credentials(credentials or experimental.insecure_channel_credentials())  # type: ignore[no-untyped-call]
     return credentials
 
 

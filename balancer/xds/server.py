@@ -82,7 +82,10 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         reader = asyncio.create_task(read())
         self._report.add(stream)
         try:
-            while not reader.done():
+            ended = False
+            while not ended:
+                # The last request is answered too.
+                ended = reader.done()
                 stream.changed.clear()
                 if self.current is not None:
                     for answer in stream.answers(self.current):

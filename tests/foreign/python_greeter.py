@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+from grpc import experimental
 
 from protos.api_pb2 import PingMessage
 from protos.api_pb2_grpc import PingStub
@@ -36,7 +37,10 @@ class Counts:
 
 def greet(target: str, counts: Counts, ended: threading.Event) -> None:
     """Calls a target 50 times a second until the end."""
-    with grpc.insecure_channel(target) as channel:
+    # With targets of xDS the control plane says which replicas speak TLS.
+    clear = experimental.insecure_channel_credentials()  # type: ignore[no-untyped-call] # it has no types
+    told = grpc.xds_channel_credentials(clear)
+    with grpc.secure_channel(target, told) as channel:
         stub = PingStub(channel)
         while not ended.is_set():
             try:

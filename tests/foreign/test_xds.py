@@ -13,17 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import MissingError
 from testbed.wait import wait_for
-from tests.foreign.conftest import built
-from tests.foreign.programs import LIBRARIES, Command, Library
+from tests.foreign.conftest import GREETING, built
+from tests.foreign.programs import Command, Library
 from tests.support.chaos import kill_program
 from tests.support.drivers import LocalDriver
 from tests.support.greeter import Greeters, errors, greeting, wait_for_each
 from tests.support.local import SLOT
 from tests.support.xds import bootstrap, serving_xds
 
-GREETING = [one for one in LIBRARIES if one.greeter]
 APPLICATION, SERVICE = "xds:///hello_server", "xds:///protos.Ping"
 Greet = Callable[..., AbstractContextManager[Greeters]]
 
@@ -40,28 +38,15 @@ def environment(xds: LocalDriver, directory: Path) -> dict[str, str]:
     return bootstrap(xds, directory)
 
 
-@pytest.fixture(scope="module")
-def commands() -> dict[str, Command]:
-    """What starts each client, but those whose toolchain is missing: their other tests say so."""
-    found = {}
-    for library in GREETING:
-        assert library.greeter
-        try:
-            found[library.name] = library.greeter()
-        except MissingError:
-            continue
-    return found
-
-
 @pytest.fixture
-def greet(xds: LocalDriver, environment: Mapping[str, str], commands: Mapping[str, Command]) -> Greet:
+def greet(xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]) -> Greet:
     """Runs all clients, and afterwards asserts that no call was lost."""
 
     @contextmanager
     def run(*targets: str) -> Iterator[Greeters]:
-        with greeting(commands, targets, environment, xds.home / "logs") as greeters:
-            yield greeters
-        assert_no_call_lost(greeters, *targets)
+        with greeting(greeters, targets, environment, xds.home / "logs") as started:
+            yield started
+        assert_no_call_lost(started, *targets)
 
     return run
 
@@ -181,14 +166,14 @@ def control(stack: LocalDriver, verb: str) -> None:
 
 
 def test_an_application_that_comes_later_is_found(
-    xds: LocalDriver, environment: Mapping[str, str], commands: Mapping[str, Command]
+    xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]
 ) -> None:
     later = "xds:///later"
-    with greeting(commands, [later, APPLICATION], environment, xds.home / "logs") as greeters:
+    with greeting(greeters, [later, APPLICATION], environment, xds.home / "logs") as started:
         for _ in range(2):
             with registered(xds, "later", {xds.address("hello_server-1"): 1}):
-                wait_for_each(greeters, later, lambda calls: not errors(calls), "is answered")
-            wait_for_each(greeters, later, lambda calls: bool(errors(calls)), "is no longer answered")
-    assert_no_call_lost(greeters, APPLICATION)
-    for name, greeter in greeters.items():
+                wait_for_each(started, later, lambda calls: not errors(calls), "is answered")
+            wait_for_each(started, later, lambda calls: bool(errors(calls)), "is no longer answered")
+    assert_no_call_lost(started, APPLICATION)
+    for name, greeter in started.items():
         assert all("UNAVAILABLE" in error.upper() for error in greeter.errors(later)), (name, greeter.errors(later))

@@ -43,7 +43,7 @@ class Greeter:
         assert self._process.stdout
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self._take(self._process.stdout.readline())[target]
+        return self._take(self._process.stdout.readline()).get(target, Counter())
 
     def total(self, target: str) -> int:
         """Returns the number of calls of a target so far."""

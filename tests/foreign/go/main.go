@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials/xds"
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
@@ -437,6 +438,11 @@ func greetOnce(connection *grpc.ClientConn) string {
 }
 
 func greet(targets []string) error {
+	// With targets of xDS the control plane says which replicas speak TLS.
+	told, err := xds.NewClientCredentials(xds.ClientOptions{FallbackCreds: insecure.NewCredentials()})
+	if err != nil {
+		return err
+	}
 	found := &counts{seen: map[string]map[string]int{}}
 	for _, target := range targets {
 		found.seen[target] = map[string]int{}
@@ -444,7 +450,7 @@ func greet(targets []string) error {
 	var ended atomic.Bool
 	var callers sync.WaitGroup
 	for _, target := range targets {
-		connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(told),
 			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})), grpc.WithDefaultServiceConfig(balanced))
 		if err != nil {
 			return err

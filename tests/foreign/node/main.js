@@ -204,7 +204,10 @@ function greetOnce(client) {
 
 async function greet(...targets) {
   // It takes half a second to load.
-  require('@grpc/grpc-js-xds').register();
+  const xds = require('@grpc/grpc-js-xds');
+  xds.register();
+  // With targets of xDS the control plane says which replicas speak TLS.
+  const told = new xds.XdsChannelCredentials(grpc.credentials.createInsecure());
   const seen = Object.fromEntries(targets.map((target) => [target, {}]));
   const print = () => {
     console.log(JSON.stringify(seen));
@@ -212,7 +215,7 @@ async function greet(...targets) {
   };
   let ended = false;
   const greetUntilTheEnd = async (target) => {
-    const client = new grpc.Client(target, grpc.credentials.createInsecure());
+    const client = new grpc.Client(target, told);
     while (!ended) {
       const found = await greetOnce(client);
       seen[target][found] = (seen[target][found] || 0) + 1;

@@ -17,6 +17,7 @@ import io.grpc.Status;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import io.grpc.xds.XdsChannelCredentials;
 import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.File;
@@ -355,7 +356,9 @@ public final class Main {
         ExecutorService threads = Executors.newCachedThreadPool();
         for (String target : targets) {
             callers.add(threads.submit(() -> {
-                ManagedChannel channel = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create()).build();
+                // With targets of xDS the control plane says which replicas speak TLS.
+                var told = XdsChannelCredentials.create(InsecureChannelCredentials.create());
+                ManagedChannel channel = Grpc.newChannelBuilder(target, told).build();
                 while (!ended.get()) {
                     counts.add(target, greetOnce(channel));
                     Thread.sleep(20);

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import queue
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -21,13 +24,11 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 from security.files import CLIENTS, Secrets
-from testbed.errors import MissingError
 from testbed.wait import wait_for
-from tests.foreign.programs import go
+from tests.foreign.programs import Command
 from tests.support.drivers import ROOT
-from tests.support.load import round_robin
+from tests.support.greeter import greeting, wait_for_each
 from tests.support.local import SLOT, short_home
-from tests.support.missing import missing
 from tests.support.scenarios import wait_for_replicas
 from tests.support.secure import SecureDriver
 
@@ -60,14 +61,14 @@ def directory(stack: SecureDriver, client: str) -> Path:
     return stack.secrets / CLIENTS / client
 
 
-def bootstrap(stack: SecureDriver, client: str, balancer_flags: Sequence[str] | None = None) -> str:
+def bootstrap(stack: SecureDriver, client: str, only: Sequence[str] | None = None) -> str:
     """Returns the bootstrap file of a client, as the command prints it."""
     files = directory(stack, client)
     balancer = {"cacert": "callers-ca.pem", "cert": "tls.pem", "key": "tls-key.pem"}
     replicas = {"replica-cacert": "ca.pem", "replica-cert": "replica.pem", "replica-key": "replica-key.pem"}
     flags = [part for name, file in (balancer | replicas).items() for part in (f"--{name}", str(files / file))]
     address = f"{stack.address('load-balancer')}:{PORT}"
-    command = [sys.executable, "-m", "balancer", "bootstrap", address, *(balancer_flags or flags)]
+    command = [sys.executable, "-m", "balancer", "bootstrap", address, *(flags if only is None else only)]
     return subprocess.run(command, cwd=ROOT, stdout=PIPE, text=True, check=True).stdout
 
 
@@ -82,19 +83,19 @@ def configured(text: str, path: Path) -> Iterator[None]:
         del os.environ["GRPC_XDS_BOOTSTRAP"]
 
 
-@contextmanager
-def opened(stack: SecureDriver, client: str) -> Iterator[Any]:
-    """Opens a stream as a client of xDS; the block gets it."""
+def credentials(stack: SecureDriver, client: str) -> grpc.ChannelCredentials:
+    """Returns those of a client for the balancer."""
     files = directory(stack, client)
     pems = [(files / name).read_bytes() for name in ("callers-ca.pem", "tls-key.pem", "tls.pem")]
+    return grpc.ssl_channel_credentials(*pems)
+
+
+@contextmanager
+def opened(stack: SecureDriver, known: grpc.ChannelCredentials | None) -> Iterator[Any]:
+    """Opens a connection to the port of xDS; the block gets the method."""
     address = f"{stack.address('load-balancer')}:{PORT}"
-    with grpc.secure_channel(address, grpc.ssl_channel_credentials(*pems)) as channel:
-        stream = channel.stream_stream(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
-            discovery_pb2.DiscoveryRequest.SerializeToString,
-            discovery_pb2.DiscoveryResponse.FromString,
-        )
-        yield stream
+    with grpc.secure_channel(address, known) if known else grpc.insecure_channel(address) as channel:
+        yield ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources
 
 
 def ask(stream: Any, kind: str, *names: str) -> set[str]:
@@ -108,7 +109,7 @@ def ask(stream: Any, kind: str, *names: str) -> set[str]:
 def applications(stack: SecureDriver, client: str) -> set[str]:
     """Returns the targets that a client may have; none while the port is closed."""
     try:
-        with opened(stack, client) as stream:
+        with opened(stack, credentials(stack, client)) as stream:
             return ask(stream, LISTENER)
     except grpc.RpcError:
         return set()
@@ -118,10 +119,12 @@ def test_a_client_gets_the_applications_that_it_may_have_and_no_other(secure: Se
     address = f"{secure.address('hello_server-1')}:7777"
     secure.register(address, application="orders")
     try:
-        wait_for(lambda: applications(secure, "reports"), {"hello_server", "protos.Ping", "orders"}.__eq__, 30, "orders")
-        with opened(secure, "billing") as stream:
-            for kind, names in ((LISTENER, {"hello_server", "protos.Ping"}), (ROUTE, {"hello_server", "protos.Ping"})):
-                assert ask(stream, kind) == names
+        wait_for(
+            lambda: applications(secure, "reports"), {"hello_server", "protos.Ping", "orders"}.__eq__, 30, "orders"
+        )
+        with opened(secure, credentials(secure, "billing")) as stream:
+            for kind in (LISTENER, ROUTE):
+                assert ask(stream, kind) == {"hello_server", "protos.Ping"}
                 assert ask(stream, kind, "orders", "hello_server") == {"hello_server"}
             for kind in (CLUSTER, ENDPOINTS):
                 assert ask(stream, kind, "orders:tls", "hello_server:tls") == {"hello_server:tls"}
@@ -130,52 +133,50 @@ def test_a_client_gets_the_applications_that_it_may_have_and_no_other(secure: Se
 
 
 def test_a_client_without_rights_or_without_a_certificate_gets_nothing(secure: SecureDriver) -> None:
-    with opened(secure, "other") as stream, pytest.raises(grpc.RpcError) as error:
-        ask(stream, LISTENER)
-    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    authority = (directory(secure, "billing") / "callers-ca.pem").read_bytes()
-    for credentials in (grpc.ssl_channel_credentials(authority), None):
-        address = f"{secure.address('load-balancer')}:{PORT}"
-        channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
-        with channel, pytest.raises(grpc.RpcError) as error:
-            stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
-            next(iter(stub.StreamAggregatedResources(iter([discovery_pb2.DiscoveryRequest()]), timeout=5)))
-        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    authority = grpc.ssl_channel_credentials((directory(secure, "billing") / "callers-ca.pem").read_bytes())
+    for known, status in (
+        (credentials(secure, "other"), grpc.StatusCode.PERMISSION_DENIED),
+        (authority, grpc.StatusCode.UNAVAILABLE),
+        (None, grpc.StatusCode.UNAVAILABLE),
+    ):
+        with opened(secure, known) as stream, pytest.raises(grpc.RpcError) as error:
+            ask(stream, LISTENER)
+        assert error.value.code() is status
 
 
-def report(*flags: str) -> dict[str, Any]:
-    """Calls the target with grpc_client, and returns its report."""
-    command = [sys.executable, "-m", "grpc_client", "--target", TARGET, "--json", "--count", "50", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    return dict(json.loads(done.stdout))
+def are_of(count: int, calls: Counter[str]) -> bool:
+    """Returns whether the calls are of so many replicas."""
+    return len(calls) == count
 
 
-def test_clients_call_replicas_with_tls_through_changes_and_renewals(secure: SecureDriver, tmp_path: Path) -> None:
-    with configured(bootstrap(secure, "billing"), tmp_path / "bootstrap.json"):
-        assert set(report()["replicas"]) == {"hello_server-1", "hello_server-2"}
-        try:
-            command = [*go("greet"), TARGET]
-        except MissingError as error:
-            missing(str(error))
-        with (
-            subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as client,
-            round_robin(TARGET, retry=False) as outcome,
-        ):
-            secure.scale(3)
-            wait_for(lambda: len(report()["replicas"]), (3).__eq__, 30, "three replicas answer")
-            addresses = {f"{secure.address(name)}:7777" for name in secure.replicas()}
+def test_clients_call_replicas_with_tls_through_changes_and_renewals(
+    secure: SecureDriver, greeters: Mapping[str, Command], tmp_path: Path
+) -> None:
+    # The libraries that have gRFC A65; grpc-java and grpc-js can't give the balancer a certificate.
+    able = {name: greeters[name] for name in ("grpc-go", "grpcio-threads") if name in greeters}
+    with (
+        configured(bootstrap(secure, "billing"), tmp_path / "bootstrap.json"),
+        greeting(able, [TARGET], {}, secure.home / "logs") as started,
+    ):
+        for count in (3, 2):
+            secure.scale(count)
+            wait_for_each(started, TARGET, partial(are_of, count), f"{count} replicas answer")
             Secrets(secure.secrets, names=[secure.address("load-balancer")]).create(rotate=True)
-            secure.scale(2)
-            wait_for(lambda: len(report()["replicas"]), (2).__eq__, 30, "two replicas answer")
-            seen = json.loads(client.communicate(timeout=30)[0])
-        assert outcome.lost == 0, outcome
-        assert seen.keys() == addresses, seen
+    assert not {name: lost for name, greeter in started.items() if (lost := greeter.errors(TARGET))}
+
+
+def error_of_a_call() -> str:
+    """Calls the target once with grpc_client, which fails; returns its message."""
+    command = [sys.executable, "-m", "grpc_client", "--target", TARGET, "--timeout", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    return done.stderr
 
 
 def test_a_replica_takes_no_call_of_a_client_that_it_does_not_know(secure: SecureDriver, tmp_path: Path) -> None:
     with configured(bootstrap(secure, "reports"), tmp_path / "bootstrap.json"):
-        errors = report()["errors"]
-    assert set(errors) == {"PERMISSION_DENIED"}, errors
+        message = error_of_a_call()
+    assert "PERMISSION_DENIED: the caller's certificate must have the name load-balancer or billing" in message
 
 
 def test_a_client_without_files_for_replicas_calls_none_in_clear_text(secure: SecureDriver, tmp_path: Path) -> None:
@@ -183,28 +184,35 @@ def test_a_client_without_files_for_replicas_calls_none_in_clear_text(secure: Se
     flags = ["--cacert", "callers-ca.pem", "--cert", "tls.pem", "--key", "tls-key.pem"]
     named = [one if one.startswith("--") else str(files / one) for one in flags]
     with configured(bootstrap(secure, "billing", named), tmp_path / "bootstrap.json"):
-        assert "OK" not in report("--timeout", "3").get("errors", {"OK": 0})
+        message = error_of_a_call()
+    assert "CDS resource hello_server:tls: invalid resource" in message
 
 
 def test_a_refused_resource_is_in_status_and_metrics_until_the_client_takes_one(secure: SecureDriver) -> None:
-    def metrics() -> set[str]:
+    def metrics() -> list[int]:
         text = requests.get(f"http://{secure.address('load-balancer')}:9464/metrics", timeout=10).text
-        return {line for line in text.splitlines() if line.startswith("grpc_lb_xds_")}
+        found = dict(re.findall(r"^grpc_lb_xds_(\w+) (\d+)$", text, re.MULTILINE))
+        return [int(found[name]) for name in ("clients", "refusing_clients", "refused_total")]
 
-    with opened(secure, "billing") as stream:
-        requests_: Any = Questions()
-        requests_.put(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, resource_names=["hello_server:tls"]))
-        requests_.queue[-1].node.id = "billing-1"
-        answers = stream(requests_, timeout=60)
-        answer = next(answers)
+    # Clients of the other tests have ended.
+    before = wait_for(metrics, lambda found: found[:2] == [0, 0], 10, "no client is left")[2]
+
+    def answer(nonce: str, message: str) -> discovery_pb2.DiscoveryRequest:
+        """The client's answer to a response: a refusal with a message, else that it takes it."""
+        found = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, resource_names=["hello_server:tls"])
+        found.node.id, found.response_nonce = "billing-1", nonce
+        if message:
+            found.error_detail.message = message
+        return found
+
+    with opened(secure, credentials(secure, "billing")) as stream:
+        requests_: queue.Queue[discovery_pb2.DiscoveryRequest] = queue.Queue()
+        requests_.put(answer("", ""))
+        answers = stream(iter(requests_.get, None), timeout=60)
+        nonce = next(answers).nonce
         for message, refusing in (("no such policy", 1), ("", 0)):
-            request = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, resource_names=["hello_server:tls"])
-            request.response_nonce = answer.nonce
-            if message:
-                request.error_detail.message = message
-            requests_.put(request)
-            expected = {"grpc_lb_xds_clients 1", f"grpc_lb_xds_refusing_clients {refusing}", "grpc_lb_xds_refused_total 1"}
-            wait_for(metrics, expected.__eq__, 10, "the metrics have it")
+            requests_.put(answer(nonce, message))
+            wait_for(metrics, [1, refusing, before + 1].__eq__, 10, "the metrics have it")
             shown = secure.local_stack("status")
             assert ("! xDS: billing-1 refuses a Cluster: no such policy" in shown) == bool(message)
         answers.cancel()
