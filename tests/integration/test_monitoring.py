@@ -131,7 +131,7 @@ def test_configuration_and_rules_are_prometheus_own(program: str, tmp_path: Path
     (tmp_path / "prometheus.yml").write_text(configuration())
     (tmp_path / "targets.json").write_text("[]")
     shutil.copy(CONFIG / "rules.yml", tmp_path)
-    assert "6 rules found" in promtool(program, tmp_path, "check", "config", "prometheus.yml")
+    assert "7 rules found" in promtool(program, tmp_path, "check", "config", "prometheus.yml")
 
 
 def test_every_alert_fires_when_it_should_and_not_before(program: str, tmp_path: Path) -> None:
@@ -170,5 +170,13 @@ def test_alerts_are_quiet_while_all_is_well(prometheus: Prometheus) -> None:
         60,
         "the rules have been evaluated",
     )
-    names = ("BalancerDown", "NoReplica", "ReplicaEjected", "CertificateExpires", "CatalogueDenied", "CallsFail")
+    names = (
+        "BalancerDown",
+        "NoReplica",
+        "ReplicaEjected",
+        "CertificateExpires",
+        "CatalogueDenied",
+        "XdsRefused",
+        "CallsFail",
+    )
     assert {rule["name"]: rule["state"] for rule in rules} == dict.fromkeys(names, "inactive")
