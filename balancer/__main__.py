@@ -101,7 +101,9 @@ def make_bootstrap(servers: Sequence[str]) -> str:
         }
         for one in servers
     ]
-    return json.dumps({"xds_servers": entries, "node": {"id": socket.gethostname()}}, indent=2)
+    # @grpc/grpc-js-xds refuses a node without locality.
+    node = {"id": socket.gethostname(), "locality": {}}
+    return json.dumps({"xds_servers": entries, "node": node}, indent=2)
 
 
 def drop(config: BalancerConfig, target: str) -> int:
