@@ -315,8 +315,12 @@ public final class Main {
     private static final class Counts {
         private final Map<String, Map<String, Integer>> seen = new TreeMap<>();
 
+        Counts(List<String> targets) {
+            targets.forEach(target -> seen.put(target, new TreeMap<>()));
+        }
+
         synchronized void add(String target, String what) {
-            seen.computeIfAbsent(target, name -> new TreeMap<>()).merge(what, 1, Integer::sum);
+            seen.get(target).merge(what, 1, Integer::sum);
         }
 
         /** Prints the calls since the last time. */
@@ -349,7 +353,7 @@ public final class Main {
     }
 
     private static void greet(List<String> targets) throws Exception {
-        Counts counts = new Counts();
+        Counts counts = new Counts(targets);
         AtomicBoolean ended = new AtomicBoolean();
         List<Future<?>> callers = new ArrayList<>();
         ExecutorService threads = Executors.newCachedThreadPool();
