@@ -332,7 +332,7 @@ public final class Main {
 
     private static String greetOnce(ManagedChannel channel) throws Exception {
         ClientCall<byte[], byte[]> call = channel.newCall(
-                method("protos.Ping/SayHello"), CallOptions.DEFAULT.withDeadlineAfter(10, TimeUnit.SECONDS));
+                method("protos.Ping/SayHello"), CallOptions.DEFAULT.withDeadlineAfter(30, TimeUnit.SECONDS));
         CompletableFuture<String> done = new CompletableFuture<>();
         call.start(new ClientCall.Listener<>() {
             @Override
