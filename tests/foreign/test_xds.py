@@ -23,6 +23,7 @@ from tests.support.greeter import Greeters, errors, greeting, wait_for_each
 from tests.support.local import SLOT
 from tests.support.xds import bootstrap, serving_xds
 
+pytest.importorskip("xds", reason="xds-protos is not installed")
 GREETING = [one for one in LIBRARIES if one.greeter]
 APPLICATION, SERVICE = "xds:///hello_server", "xds:///protos.Ping"
 Greet = Callable[..., AbstractContextManager[Greeters]]
