@@ -65,7 +65,9 @@ def make_bootstrap(servers: Sequence[str], balancer: Tls | None = None, replicas
     # A target that is gone for a moment would otherwise end the calls of running clients (gRFC A53).
     features = ["xds_v3", "ignore_resource_deletion"]
     entries = [{"server_uri": one, "channel_creds": [credentials], "server_features": features} for one in servers]
-    found: dict[str, Any] = {"xds_servers": entries, "node": {"id": socket.gethostname()}}
+    # @grpc/grpc-js-xds refuses a node without locality.
+    node = {"id": socket.gethostname(), "locality": {}}
+    found: dict[str, Any] = {"xds_servers": entries, "node": node}
     if replicas:
         provider = {"plugin_name": "file_watcher", "config": _name_files(replicas)}
         found["certificate_providers"] = {CERTIFICATES: provider}

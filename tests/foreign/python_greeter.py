@@ -44,7 +44,7 @@ def greet(target: str, counts: Counts, ended: threading.Event) -> None:
         stub = PingStub(channel)
         while not ended.is_set():
             try:
-                answer = stub.SayHello(PingMessage(greeting="hello"), timeout=10)
+                answer = stub.SayHello(PingMessage(greeting="hello"), timeout=30)
                 counts.add(target, answer.greeting.removeprefix("Hello from ").removesuffix("."))
             except grpc.RpcError as error:
                 counts.add(target, f"{error.code().name}: {error.details()}")

@@ -1,47 +1,42 @@
-"""gRPC's clients have their replicas from the control plane by xDS, and no call passes the balancer."""
+"""grpc_client has its replicas from the control plane by xDS, and no call passes the balancer.
+
+tests/foreign/test_xds.py has more, with clients of several libraries.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from subprocess import PIPE
 from typing import Any
 
 import pytest
 import requests
 
-from testbed.errors import MissingError
 from testbed.wait import wait_for
-from tests.foreign.programs import go
 from tests.support.chaos import kill_program
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import round_robin
-from tests.support.local import SLOT, short_home
-from tests.support.missing import missing
-from tests.support.scenarios import leader, wait_for_replicas
+from tests.support.local import SLOT
+from tests.support.scenarios import leader
+from tests.support.xds import bootstrap, serving_xds
 
 pytest.importorskip("xds", reason="xds-protos is not installed")
-PORT = 18000
 
 
 @pytest.fixture(scope="module")
 def xds(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDriver]:  # noqa: ARG001
     """A stack with xDS and two replicas; the bootstrap file is in the environment."""
     base = f"127.{140 + SLOT}.64.0"
-    with LocalDriver(short_home("xds"), address_base=base, port=16200 + SLOT, consul_port=19300 + SLOT) as driver:
-        driver.env["XDS_PORT"] = str(PORT)
-        driver.up(2)
-        wait_for_replicas(driver, 2)
-        command = [sys.executable, "-m", "balancer", "bootstrap", f"{driver.address('load-balancer')}:{PORT}"]
-        bootstrap = tmp_path_factory.mktemp("xds") / "bootstrap.json"
-        bootstrap.write_bytes(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
-        os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
+    with (
+        serving_xds("xds", address_base=base, port=16200 + SLOT, consul_port=19300 + SLOT) as driver,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in bootstrap(driver, tmp_path_factory.mktemp("xds")).items():
+            patch.setenv(name, value)
         yield driver
-        del os.environ["GRPC_XDS_BOOTSTRAP"]
 
 
 def report(target: str, *flags: str) -> dict[str, Any]:
@@ -75,35 +70,6 @@ def test_an_application_and_a_service_are_called_without_the_balancer(xds: Local
     assert calls_at_the_balancer(xds) == before
 
 
-def test_scaling_loses_no_call(xds: LocalDriver) -> None:
-    with no_call_lost():
-        for replicas in (4, 1, 3, 2):
-            xds.scale(replicas)
-            wait_for(
-                lambda: len(report("xds:///hello_server")["replicas"]),
-                lambda count, wanted=replicas: count == wanted,  # type: ignore[misc]
-                30,
-                f"{replicas} replicas answer",
-            )
-
-
-def test_weights_are_those_of_the_catalogue(xds: LocalDriver) -> None:
-    xds.register(f"{xds.address('hello_server-1')}:7777", application="weighted", Weights={"Passing": 9, "Warning": 1})
-    xds.register(f"{xds.address('hello_server-2')}:7777", application="weighted", Weights={"Passing": 1, "Warning": 1})
-    try:
-        wait_for(lambda: weights(xds), [1, 9].__eq__, 30, "both are served")
-        calls = report("xds:///weighted", "--count", "1000")["replicas"]
-        assert 850 <= calls["hello_server-1"] <= 950, calls
-    finally:
-        for number in (1, 2):
-            xds.deregister(f"{xds.address(f'hello_server-{number}')}:7777", application="weighted")
-
-
-def weights(stack: LocalDriver) -> list[int]:
-    """Returns the weights of the application "weighted" at nginx."""
-    return sorted(one["weight"] for one in stack.state()["replicas"] if one["application"] == "weighted")
-
-
 def test_clients_go_on_without_the_control_plane_and_without_a_leader(xds: LocalDriver) -> None:
     with no_call_lost():
         for program in ("balancer", "answers"):
@@ -122,19 +88,3 @@ def test_a_replica_that_is_killed_costs_at_most_the_calls_in_flight_at_it(xds: L
         wait_for(lambda: len(report("xds:///hello_server")["replicas"]), (2).__eq__, 60, "it answers again")
     # A client's own retry policy does not hold with xDS: retries would come with the route (gRFC A44).
     assert outcome.lost <= 12, outcome
-
-
-def test_a_go_client_loses_no_call_while_replicas_come_and_go(xds: LocalDriver) -> None:
-    try:
-        command = [*go("greet"), "xds:///hello_server"]
-    except MissingError as error:
-        missing(str(error))
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as client:
-        xds.scale(3)
-        replicas = {f"{xds.address(name)}:7777" for name in xds.replicas()}
-        for count in (1, 2):
-            xds.scale(count)
-        seen = json.loads(client.communicate(timeout=30)[0])
-    # It has errors among the keys, if there are any.
-    assert seen.keys() == replicas, seen
-    assert sum(seen.values()) > 100

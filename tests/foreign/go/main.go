@@ -429,7 +429,7 @@ func (c *counts) print() {
 func greetOnce(connection *grpc.ClientConn) string {
 	// A PingMessage: field 1 is the greeting.
 	question, answer, from := []byte("\x0a\x05hello"), []byte{}, peer.Peer{}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := connection.Invoke(ctx, "/protos.Ping/SayHello", &question, &answer, grpc.Peer(&from)); err != nil {
 		return err.Error()

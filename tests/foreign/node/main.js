@@ -193,7 +193,7 @@ async function call(target) {
 
 function greetOnce(client) {
   return new Promise((done) => {
-    const deadline = Date.now() + 10000;
+    const deadline = Date.now() + 30000;
     // A PingMessage: field 1 is the greeting.
     const question = Buffer.from('\x0a\x05hello');
     const call = client.makeUnaryRequest('/protos.Ping/SayHello', raw, raw, question, { deadline }, (error) =>

@@ -316,8 +316,12 @@ public final class Main {
     private static final class Counts {
         private final Map<String, Map<String, Integer>> seen = new TreeMap<>();
 
+        Counts(List<String> targets) {
+            targets.forEach(target -> seen.put(target, new TreeMap<>()));
+        }
+
         synchronized void add(String target, String what) {
-            seen.computeIfAbsent(target, name -> new TreeMap<>()).merge(what, 1, Integer::sum);
+            seen.get(target).merge(what, 1, Integer::sum);
         }
 
         /** Prints the calls since the last time. */
@@ -329,7 +333,7 @@ public final class Main {
 
     private static String greetOnce(ManagedChannel channel) throws Exception {
         ClientCall<byte[], byte[]> call = channel.newCall(
-                method("protos.Ping/SayHello"), CallOptions.DEFAULT.withDeadlineAfter(10, TimeUnit.SECONDS));
+                method("protos.Ping/SayHello"), CallOptions.DEFAULT.withDeadlineAfter(30, TimeUnit.SECONDS));
         CompletableFuture<String> done = new CompletableFuture<>();
         call.start(new ClientCall.Listener<>() {
             @Override
@@ -350,7 +354,7 @@ public final class Main {
     }
 
     private static void greet(List<String> targets) throws Exception {
-        Counts counts = new Counts();
+        Counts counts = new Counts(targets);
         AtomicBoolean ended = new AtomicBoolean();
         List<Future<?>> callers = new ArrayList<>();
         ExecutorService threads = Executors.newCachedThreadPool();
