@@ -4,9 +4,9 @@
 ``changed``       the time of the last change of the set of replicas, by the monotonic clock; ``updated`` by the wall
                   clock.
 ``replicas``      a list of objects: ``application``, ``address``, ``port``, ``weight``, ``state``, ``serves``,
-                  ``may_serve``, ``since`` (monotonic clock), ``tls`` (true, or missing), and for the control plane's
-                  own start ``held``, ``health``, ``services`` (a number in ``service_sets``) and
-                  ``registered_since``.
+                  ``may_serve``, ``since`` (monotonic clock), ``tls`` and ``idempotent`` (true, or missing), and for
+                  the control plane's own start ``held``, ``health``, ``services`` (a number in
+                  ``service_sets``) and ``registered_since``.
 ``service_sets``  lists of gRPC services: the sets that replicas refer to, from 0.
 ``pools``         a list of objects: ``name``, ``application`` and ``replicas``, numbers from 1 in the list above.
 ``applications``  by name, the number (from 1) of the pool of all replicas of an application.
@@ -143,6 +143,7 @@ def _describe(replica: Replica, services: int) -> dict[str, Any]:
     registration = replica.registration
     return {
         **({"tls": True} if registration.tls else {}),
+        **({"idempotent": True} if registration.idempotent else {}),
         "application": registration.application,
         "address": registration.address,
         "port": registration.port,
@@ -215,6 +216,7 @@ def read_replicas(document: Mapping[str, Any]) -> list[Replica]:
                 health=str(entry["health"]),
                 since=str(entry["registered_since"]),
                 tls=bool(entry.get("tls")),
+                idempotent=bool(entry.get("idempotent")),
             ),
             since=float(entry["since"]),
             health=_read_health(str(entry["state"])),

@@ -14,7 +14,7 @@ from typing import Any
 
 from balancer.addresses import Addresses
 from common.environment import host_port
-from common.names import GRPC_SERVICE, GRPC_TLS, NAME, SERVICES_KEYS, SINCE
+from common.names import GRPC_IDEMPOTENT, GRPC_SERVICE, GRPC_TLS, NAME, SERVICES_KEYS, SINCE
 
 # The last line of a whole file.
 _END = "# end"
@@ -37,6 +37,7 @@ class Registration:
         health: the name in its health service; empty if it registers none.
         since: the time from which its application has had its services, in ISO 8601; empty if it registers none.
         tls: whether it speaks TLS.
+        idempotent: whether its calls may be executed twice.
         own_node: whether its address is that of its own Consul node.
     """
 
@@ -48,6 +49,7 @@ class Registration:
     health: str = ""
     since: str = ""
     tls: bool = False
+    idempotent: bool = False
     own_node: bool = field(default=True, compare=False)
 
     # Both are read many times at each change of the fleet.
@@ -156,7 +158,8 @@ class Parser:
             services=_read_services(meta),
             health=_read_name(meta, "grpc_health"),
             since=_read_since(meta),
-            tls=_read_tls(meta),
+            tls=_read_bool(meta, GRPC_TLS),
+            idempotent=_read_bool(meta, GRPC_IDEMPOTENT),
             own_node=ip == _parse_ip(node_address),
         )
         if registration.tls in self._refused_kinds:
@@ -248,8 +251,8 @@ def _read_since(meta: Mapping[str, object]) -> str:
     return value if isinstance(value, str) and SINCE.fullmatch(value) else ""
 
 
-def _read_tls(meta: Mapping[str, object]) -> bool:
-    value = meta.get(GRPC_TLS) or "false"
+def _read_bool(meta: Mapping[str, object], key: str) -> bool:
+    value = meta.get(key) or "false"
     if value not in ("true", "false"):
-        raise _RefusedError(f"{GRPC_TLS} must be true or false (got {_show(value)})")
+        raise _RefusedError(f"{key} must be true or false (got {_show(value)})")
     return value == "true"

@@ -20,6 +20,8 @@ MAX_VALUE = 512
 SERVICES_KEYS = ("grpc_services", *(f"grpc_services_{number}" for number in range(2, 9)))
 # The metadata of a replica that speaks TLS: true.
 GRPC_TLS = "grpc_tls"
+# The metadata of a replica whose calls may be executed twice: true.
+GRPC_IDEMPOTENT = "grpc_idempotent"
 # The metadata grpc_since as the registrar writes it: text that sorts by time.
 SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", re.ASCII)
 

@@ -17,7 +17,7 @@ from common.environment import (
     read_drain_seconds,
     read_hostname,
 )
-from common.names import BALANCED_TAG, GRPC_SERVICE, GRPC_TLS, MAX_VALUE, NAME, SERVICES_KEYS
+from common.names import BALANCED_TAG, GRPC_IDEMPOTENT, GRPC_SERVICE, GRPC_TLS, MAX_VALUE, NAME, SERVICES_KEYS
 from registrar.checks import Check, GrpcCheck, HttpCheck
 from registrar.tls import ServiceTls, read_tls
 
@@ -49,6 +49,7 @@ class RegistrarConfig:
     consul_servers: tuple[str, ...] = ()
     access: ConsulAccess = PLAIN
     tls: ServiceTls | None = None
+    idempotent: bool = False
 
     @property
     def service_id(self) -> str:
@@ -71,14 +72,17 @@ class RegistrarConfig:
         ``grpc_services``, ``grpc_services_2`` and so on: its gRPC services, separated by commas. ``grpc_health``: the
         name for its health service. An ejected replica is restored only when its health service says SERVING for this
         name, because another service may have its address by then. ``version``: shown to people. ``metrics_port``: the
-        port of its metrics, ``metrics_address`` their address if it is another one. ``grpc_tls``: it speaks TLS. The
-        agent adds the times ``registered`` and ``grpc_since``.
+        port of its metrics, ``metrics_address`` their address if it is another one. ``grpc_tls``: it speaks TLS.
+        ``grpc_idempotent``: its calls may be executed twice. The agent adds the times ``registered`` and
+        ``grpc_since``.
         """
         found = dict(zip(SERVICES_KEYS, split_services(grpc_services), strict=False))
         if isinstance(self.check, GrpcCheck) and self.check.target == self.target and self.check.service:
             found["grpc_health"] = self.check.service
         if self.tls:
             found[GRPC_TLS] = "true"
+        if self.idempotent:
+            found[GRPC_IDEMPOTENT] = "true"
         if self.version:
             found["version"] = self.version
         if self.metrics_port:
@@ -120,6 +124,7 @@ class RegistrarConfig:
             consul_servers=reader.words("CONSUL_SERVER", ""),
             access=ConsulAccess.read(reader, "REGISTRAR_TOKEN_FILE"),
             tls=tls,
+            idempotent=reader.choice("GRPC_IDEMPOTENT", ("true", "false"), "false") == "true",
         )
         reader.raise_problems()
         return config

@@ -41,6 +41,13 @@ _TLS, _DEFAULT = ":tls", ":default"
 _MOST_WEIGHT = 65_535
 
 
+# As grpc_client's retry policy: five attempts in about 1.5 s.
+_RETRIES = route_components_pb2.RetryPolicy(retry_on="unavailable")
+_RETRIES.num_retries.value = 4
+_RETRIES.retry_back_off.base_interval.FromMilliseconds(100)
+_RETRIES.retry_back_off.max_interval.FromSeconds(1)
+
+
 @dataclass(frozen=True)
 class Resources:
     """The resources of one document.
@@ -92,11 +99,13 @@ def build(document: Mapping[str, Any]) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = Resources()
-    clusters = [_add_clusters(built, pool, document["replicas"]) for pool in document["pools"]]
+    replicas, pools = document["replicas"], document["pools"]
+    clusters = [_add_clusters(built, pool, replicas) for pool in pools]
     for target, application, number in _find_targets(document):
         if number:
             built.add(LISTENER, target, application, _build_listener(target))
-            built.add(ROUTE, target, application, _build_route(target, clusters[number - 1]))
+            repeats = all(replicas[index - 1].get("idempotent") for index in pools[number - 1]["replicas"])
+            built.add(ROUTE, target, application, _build_route(target, clusters[number - 1], repeats=repeats))
     return built
 
 
@@ -210,8 +219,14 @@ def _build_listener(name: str) -> Any:
     return listener_pb2.Listener(name=name, api_listener=api_listener_pb2.ApiListener(api_listener=packed))
 
 
-def _build_route(name: str, clusters: Mapping[str, int]) -> Any:
-    """Builds a route to clusters, by name with their weights."""
+def _build_route(name: str, clusters: Mapping[str, int], *, repeats: bool) -> Any:
+    """Builds a route to clusters, by name with their weights.
+
+    Args:
+        name: that of the target.
+        clusters: the weights by name.
+        repeats: whether a call that fails may be executed again (gRFC A44).
+    """
     # If no replica is healthy, all clusters say so.
     weights = {one: weight for one, weight in clusters.items() if weight} or dict.fromkeys(clusters, 1)
     action = route_components_pb2.RouteAction()
@@ -220,6 +235,8 @@ def _build_route(name: str, clusters: Mapping[str, int]) -> Any:
     else:
         for one, weight in weights.items():
             action.weighted_clusters.clusters.add(name=one).weight.value = weight
+    if repeats:
+        action.retry_policy.CopyFrom(_RETRIES)
     route = route_components_pb2.Route(match=route_components_pb2.RouteMatch(prefix=""), route=action)
     host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=[route])
     return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])

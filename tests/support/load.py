@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from testbed import programs
 from testbed.errors import MissingError
 from testbed.load import client_command, ghz_command
 from testbed.stats import percentile
+from testbed.wait import wait_for
 from tests.support.drivers import ROOT, Driver
 
 CALLERS, CONNECTIONS = 32, 8
@@ -29,8 +31,9 @@ CALLS_A_SECOND = 400
 FEW_CALLS_A_SECOND = 100
 DEADLINE_SECONDS = 10
 _LIMIT_SECONDS = 3600
-# The time before a client's first call.
-_START_SECONDS = 1.5
+# A client that has its connections makes its first calls within this time.
+_CALLS_SECONDS = 0.3
+_FEW_CONNECTIONS = 4
 
 
 @dataclass
@@ -108,7 +111,7 @@ def two_clients(
         other = _start(others, Path(directory, "other")) if others else None
         processes = [process for process in (ours, other) if process]
         try:
-            time.sleep(_START_SECONDS)
+            _wait_for_calls(processes, CONNECTIONS)
             yield load
         finally:
             for process in processes:
@@ -127,12 +130,12 @@ def round_robin(target: str, *, retry: bool = True, deadline: float = DEADLINE_S
     """Runs grpc_client, which calls all balancers of a gRPC target in turn, until the block ends."""
     outcome = Outcome()
     command = [sys.executable, "-m", "grpc_client", "--target", target, "--json"]
-    command += ["--duration", str(_LIMIT_SECONDS), "--concurrency", "12", "--connections", "4"]
+    command += ["--duration", str(_LIMIT_SECONDS), "--concurrency", "12", "--connections", str(_FEW_CONNECTIONS)]
     command += ["--rate", str(FEW_CALLS_A_SECOND), "--timeout", str(deadline), *([] if retry else ["--no-retry"])]
     with tempfile.TemporaryDirectory() as directory:
         client = _start(command, Path(directory, "report"))
         try:
-            time.sleep(_START_SECONDS)
+            _wait_for_calls([client], _FEW_CONNECTIONS)
             yield outcome
         finally:
             client.send_signal(signal.SIGINT)
@@ -162,6 +165,22 @@ def ghz() -> Path | None:
 def _start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
     with output.open("wb") as file:
         return subprocess.Popen(command, stdout=file, cwd=ROOT)
+
+
+def _wait_for_calls(processes: Iterable[subprocess.Popen[bytes]], connections: int) -> None:
+    """Waits until each client has its connections and makes calls, or has ended."""
+    for process in processes:
+        look = partial(_has_connections, process, connections)
+        wait_for(look, bool, 60, f"{connections} connections of the client")
+    time.sleep(_CALLS_SECONDS)
+
+
+def _has_connections(process: subprocess.Popen[bytes], connections: int) -> bool:
+    sockets = 0
+    for one in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):
+            sockets += str(one.readlink()).startswith("socket:")
+    return sockets >= connections or process.poll() is not None
 
 
 def _read(output: Path) -> dict[str, Any]:

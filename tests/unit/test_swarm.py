@@ -22,6 +22,7 @@ DIFFERENT = {
 }
 # Swarm has no .env, and TLS comes from secrets.
 LEFT_OUT = {
+    "GRPC_IDEMPOTENT",
     "GRPC_WORKERS", "LB_ACCESS_LOG", "LB_TLS_CERTIFICATE", "LB_TLS_CLIENT_CA", "LB_TLS_KEY", "NGINX_UPDATE", "VERSION",
     "XDS_ALLOW",
     "XDS_PORT",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ def test_a_cluster_without_a_healthy_replica_gets_no_call_if_the_other_has_one()
     assert routed(found, "shop") == {"shop:tls": 0}
     found = resources.build(document(replica(9, serves=False), replica(9, serves=False, tls=True) | {"port": 1}))
     assert routed(found, "shop") == {"shop": 1, "shop:tls": 1}
+
+
+@pytest.mark.parametrize(("marked", "retries"), [((), 0), ((1,), 0), ((1, 2), 4)])
+def test_calls_are_repeated_only_if_all_replicas_say_that_they_may_be(marked: Sequence[int], retries: int) -> None:
+    replicas = [replica(number) | ({"idempotent": True} if number in marked else {}) for number in (1, 2)]
+    found = resources.build(document(*replicas))
+    route = route_pb2.RouteConfiguration.FromString(found.found[ROUTE]["shop"].value).virtual_hosts[0].routes[0].route
+    assert route.retry_policy.num_retries.value == retries
+    assert route.retry_policy.retry_on == ("unavailable" if retries else "")
 
 
 def test_applications_and_services_lead_to_the_cluster_of_their_pool() -> None:
