@@ -44,6 +44,11 @@ class Resources:
         """Returns the resources of a type with these names; all for none."""
         found = self.found[kind]
         wanted = list(names)
+        if kind == ENDPOINTS:
+            # Clients keep the cluster of an application that is gone, and must learn that it has no replica.
+            found = {name: _pack(kind, _build_endpoints(name, [])) for name in wanted if name not in found} | dict(
+                found
+            )
         return [found[name] for name in wanted if name in found] if wanted else list(found.values())
 
 
@@ -85,8 +90,11 @@ def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _add(found: dict[str, dict[str, any_pb2.Any]], kind: str, name: str, message: Any) -> None:
-    packed = any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
-    found[kind][name] = packed
+    found[kind][name] = _pack(kind, message)
+
+
+def _pack(kind: str, message: Any) -> any_pb2.Any:
+    return any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
 
 
 def _ads() -> Any:
