@@ -62,14 +62,20 @@ class Resources:
 
     def add(self, kind: str, name: str, application: str, message: Any) -> None:
         """Adds a resource."""
-        packed = any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
-        self.found[kind][name] = packed
+        self.found[kind][name] = _pack(kind, message)
         self.owners[kind][name] = application
 
     def select(self, kind: str, names: Iterable[str], rights: Rights = ALL) -> list[any_pb2.Any]:
         """Returns the resources of a type with these names, all for none, as far as the rights allow."""
-        found, owners = self.found[kind], self.owners[kind]
-        return [found[name] for name in list(names) or found if name in found and rights.allow(owners[name])]
+        found, owners, wanted = self.found[kind], self.owners[kind], list(names)
+        chosen = []
+        for name in wanted or found:
+            if name in found and rights.allow(owners[name]):
+                chosen.append(found[name])
+            elif kind == ENDPOINTS:
+                # Clients keep the cluster of an application that is gone, and must learn that it has no replica.
+                chosen.append(_pack(kind, _build_endpoints(name, [], "serves")))
+        return chosen
 
     def keep(self, before: Resources, clusters: Iterable[str]) -> Resources:
         """Returns these resources with some clusters of earlier ones."""
@@ -143,6 +149,10 @@ def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]
 
 def _limit(weight: int) -> int:
     return min(max(weight, 1), _MOST_WEIGHT)
+
+
+def _pack(kind: str, message: Any) -> any_pb2.Any:
+    return any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
 
 
 def _ads() -> Any:

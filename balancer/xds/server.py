@@ -52,14 +52,19 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         self._timer: asyncio.TimerHandle | None = None
 
     def publish(self, newest: Resources) -> None:
-        """Sends the resources to all streams; clusters that are gone stay for 10 s.
+        """Sends the resources to all streams; clusters that are gone stay for 10 s if their application does.
 
         Routes are sent after clusters, so that for a moment a route may lead to a cluster that is gone.
         """
         loop = asyncio.get_running_loop()
         before, self.current = self.current or newest, newest
         now = loop.time()
-        gone = before.found[CLUSTER].keys() - newest.found[CLUSTER].keys()
+        applications = set(newest.owners[CLUSTER].values())
+        gone = {
+            name
+            for name, application in before.owners[CLUSTER].items()
+            if name not in newest.owners[CLUSTER] and application in applications
+        }
         since = {name: self._gone.get(name, now) for name in gone}
         self._gone = {name: at for name, at in since.items() if now < at + _LINGER_SECONDS}
         if self._timer:

@@ -98,12 +98,16 @@ def opened(stack: SecureDriver, known: grpc.ChannelCredentials | None) -> Iterat
         yield ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources
 
 
-def ask(stream: Any, kind: str, *names: str) -> set[str]:
-    """Returns the names of the resources of a type that a stream has."""
+def read(stream: Any, kind: str, *names: str) -> Sequence[Any]:
+    """Returns the resources of a type that a stream gets."""
     request = discovery_pb2.DiscoveryRequest(type_url=kind, resource_names=names)
-    answer = next(iter(stream(iter([request]), timeout=5)))
-    unpacked = {one.value for one in answer.resources}
-    return {value.split(b"\n", 1)[1][1 : 1 + value[1]].decode() for value in unpacked}
+    found: Sequence[Any] = next(iter(stream(iter([request]), timeout=5))).resources
+    return found
+
+
+def ask(stream: Any, kind: str, *names: str) -> set[str]:
+    """Returns the names of the resources of a type that a stream gets; the name is the first field."""
+    return {one.value[2 : 2 + one.value[1]].decode() for one in read(stream, kind, *names)}
 
 
 def applications(stack: SecureDriver, client: str) -> set[str]:
@@ -126,8 +130,9 @@ def test_a_client_gets_the_applications_that_it_may_have_and_no_other(secure: Se
             for kind in (LISTENER, ROUTE):
                 assert ask(stream, kind) == {"hello_server", "protos.Ping"}
                 assert ask(stream, kind, "orders", "hello_server") == {"hello_server"}
-            for kind in (CLUSTER, ENDPOINTS):
-                assert ask(stream, kind, "orders:tls", "hello_server:tls") == {"hello_server:tls"}
+            assert ask(stream, CLUSTER, "orders:tls", "hello_server:tls") == {"hello_server:tls"}
+            # As of an application that does not exist: it has no replica.
+            assert read(stream, ENDPOINTS, "orders:tls", "none")[0].value == b"\n\norders:tls"
     finally:
         secure.deregister(address, application="orders")
 

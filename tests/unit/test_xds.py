@@ -73,6 +73,12 @@ def test_if_none_serves_those_that_may_be_present_are_tried() -> None:
     assert [healthy for _, _, healthy in endpoints(found)] == [True, False]
 
 
+def test_the_cluster_of_an_application_that_is_gone_has_no_replica() -> None:
+    found = resources.build(document(replica(1))).select(ENDPOINTS, ["shop", "gone"])
+    assignments = [endpoint_pb2.ClusterLoadAssignment.FromString(one.value) for one in found]
+    assert {one.cluster_name: len(one.endpoints) for one in assignments} == {"shop": 1, "gone": 0}
+
+
 @pytest.mark.parametrize(("weight", "published"), [(0, 1), (-3, 1), (65_536, 65_535)])
 def test_a_weight_that_clients_would_refuse_is_not_published(weight: int, published: int) -> None:
     assert endpoints(resources.build(document(replica(1, weight=weight))))[0][1] == published
@@ -186,6 +192,8 @@ def test_a_client_has_what_its_certificates_names_may_have() -> None:
         rights = find_rights(allowed, names)
         assert len(found.select(LISTENER, [], rights)) == expected
         assert len(found.select(CLUSTER, ["shop"], rights)) == bool(expected)
+        known, unknown = (found.select(ENDPOINTS, [name], rights)[0].value for name in ("shop", "none"))
+        assert (b"10.0.0.1" in known, b"10.0.0.1" in unknown) == (bool(expected), False)
     assert not found.select(LISTENER, [], find_rights(parse_allowed(["billing:orders"]), ["billing"]))
     assert len(found.select(LISTENER, [], find_rights({}, []))) == 2
 
