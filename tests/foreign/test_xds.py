@@ -195,7 +195,7 @@ def test_an_application_that_comes_later_is_found(
     xds: LocalDriver, environment: Mapping[str, str], commands: Mapping[str, Command]
 ) -> None:
     later = "xds:///later"
-    with greeting(commands, [later, APPLICATION], environment, xds.home / "logs") as greeters:
+    with greeting(commands, [APPLICATION, later], environment, xds.home / "logs") as greeters:
         for _ in range(2):
             with registered(xds, "later", {xds.address("hello_server-1"): 1}):
                 wait_for_each(greeters, later, lambda calls: bool(calls) and not errors(calls), "is answered")
