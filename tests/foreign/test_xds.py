@@ -87,6 +87,13 @@ def registered(stack: LocalDriver, application: str, weights: Mapping[str, int])
             stack.deregister(f"{address}:7777", application=application)
 
 
+def start_server(stack: LocalDriver, name: str) -> str:
+    """Starts a server beside the replicas; returns its address when it listens."""
+    address = stack.run_server(name)
+    wait_until_listening(f"{address}:7777")
+    return address
+
+
 def served(stack: LocalDriver, application: str) -> list[int]:
     """Returns the weights of an application's replicas at the balancer."""
     return sorted(one["weight"] for one in stack.state()["replicas"] if one["application"] == application)
@@ -125,25 +132,22 @@ def test_a_rollout_loses_no_call(xds: LocalDriver, greet: Greet) -> None:
 def test_several_applications_are_called_at_once_by_their_weights(xds: LocalDriver, greet: Greet) -> None:
     weighted = "xds:///weighted"
     often, seldom = (xds.address(f"hello_server-{number}") for number in (1, 2))
-    other = xds.run_server("other")
-    try:
-        wait_until_listening(f"{other}:7777")
-        with (
-            registered(xds, "weighted", {often: 9, seldom: 1}),
-            registered(xds, "other", {other: 1}),
-            greet(APPLICATION, weighted, "xds:///other") as greeters,
-        ):
-            for name, greeter in greeters.items():
-                wait_for(partial(greeter.total, weighted), (500).__le__, 60, f"500 calls of {name}", 0.3)
-        for greeter in greeters.values():
-            calls = answers(xds, greeter.calls[weighted])
-            # Six standard deviations of 500 random choices.
-            assert 0.82 <= calls["hello_server-1"] / calls.total() <= 0.98, calls
-            assert len(greeter.calls["xds:///other"]) == 1
-            assert greeter.calls["xds:///other"].keys() <= {"other", f"{other}:7777"}
-            assert answers(xds, greeter.calls[APPLICATION]).keys() == {"hello_server-1", "hello_server-2"}
-    finally:
-        xds.stop_extras()
+    other = start_server(xds, "other")
+    with (
+        registered(xds, "weighted", {often: 9, seldom: 1}),
+        registered(xds, "other", {other: 1}),
+        greet(APPLICATION, weighted, "xds:///other") as greeters,
+    ):
+        for name, greeter in greeters.items():
+            wait_for(partial(greeter.total, weighted), (500).__le__, 60, f"500 calls of {name}", 0.3)
+    for greeter in greeters.values():
+        calls = answers(xds, greeter.calls[weighted])
+        # Six standard deviations of 500 random choices.
+        assert 0.82 <= calls["hello_server-1"] / calls.total() <= 0.98, calls
+        assert len(greeter.calls["xds:///other"]) == 1
+        assert greeter.calls["xds:///other"].keys() <= {"other", f"{other}:7777"}
+        assert answers(xds, greeter.calls[APPLICATION]).keys() == {"hello_server-1", "hello_server-2"}
+    xds.stop_extras()
 
 
 def test_clients_go_on_without_the_control_plane(xds: LocalDriver, greet: Greet) -> None:
@@ -151,28 +155,35 @@ def test_clients_go_on_without_the_control_plane(xds: LocalDriver, greet: Greet)
         for program in ("balancer", "answers"):
             kill_program(xds, "load-balancer", program)
         wait_for_replicas(greeters, 2)
-        control(xds, "stop")
-        xds.scale(3)
-        wait_for_replicas(greeters, 2)
-        control(xds, "start")
+        with no_control_plane(xds):
+            third = start_server(xds, "third")
+            xds.register(f"{third}:7777")
+            wait_for_replicas(greeters, 2)
         wait_for_replicas(greeters, 3)
-        xds.scale(2)
+        xds.deregister(f"{third}:7777")
         wait_for_replicas(greeters, 2)
+    xds.stop_extras()
 
 
-def control(stack: LocalDriver, verb: str) -> None:
-    """Starts or stops the control plane and its xDS."""
-    stack.execute("load-balancer", "supervisorctl", "-c", "etc/supervisord.conf", verb, "balancer", "answers")
+@contextmanager
+def no_control_plane(stack: LocalDriver) -> Iterator[None]:
+    """Stops the control plane and its xDS, until the block ends."""
+    control = ("supervisorctl", "-c", "etc/supervisord.conf")
+    stack.execute("load-balancer", *control, "stop", "balancer", "answers")
+    try:
+        yield
+    finally:
+        stack.execute("load-balancer", *control, "start", "balancer", "answers")
 
 
 def test_an_application_that_comes_later_is_found(
     xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]
 ) -> None:
     later = "xds:///later"
-    with greeting(greeters, [later, APPLICATION], environment, xds.home / "logs") as started:
+    with greeting(greeters, [APPLICATION, later], environment, xds.home / "logs") as started:
         for _ in range(2):
             with registered(xds, "later", {xds.address("hello_server-1"): 1}):
-                wait_for_each(started, later, lambda calls: not errors(calls), "is answered")
+                wait_for_each(started, later, lambda calls: bool(calls) and not errors(calls), "is answered")
             wait_for_each(started, later, lambda calls: bool(errors(calls)), "is no longer answered")
     assert_no_call_lost(started, APPLICATION)
     for name, greeter in started.items():

@@ -220,7 +220,10 @@ def test_a_cluster_that_is_gone_stays_a_while(monkeypatch: pytest.MonkeyPatch, t
             assert discovery.current
             return set(discovery.current.found[CLUSTER])
 
-        for one in (both, document(replica(1)), document(replica(2))):
+        both["pools"].append({"name": "orders", "application": "orders", "replicas": [1]})
+        discovery.publish(resources.build(both))
+        # The application orders has no cluster at all any more; its clients must learn that.
+        for one in (document(replica(1)), document(replica(2))):
             discovery.publish(resources.build(one))
             assert names() == {"shop", "shop/Ping", ":default"}
         stream.changed.clear()
