@@ -203,6 +203,27 @@ def test_rotated_certificates_are_in_use_without_an_outage(secure: SecureDriver)
     assert {name: (secure.secrets / name).read_bytes() for name in kept} == kept
 
 
+def test_a_wrong_key_of_the_replicas_agents_costs_no_call_and_no_registration(
+    secure: SecureDriver, tmp_path: Path
+) -> None:
+    key, new = (secure.secrets / "hello_server" / name for name in ("consul-key.pem", "consul-key.new"))
+    Secrets(tmp_path / "other", ["hello_server"]).create()
+    names = secure.replicas()
+    logs = [secure.home / "logs" / f"{name}.log" for name in names]
+    with two_clients(secure) as load:
+        new.write_bytes((tmp_path / "other" / "hello_server" / key.name).read_bytes())
+        new.replace(key)
+        for log in logs:
+            wait_for(log.read_text, lambda text: "continues with the last good files" in text, 10, "it says so")
+        secure.local_stack("secure", "--rotate")
+        written = key.with_name("consul.pem").read_text()
+        for name in names:
+            address = secure.address(name)
+            wait_for(lambda: served_certificate(address, 8500), written.__eq__, 10, name)  # noqa: B023 - called at once
+    load.assert_no_failed_calls()
+    assert not any("lost the service" in log.read_text() for log in logs)
+
+
 def test_what_makes_the_secrets_and_the_tokens_may_run_again(secure: SecureDriver) -> None:
     files = {path: path.read_bytes() for path in secure.secrets.rglob("*") if path.is_file()}
     printed = secure.local_stack("secure")
