@@ -70,6 +70,16 @@ def tool(name: str) -> Path:
     return programs.go_program("foreign-tools", programs.digest(source), source, "tool", file=name)
 
 
+def prometheus() -> Path:
+    """Prometheus' own discovery of targets.
+
+    Raises:
+        MissingError: there is no Go, or it does not build.
+    """
+    source = _HERE / "prometheus"
+    return programs.go_program("foreign-prometheus", programs.digest(source), source, ".", file="prometheus")
+
+
 LIBRARIES = (
     Library(
         name="grpcio-threads",
@@ -95,6 +105,7 @@ def main() -> None:
             if make:
                 print(*make())
     print(tool("grpcurl").parent)
+    print(prometheus())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -17,16 +18,20 @@ import requests
 from protos import api_pb2_grpc
 from security.files import Secrets
 from testbed.calls import greet, open_channel, say_hello
+from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.capture import captured
 from tests.support.drivers import ROOT
 from tests.support.load import two_clients
 from tests.support.local import SLOT, short_home
+from tests.support.prometheus import TOKEN, Discovery, configure, expected_targets
 from tests.support.scenarios import wait_for_replicas
 from tests.support.secure import SecureDriver
 
 pytestmark = pytest.mark.timeout(600)
 PORT = 15500 + SLOT
+# No token has this secret.
+WRONG = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +125,7 @@ def allows(response: requests.Response) -> bool:
 
 @pytest.mark.parametrize("who", RIGHTS)
 def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: SecureDriver, who: str) -> None:
-    headers = {"anonymous": {}, "wrong token": {"X-Consul-Token": "11111111-2222-3333-4444-555555555555"}}.get(who)
+    headers = {"anonymous": {}, "wrong token": {"X-Consul-Token": WRONG}}.get(who)
     if headers is None:
         headers = {"X-Consul-Token": secure.token(who)}
     # At a replica's own agent, whose HTTPS wants a certificate of the inner CA.
@@ -141,6 +146,24 @@ def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: Secur
         session.headers["X-Consul-Token"] = secure.token("management")
         session.put(f"{base}/v1/agent/service/deregister/hello_server-matrix", timeout=10)
     assert allowed == RIGHTS[who] - {"deregister the balancer"}
+
+
+def test_prometheus_finds_its_targets_with_its_token_and_nothing_without(
+    secure: SecureDriver, processes: Processes, tmp_path: Path
+) -> None:
+    configuration, expected = configure(secure), expected_targets(secure)
+    found = Discovery(processes, "its-token", configuration)
+    wait_for(found.targets, expected.__eq__, 60, "all targets")
+    for name, content in (("no-right", secure.token("server-health")), ("no-token", ""), ("wrong-token", WRONG)):
+        (tmp_path / name).write_text(content)
+        own = configuration.replace(str(secure.secrets / "prometheus" / TOKEN), str(tmp_path / name))
+        assert own != configuration
+        without = Discovery(processes, name, own)
+        wait_for(without.log, lambda text: re.search(r"\b403\b", text) is not None, 60, "Consul refuses it")
+        assert without.targets() == set()
+    # The rights of the last one come while it runs, as when the stack starts.
+    (tmp_path / "wrong-token").write_text(secure.token("prometheus"))
+    wait_for(without.targets, expected.__eq__, 60, "all targets with a token that came later")
 
 
 def test_no_call_registration_check_or_token_is_in_clear_text(secure: SecureDriver) -> None:
