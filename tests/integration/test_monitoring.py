@@ -128,6 +128,8 @@ def promtool(program: str, directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
+# Its program may have to be built first.
+@pytest.mark.timeout(900)
 def test_discovery_finds_every_replica_and_the_balancer_and_nothing_else(
     two_replicas: LocalDriver, processes: Processes
 ) -> None:

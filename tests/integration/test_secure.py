@@ -148,6 +148,8 @@ def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: Secur
     assert allowed == RIGHTS[who] - {"deregister the balancer"}
 
 
+# Its program may have to be built first.
+@pytest.mark.timeout(900)
 def test_prometheus_finds_its_targets_with_its_token_and_nothing_without(
     secure: SecureDriver, processes: Processes, tmp_path: Path
 ) -> None:
