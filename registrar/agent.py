@@ -59,10 +59,6 @@ class Agent:
         """Deregisters the service, if the agent has it."""
         self.api.call("PUT", f"/v1/agent/service/deregister/{service_id}", unknown_is_fine=True)
 
-    def reload(self) -> None:
-        """Has the agent read its configuration and its certificates again."""
-        self.api.call("PUT", "/v1/agent/reload")
-
     def has_service(self, service_id: str) -> bool:
         """Returns whether the agent has the service."""
         return self.api.call("GET", f"/v1/agent/service/{service_id}", unknown_is_fine=True).ok

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-from common.certificates import Followed
 from registrar import reflection
 from registrar.agent import Agent
 from registrar.agent_api import AgentError
@@ -59,10 +58,6 @@ class Registration:
         self._services: Sequence[str] | None = None if config.asks_for_services else config.grpc_services
         self._waited_for_services = False
         self._ask_again_seconds, self._ask_again_at = 0.5, 0.0
-        # Without a log, because the server logs the problems of the same files.
-        self._certificates = Followed(config.tls.files) if config.tls else None
-        if self._certificates:
-            self._certificates.look()
 
     def register(self) -> bool:
         """Registers, in up to ten attempts; False when stopped before one succeeded.
@@ -107,7 +102,6 @@ class Registration:
         self._rejoin_gossip()
         catalogue_at = time.monotonic() + _CATALOGUE_SECONDS
         while not self._stop.wait(_WATCH_SECONDS):
-            self._follow_certificates()
             try:
                 known = self._agent.has_service(self._config.service_id)
             except AgentError as error:
@@ -155,15 +149,6 @@ class Registration:
         LOG.info("draining drain_seconds=%g", self._config.drain_seconds)
         time.sleep(self._config.drain_seconds)
         LOG.info("drained")
-
-    def _follow_certificates(self) -> None:
-        """Has the agent read renewed files for its check, which it does not by itself."""
-        if self._certificates and self._certificates.look():
-            try:
-                self._agent.reload()
-                LOG.info("the certificate is renewed, the agent has read it")
-            except AgentError as error:
-                LOG.warning("the agent has not read the renewed certificate reason=%s", error)
 
     def _rejoin_gossip(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""TLS with the service: the registrar's own connections, and renewed files."""
+"""TLS with the service, for the registrar's own connections."""
 
 from __future__ import annotations
 

@@ -72,6 +72,16 @@ def tool(name: str) -> Path:
     return programs.go_program("foreign-tools", programs.digest(source), source, "tool", file=name)
 
 
+def prometheus() -> Path:
+    """Prometheus' own discovery of targets.
+
+    Raises:
+        MissingError: there is no Go, or it does not build.
+    """
+    source = _HERE / "prometheus"
+    return programs.go_program("foreign-prometheus", programs.digest(source), source, ".", file="prometheus")
+
+
 def _in_one_program(name: str, start: Callable[[str], Command]) -> Library:
     roles = {"server": "server", "client": "client", "greeter": "greet"}
     return Library(name=name, **{field: partial(start, role) for field, role in roles.items()})
@@ -103,6 +113,7 @@ def main() -> None:
             if make:
                 print(*make())
     print(tool("grpcurl").parent)
+    print(prometheus())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ HTTP = 29500 + 10 * SLOT
 LISTEN, METRICS = HTTP + 4, HTTP + 6
 APP = "hello"
 BALANCER, RENEWED = "10000000-0000-0000-0000-000000000000", "20000000-0000-0000-0000-000000000000"
-REGISTRAR = "30000000-0000-0000-0000-000000000000"
+REGISTRAR, EXPIRING = "30000000-0000-0000-0000-000000000000", "40000000-0000-0000-0000-000000000000"
+# The shortest life of a token that Consul takes: ACLTokenMinExpirationTTL, which is no setting.
+LIFE_SECONDS = 60
 SERVICES, NODES = 'service_prefix "" { policy = "read" }', 'node_prefix "" { policy = "read" }'
 POLICIES = {
     "balancer": f"{SERVICES} {NODES}",
@@ -67,6 +69,12 @@ class Stack:
         addresses = ["--consul", f"127.0.0.1:{HTTP}", "--balancer", f"127.0.0.1:{LISTEN + 1}"]
         env = {**os.environ, **self.consul.tls, "CONSUL_HTTP_TOKEN": token}
         return subprocess.run([*command, *addresses], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+    def give(self, token: str) -> None:
+        """Replaces the balancer's token in its file."""
+        new = self.token.with_suffix(".new")
+        new.write_text(token)
+        new.replace(self.token)
 
     def rendered(self) -> int:
         """Returns the number of the application's replicas that consul-template has rendered."""
@@ -188,10 +196,28 @@ def test_a_right_that_is_lost_costs_no_call(stack: Stack, lose: Callable[[Stack]
     assert stack.balancer.control_plane.log().count("Consul filters its answers") == 1
 
 
-def test_a_token_that_is_revoked_costs_no_call_and_a_new_one_in_its_file_is_used(stack: Stack) -> None:
+def revoke(stack: Stack) -> tuple[str, Callable[[], None]]:
+    return BALANCER, lambda: stack.consul.revoke(BALANCER)
+
+
+def expire(stack: Stack) -> tuple[str, Callable[[], None]]:
+    made = time.monotonic()
+    stack.consul.create_token(EXPIRING, "balancer", ExpirationTTL=f"{LIFE_SECONDS}s")
+    stack.give(EXPIRING)
+    wait_for(time.monotonic, lambda now: now > made + LIFE_SECONDS - 3, LIFE_SECONDS, "most of its life is over")
+    assert stack.metric() == "1"
+    return EXPIRING, lambda: None
+
+
+@pytest.mark.parametrize("begin_to_end", [revoke, expire])
+def test_a_token_that_ends_costs_no_call_and_a_new_one_in_its_file_is_used(
+    stack: Stack, begin_to_end: Callable[[Stack], tuple[str, Callable[[], None]]]
+) -> None:
+    token, end = begin_to_end(stack)
     with stack.calls() as seen:
+        end()
+        wait_for(lambda: stack.consul.knows(token), lambda known: not known, 10, "the token has ended")
         since = time.monotonic()
-        stack.consul.revoke(BALANCER)
         assert_said_within_5_s(stack, since, "Consul refuses requests")
         log = stack.home.parent / "consul-template.log"
         wait_for(log.read_text, lambda text: "ACL not found" in text, RENDERED_SECONDS, "consul-template is refused")
@@ -203,12 +229,10 @@ def test_a_token_that_is_revoked_costs_no_call_and_a_new_one_in_its_file_is_used
     stack.servers[1].start()
     stack.wait_for_states("serving", "serving", seconds=5)
     # So is what a command with the same token shows.
-    assert "Consul refuses this command" in stack.status(BALANCER).stdout
+    assert "Consul refuses this command" in stack.status(token).stdout
     with stack.calls() as seen:
         stack.consul.create_token(RENEWED, "balancer")
-        new = stack.token.with_suffix(".new")
-        new.write_text(RENEWED)
-        new.replace(stack.token)
+        stack.give(RENEWED)
         assert_clears_within_5_s(stack)
         # consul-template has it too: it sees a replica that leaves.
         stack.consul.put(f"/v1/agent/service/maintenance/{APP}-acl-2-{PORT}?enable=true")

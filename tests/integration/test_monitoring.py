@@ -1,8 +1,8 @@
 """The monitoring profile: Prometheus scrapes the stack, every panel of the dashboard has data.
 
-Debian builds Prometheus without the discovery of services in Consul. So the targets come from a file here, with the
+Debian builds Prometheus without the discovery of services in Consul. So its targets come from a file here, with the
 labels that discovery gives them (Prometheus' documentation, "consul_sd_config"), made of what Consul says; everything
-else is the profile's own configuration.
+else is the profile's own configuration. The discovery itself is tried with a program of Prometheus' packages.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import pytest
 import requests
 
 from testbed.ports import free_ports
+from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT, ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.missing import missing
+from tests.support.prometheus import CONFIG, Discovery, configure, expected_targets
 
-CONFIG = ROOT / "build/config/prometheus/etc/prometheus"
 DISCOVERY = re.compile(r"^    consul_sd_configs:\n(?:      .*\n)+", re.MULTILINE)
 DASHBOARD = ROOT / "build/config/grafana/etc/grafana/dashboards/grpc-load-balancing.json"
 
@@ -125,6 +126,15 @@ def promtool(program: str, directory: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+# Its program may have to be built first.
+@pytest.mark.timeout(900)
+def test_discovery_finds_every_replica_and_the_balancer_and_nothing_else(
+    two_replicas: LocalDriver, processes: Processes
+) -> None:
+    found = Discovery(processes, "discovery", configure(two_replicas))
+    wait_for(found.targets, expected_targets(two_replicas).__eq__, 60, "all targets")
 
 
 def test_configuration_and_rules_are_prometheus_own(program: str, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -54,13 +55,31 @@ class Consul:
 
 
 @contextmanager
-def server(log: Path, *arguments: str) -> Iterator[Consul]:
-    """Runs an agent that only this test uses; with ``-dev`` it is a server."""
+def server(log: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Iterator[Consul]:
+    """Runs an agent that only this test uses; with ``-dev`` it is a server.
+
+    Args:
+        log: gets its output.
+        arguments: flags of ``consul agent``.
+        variables: of a container; consul-start then starts the agent.
+    """
     http, rpc, serf = free_ports(3)
     flags = f"-bind 127.0.0.1 -client 127.0.0.1 -http-port {http} -server-port {rpc} -serf-lan-port {serf}"
     unused = "-dns-port -1 -grpc-port -1 -grpc-tls-port -1 -serf-wan-port -1"
-    command = [str(find("consul")), "agent", *arguments, *flags.split(), *unused.split()]
-    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    program, flags = str(find("consul")), f"{shlex.join(arguments)} {flags} {unused}"
+    command, env = [program, "agent", *shlex.split(flags)], None
+    if variables is not None:
+        # Of a flag that is given twice the last one counts.
+        wrapper = log.with_name("consul")
+        wrapper.write_text(f'#!/bin/sh\nexec {program} "$@" {flags}\n')
+        wrapper.chmod(0o755)
+        command = [str(ROOT / "build/config/consul/usr/bin/consul-start")]
+        # Without the settings of a client, because it is a server too.
+        (log.parent / "agent").mkdir()
+        directories = {"CONSUL_CONFIG_DIR": str(log.parent), "CONSUL_DATA_DIR": f"{log}.data"}
+        env = {"PATH": f"{log.parent}:{os.environ['PATH']}", "HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1"}
+        env |= {**directories, **variables}
+    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output, env=env) as process:
         try:
             yield Consul(http, f"127.0.0.1:{serf}")
         finally:

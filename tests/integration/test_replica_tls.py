@@ -79,18 +79,6 @@ def tls(pair: Pair, authority: Authority | None = None, **more: str) -> dict[str
     return {**files, **({"GRPC_TLS_CLIENT_CA": str(authority.path)} if authority else {}), **more}
 
 
-def agent_settings(variables: dict[str, str], directory: Path) -> str:
-    """Returns the settings that consul-start gives an agent with these variables."""
-    program = directory / "consul"
-    program.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
-    program.chmod(0o755)
-    path = f"{directory}:{os.environ['PATH']}"
-    env = {"PATH": path, **variables, "HOSTNAME": "box", "CONSUL_SERVER": "127.0.0.1"}
-    script = ROOT / "build/config/consul/usr/bin/consul-start"
-    done = subprocess.run([script], env=env, capture_output=True, text=True, timeout=20, check=True)
-    return next(one.removeprefix("-hcl=") for one in done.stdout.split("\0") if one.startswith("-hcl="))
-
-
 def secure(one: ServerProcess, app: str = APP, **given: Any) -> list[Any]:
     """The registration of a server with TLS."""
     return one.line(app=app, grpc_tls="true", **given)
@@ -395,7 +383,7 @@ def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
 
     with (
         ServerProcess("secure-1", ADDRESS, **own) as server,
-        agent(log, "-dev", f"-hcl={agent_settings(own, tmp_path)}") as consul,
+        agent(log, "-dev", variables=own) as consul,
     ):
         wait_for(lambda: consul.get("/v1/status/leader"), bool, 60, f"a leader, see {log}")
         env = environment(consul.port, APP_ADDRESS=ADDRESS, APP_PORT=str(PORT), TAGS="grpc_server", **own, **check)
@@ -406,17 +394,22 @@ def test_the_registrar_and_consuls_check_use_tls_and_follow_a_renewal(
             assert service["Meta"]["grpc_services"] == "protos.Ping"
             assert registrar(env, "health").stderr == ""
             # The server takes only certificates of the new CA, so that the check shows the agent's new ones.
-            before = output.read_text()
             other = Authority(tmp_path, "other")
             authority.path.write_bytes(other.path.read_bytes())
-            pair.replace_with(other.issue(APP, file="renewed"))
-            wait_for(output.read_text, partial(contains, "the agent has read it"), 10, f"the renewal, after {before}")
+            renewed = other.issue(APP, file="renewed")
+            # The key follows later; until then the agent keeps its service, which a reload that fails would remove.
+            pair.replace_with(Pair(renewed.certificate, pair.key))
+            wait_for(log.read_text, partial(contains, "continues with the last good files"), 10, "it waits for the key")
+            pair.replace_with(renewed)
+            wait_for(log.read_text, partial(contains, "signal=hangup"), 10, "the agent reads the files")
             # A restored check is of the new certificate.
             server.kill()
             wait_for(find_check, lambda found: found[0] == "critical", 20, "the check fails")
             server.start()
             wait_for(find_check, passes, 20, "the check passes again")
             assert served_certificate(ADDRESS, pair, authority) == pair.certificate.read_text()
+    assert log.read_text().count("signal=hangup") == 1
+    assert "lost the service" not in output.read_text()
 
 
 def test_a_call_that_a_replica_ends_has_the_same_status_as_without_tls(start: Start, authority: Authority) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -17,16 +18,20 @@ import requests
 from protos import api_pb2_grpc
 from security.files import Secrets
 from testbed.calls import greet, open_channel, say_hello
+from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.capture import captured
 from tests.support.drivers import ROOT
 from tests.support.load import two_clients
 from tests.support.local import SLOT, short_home
+from tests.support.prometheus import TOKEN, Discovery, configure, expected_targets
 from tests.support.scenarios import wait_for_replicas
 from tests.support.secure import SecureDriver
 
 pytestmark = pytest.mark.timeout(600)
 PORT = 15500 + SLOT
+# No token has this secret.
+WRONG = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +125,7 @@ def allows(response: requests.Response) -> bool:
 
 @pytest.mark.parametrize("who", RIGHTS)
 def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: SecureDriver, who: str) -> None:
-    headers = {"anonymous": {}, "wrong token": {"X-Consul-Token": "11111111-2222-3333-4444-555555555555"}}.get(who)
+    headers = {"anonymous": {}, "wrong token": {"X-Consul-Token": WRONG}}.get(who)
     if headers is None:
         headers = {"X-Consul-Token": secure.token(who)}
     # At a replica's own agent, whose HTTPS wants a certificate of the inner CA.
@@ -141,6 +146,26 @@ def test_each_token_may_do_what_its_program_needs_and_nothing_else(secure: Secur
         session.headers["X-Consul-Token"] = secure.token("management")
         session.put(f"{base}/v1/agent/service/deregister/hello_server-matrix", timeout=10)
     assert allowed == RIGHTS[who] - {"deregister the balancer"}
+
+
+# Its program may have to be built first.
+@pytest.mark.timeout(900)
+def test_prometheus_finds_its_targets_with_its_token_and_nothing_without(
+    secure: SecureDriver, processes: Processes, tmp_path: Path
+) -> None:
+    configuration, expected = configure(secure), expected_targets(secure)
+    found = Discovery(processes, "its-token", configuration)
+    wait_for(found.targets, expected.__eq__, 60, "all targets")
+    for name, content in (("no-right", secure.token("server-health")), ("no-token", ""), ("wrong-token", WRONG)):
+        (tmp_path / name).write_text(content)
+        own = configuration.replace(str(secure.secrets / "prometheus" / TOKEN), str(tmp_path / name))
+        assert own != configuration
+        without = Discovery(processes, name, own)
+        wait_for(without.log, lambda text: re.search(r"\b403\b", text) is not None, 60, "Consul refuses it")
+        assert without.targets() == set()
+    # The rights of the last one come while it runs, as when the stack starts.
+    (tmp_path / "wrong-token").write_text(secure.token("prometheus"))
+    wait_for(without.targets, expected.__eq__, 60, "all targets with a token that came later")
 
 
 def test_no_call_registration_check_or_token_is_in_clear_text(secure: SecureDriver) -> None:
@@ -201,6 +226,27 @@ def test_rotated_certificates_are_in_use_without_an_outage(secure: SecureDriver)
         secure.scale(2)
     load.assert_no_failed_calls()
     assert {name: (secure.secrets / name).read_bytes() for name in kept} == kept
+
+
+def test_a_wrong_key_of_the_replicas_agents_costs_no_call_and_no_registration(
+    secure: SecureDriver, tmp_path: Path
+) -> None:
+    key, new = (secure.secrets / "hello_server" / name for name in ("consul-key.pem", "consul-key.new"))
+    Secrets(tmp_path / "other", ["hello_server"]).create()
+    names = secure.replicas()
+    logs = [secure.home / "logs" / f"{name}.log" for name in names]
+    with two_clients(secure) as load:
+        new.write_bytes((tmp_path / "other" / "hello_server" / key.name).read_bytes())
+        new.replace(key)
+        for log in logs:
+            wait_for(log.read_text, lambda text: "continues with the last good files" in text, 10, "it says so")
+        secure.local_stack("secure", "--rotate")
+        written = key.with_name("consul.pem").read_text()
+        for name in names:
+            address = secure.address(name)
+            wait_for(lambda: served_certificate(address, 8500), written.__eq__, 10, name)  # noqa: B023 - called at once
+    load.assert_no_failed_calls()
+    assert not any("lost the service" in log.read_text() for log in logs)
 
 
 def test_what_makes_the_secrets_and_the_tokens_may_run_again(secure: SecureDriver) -> None:

@@ -109,9 +109,10 @@ class AclConsul:
         """Creates a policy."""
         self.put("/v1/acl/policy", Name=name, Rules=rules)
 
-    def create_token(self, identity: str, *policies: str) -> None:
+    def create_token(self, identity: str, *policies: str, **more: Any) -> None:
         """Creates a token; ``identity`` is its accessor and its secret."""
-        self.put("/v1/acl/token", AccessorID=identity, SecretID=identity, Policies=[{"Name": one} for one in policies])
+        names = [{"Name": one} for one in policies]
+        self.put("/v1/acl/token", AccessorID=identity, SecretID=identity, Policies=names, **more)
 
     def allow(self, *policies: str, token: str = ANONYMOUS) -> None:
         """Sets the policies of the anonymous token, or of another."""
@@ -120,6 +121,11 @@ class AclConsul:
     def revoke(self, token: str) -> None:
         """Deletes a token."""
         self.call("DELETE", f"/v1/acl/token/{token}")
+
+    def knows(self, token: str) -> bool:
+        """Returns whether a token is one of Consul's and has not expired."""
+        with ConsulAccess.from_env({"CONSUL_HTTP_TOKEN": token, **self.tls}).make_session() as session:
+            return session.get(f"{self._url}/v1/acl/token/self", timeout=5).ok
 
     def _answers(self) -> bool:
         try:

@@ -202,6 +202,14 @@ def test_versions_are_the_catalogues_in_the_dockerfile(dockerfile: Path) -> None
     assert found.items() <= VERSIONS.items()
 
 
+def test_the_prometheus_of_the_monitoring_profile_is_the_one_whose_discovery_is_tried() -> None:
+    image = re.search(r"prom/prometheus:v3\.(\d+)\.(\d+)\n", (ROOT / "docker-compose.yaml").read_text())
+    assert image
+    # As a Go module version 3.5.0 is 0.305.0.
+    module = f"github.com/prometheus/prometheus v0.3{int(image[1]):02}.{image[2]}\n"
+    assert module in (ROOT / "tests/foreign/prometheus/go.mod").read_text()
+
+
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_what_an_image_copies_is_sent_to_the_engine(dockerfile: Path) -> None:
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

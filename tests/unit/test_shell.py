@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from local_stack.settings import ROOT
+from testbed.processes import children
+from testbed.wait import wait_for
+from tests.support.certificates import Authority, Pair
 from tests.support.missing import missing
 
 SCRIPTS = {
@@ -252,6 +255,40 @@ def test_unknown_value_is_refused(shell: Shell, script: str, variable: str, valu
 
 
 Starter = Callable[..., subprocess.Popen[bytes]]
+
+
+def sleeps(pid: int) -> bool:
+    """Returns whether a script waits for its child sleep."""
+    try:
+        return any(Path(f"/proc/{child}/comm").read_text() == "sleep\n" for child in children(pid))
+    except OSError:
+        # A child of before has ended.
+        return False
+
+
+def test_an_agent_is_told_of_renewed_files_once_they_fit_together(shell: Shell, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair, renewed = authority.issue("agent"), authority.issue("agent", file="renewed")
+    log, told = tmp_path / "log", tmp_path / "told"
+    program = "trap 'echo hangup >>told' HUP; while :; do sleep 0.1; done"
+    with log.open("w") as output:
+        agent = subprocess.Popen(["sh", "-c", program], cwd=tmp_path, stderr=output)
+    files = [str(path) for path in (pair.certificate, pair.key, authority.path)]
+    command = shell.arguments("reload-on-change", str(agent.pid), *files)
+    try:
+        with subprocess.Popen(command, env={"PATH": shell.path}) as script:
+            wait_for(lambda: sleeps(script.pid), bool, 10, "it has read the files")
+            pair.replace_with(Pair(renewed.certificate, pair.key))
+            wait_for(log.read_text, lambda text: "continues with the last good files" in text, 10, "it waits")
+            assert not told.exists()
+            pair.replace_with(renewed)
+            wait_for(told.exists, bool, 10, "the agent is told")
+            agent.kill()
+            agent.wait()
+    finally:
+        agent.kill()
+        agent.wait()
+    assert told.read_text() == "hangup\n"
 
 
 @pytest.fixture(params=["this machine", "busybox alone"])
