@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -61,14 +62,28 @@ async def answer(config: BalancerConfig) -> None:
     if config.publishes:
         async with asyncio.TaskGroup() as group:
             group.create_task(answers.serve(config.current, config.answers, config.copies))
-            if config.xds:
-                # It takes memory, and its package is an extra.
-                from balancer.xds import server
-
-                group.create_task(server.serve(config.current, host_port(*config.xds)))
+            if config.xds or config.envoy:
+                group.create_task(serve_xds(config))
     else:
         LOG.info("not needed with NGINX_UPDATE=%s", config.mode)
         await asyncio.Event().wait()
+
+
+async def serve_xds(config: BalancerConfig) -> None:
+    """Serves xDS for gRPC's clients, and for Envoy."""
+    # They take memory, and their package is an extra.
+    from balancer.xds import server
+
+    addresses = [host_port(*config.xds)] if config.xds else []
+    if not config.envoy:
+        await server.serve(config.current, addresses)
+        return
+    from balancer.xds import envoy
+
+    # A program that was killed leaves its socket.
+    config.xds_socket.unlink(missing_ok=True)
+    build = functools.partial(envoy.build, settings=config.envoy)
+    await server.serve(config.current, [*addresses, f"unix:{config.xds_socket}"], build)
 
 
 async def run(config: BalancerConfig) -> None:

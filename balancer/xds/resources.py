@@ -29,22 +29,28 @@ LISTENER = _PREFIX + "listener.v3.Listener"
 ROUTE = _PREFIX + "route.v3.RouteConfiguration"
 # The order in which a change is sent, so that nothing refers to what is not there yet.
 TYPES = (CLUSTER, ENDPOINTS, LISTENER, ROUTE)
-_HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Weights of localities; the sum of all must fit in 32 bits too.
 _MOST_WEIGHT = 65_535
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of one document, by type and name, with a version for each type."""
+    """The resources of one document, by type and name; ``wildcard`` has what a client gets that names none.
+
+    Without an entry in ``wildcard`` that is all of a type.
+    """
 
     found: Mapping[str, Mapping[str, any_pb2.Any]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
+    wildcard: Mapping[str, Mapping[str, any_pb2.Any]] = field(default_factory=dict)
 
     def select(self, kind: str, names: Iterable[str]) -> list[any_pb2.Any]:
         """Returns the resources of a type with these names; all for none."""
         found = self.found[kind]
         wanted = list(names)
-        return [found[name] for name in wanted if name in found] if wanted else list(found.values())
+        if not wanted or "*" in wanted:
+            return list(self.wildcard.get(kind, found).values())
+        return [found[name] for name in wanted if name in found]
 
 
 def version(resources: Iterable[any_pb2.Any]) -> str:
@@ -63,9 +69,8 @@ def build(document: Mapping[str, Any]) -> Resources:
     """
     found: dict[str, dict[str, any_pb2.Any]] = {kind: {} for kind in TYPES}
     replicas = document["replicas"]
-    names = {}
+    names = name_pools(document)
     for number, pool in enumerate(document["pools"], 1):
-        names[number] = pool["name"] or "default"
         members = [replicas[index - 1] for index in pool["replicas"]]
         _add(found, CLUSTER, names[number], _build_cluster(names[number]))
         _add(found, ENDPOINTS, names[number], _build_endpoints(names[number], members))
@@ -74,6 +79,11 @@ def build(document: Mapping[str, Any]) -> Resources:
             _add(found, LISTENER, target, _build_listener(target))
             _add(found, ROUTE, target, _build_route(target, names[number]))
     return Resources(found)
+
+
+def name_pools(document: Mapping[str, Any]) -> dict[int, str]:
+    """Returns the clusters' names by the numbers of their pools."""
+    return {number: pool["name"] or "default" for number, pool in enumerate(document["pools"], 1)}
 
 
 def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -85,8 +95,12 @@ def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _add(found: dict[str, dict[str, any_pb2.Any]], kind: str, name: str, message: Any) -> None:
-    packed = any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
-    found[kind][name] = packed
+    found[kind][name] = pack(kind, message)
+
+
+def pack(kind: str, message: Any) -> any_pb2.Any:
+    """Returns a resource of a type; the same text for the same message."""
+    return any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
 
 
 def _ads() -> Any:
@@ -108,7 +122,7 @@ def _build_cluster(name: str) -> Any:
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         lb_policy=cluster_pb2.Cluster.ROUND_ROBIN,
-        typed_extension_protocol_options={_HTTP2: options},
+        typed_extension_protocol_options={HTTP2: options},
     )
     cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
     return cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from balancer.files import follow_text
 from balancer.xds import resources
-from balancer.xds.resources import TYPES, Resources
+from balancer.xds.resources import CLUSTER, ENDPOINTS, TYPES, Resources
 
 LOG = logging.getLogger("balancer.xds")
 
@@ -68,6 +68,9 @@ class Stream:
             if version == subscription.sent:
                 continue
             subscription.sent, subscription.nonce = version, subscription.nonce + 1
+            if kind == CLUSTER and ENDPOINTS in self.subscriptions:
+                # Envoy waits for the endpoints of a changed cluster, also for the same.
+                self.subscriptions[ENDPOINTS].sent = ""
             yield discovery_pb2.DiscoveryResponse(
                 version_info=version, type_url=kind, resources=found, nonce=str(subscription.nonce)
             )
@@ -110,17 +113,26 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             reader.cancel()
 
 
-async def serve(document: Path, address: str) -> None:
-    """Serves the document in a file until the task is cancelled."""
+async def serve(
+    document: Path, addresses: Sequence[str], build: Callable[[Mapping[str, Any]], Resources] = resources.build
+) -> None:
+    """Serves the document in a file until the task is cancelled.
+
+    Args:
+        document: the file.
+        addresses: where to serve.
+        build: makes the resources of a document.
+    """
     discovery = Discovery()
     server = grpc.aio.server(options=_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    server.add_insecure_port(address)
+    for address in addresses:
+        server.add_insecure_port(address)
     started = False
     try:
         async for text in follow_text(document):
             try:
-                discovery.publish(resources.build(json.loads(text)))
+                discovery.publish(build(json.loads(text)))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 LOG.error("%s is not a document: %r", document, error)  # noqa: TRY400 - an expected failure
                 continue
@@ -128,6 +140,6 @@ async def serve(document: Path, address: str) -> None:
                 # A client that finds nothing would believe that there is nothing.
                 await server.start()
                 started = True
-                LOG.info("serving xDS address=%s", address)
+                LOG.info("serving xDS address=%s", ",".join(addresses))
     finally:
         await server.stop(0)

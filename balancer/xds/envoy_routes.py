@@ -1,0 +1,116 @@
+"""Envoy's routes: the pool of a call by its path and metadata, as lua/router.lua finds it in nginx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from google.protobuf import any_pb2
+from google.protobuf.json_format import ParseDict
+
+from balancer.xds.resources import name_pools
+
+# The name of the route configuration, and the cluster of balancer/answers.py in envoy.yaml. No pool has such a name.
+NAME = "stack.calls"
+ANSWERS = "stack.answers"
+# The services that every application has, as in load-balancer.tpl.
+_SHARED = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+_APPLICATION = "x-application"
+_UNIMPLEMENTED, _UNAVAILABLE = 404, 503  # which Envoy answers to gRPC as these statuses
+
+
+def build_routes(document: Mapping[str, Any]) -> Any:
+    """Builds the route configuration of a document."""
+    names = name_pools(document)
+    routes = [_refuse_path(), *_find_routes(document, names)]
+    host = route_components_pb2.VirtualHost(name="calls", domains=["*"], routes=routes)
+    # A caller can't set the first, which is nginx's with TLS; the second is Envoy's own, and of no use to a replica.
+    removed = ["x-client-certificate-subject", "x-envoy-external-address"]
+    return route_pb2.RouteConfiguration(name=NAME, virtual_hosts=[host], request_headers_to_remove=removed)
+
+
+def _find_routes(document: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[Any]:
+    """Yields the routes in the order in which Envoy tries them."""
+    default = document.get("default", 0)
+    elsewhere = any(route["pool"] != default for route in document["routes"].values())
+    if elsewhere or not default:
+        for service, route in document["routes"].items():
+            yield _to_pool(_match(f"/{service}/"), document, names, route["pool"])
+        applications = document["applications"]
+        if len(applications) > 1:
+            for service in _SHARED:
+                match = _match(f"/{service}/")
+                match.headers.add(name=_APPLICATION, present_match=True, invert_match=True)
+                yield _to_cluster(match, ANSWERS)
+        for application, number in applications.items():
+            match = _match("")
+            match.headers.add(name=_APPLICATION).string_match.exact = application
+            yield _to_pool(match, document, names, number)
+    if default:
+        yield _to_pool(_match(""), document, names, default)
+    else:
+        yield _answer(_match(""), _UNIMPLEMENTED, "no application has this service")
+
+
+def _match(prefix: str) -> Any:
+    return route_components_pb2.RouteMatch(prefix=prefix)
+
+
+def _refuse_path() -> Any:
+    """A path that is not printable ASCII, for the reason in grpc_answers.conf."""
+    match = _match("")
+    header = match.headers.add(name=":path", invert_match=True)
+    header.string_match.safe_regex.regex = "[!-~]+"
+    return _answer(match, _UNIMPLEMENTED, "no such method")
+
+
+def _to_pool(match: Any, document: Mapping[str, Any], names: Mapping[int, str], number: int) -> Any:
+    if number not in names or not document["pools"][number - 1]["replicas"]:
+        return _answer(match, _UNAVAILABLE, "no replica could be reached")
+    return _to_cluster(match, names[number])
+
+
+def _to_cluster(match: Any, cluster: str) -> Any:
+    route = route_components_pb2.Route(match=match)
+    route.route.CopyFrom(_ACTION)
+    route.route.cluster = cluster
+    return route
+
+
+def _answer(match: Any, status: int, message: str) -> Any:
+    return route_components_pb2.Route(
+        match=match,
+        direct_response=route_components_pb2.DirectResponseAction(
+            status=status, body=base_pb2.DataSource(inline_string=message)
+        ),
+    )
+
+
+def _make_action() -> Any:
+    previous = any_pb2.Any()
+    previous.Pack(previous_hosts_pb2.PreviousHostsPredicate())
+    action = {
+        # A call's deadline is its client's.
+        "timeout": "0s",
+        "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+        # Only calls that no handler has. "reset-before-request" is a connection that ended before the call was sent.
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": 4,
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
+            "host_selection_retry_max_attempts": 16,
+        },
+    }
+    parsed = ParseDict(action, route_components_pb2.RouteAction())
+    parsed.retry_policy.retry_host_predicate.add(name="previous_hosts", typed_config=previous)
+    return parsed
+
+
+_ACTION = _make_action()
