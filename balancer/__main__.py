@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import signal
@@ -82,8 +81,8 @@ async def serve_xds(config: BalancerConfig) -> None:
 
     # A program that was killed leaves its socket.
     config.xds_socket.unlink(missing_ok=True)
-    build = functools.partial(envoy.build, settings=config.envoy)
-    await server.serve(config.current, [*addresses, f"unix:{config.xds_socket}"], build)
+    builder = envoy.Builder(config.envoy)
+    await server.serve(config.current, [*addresses, f"unix:{config.xds_socket}"], builder.build)
 
 
 async def run(config: BalancerConfig) -> None:

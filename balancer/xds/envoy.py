@@ -6,7 +6,8 @@ with the resources of this module, and both have the same endpoints. envoy_route
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # The message types that the dictionaries below refer to by name.
@@ -24,7 +25,7 @@ from google.protobuf.json_format import ParseDict
 from balancer.engine import EnvoySettings
 from balancer.xds import resources
 from balancer.xds.envoy_routes import NAME, build_routes
-from balancer.xds.resources import CLUSTER, LISTENER, ROUTE, Resources
+from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources
 
 _TYPES = "type.googleapis.com/envoy.extensions."
 # As in nginx (load-balancer.tpl): the calls of a connection, and TCP's keepalive in seconds.
@@ -37,6 +38,8 @@ _LISTENER_OPTIONS = ((1, 9, 1), (6, 4, 60), (6, 5, 10), (6, 6, 6))
 # largest, because streams that nobody reads would otherwise stop the others of their connection.
 _HTTP2 = {"initial_stream_window_size": 65_535, "initial_connection_window_size": 2**31 - 1}
 _UNLIMITED = 2**31 - 1
+# At least this long, and until the next document.
+_LINGER_SECONDS = 5.0
 _LOG = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
     "method": "%REQ(:PATH):200%",
@@ -56,6 +59,39 @@ _NO_ANSWER = {
     "header": {"key": "grpc-message", "value": "the replica did not answer"},
     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
 }
+
+
+class Builder:
+    """Builds the resources of one document after the other.
+
+    A cluster that no route leads to any more stays for a while: the clusters are sent before the routes, and calls that
+    still take the old route would be lost.
+
+    Args:
+        settings: the settings of Envoy.
+        clock: the monotonic clock in seconds.
+    """
+
+    def __init__(self, settings: EnvoySettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._present: dict[str, tuple[any_pb2.Any, any_pb2.Any]] = {}
+        # With the time at which each left.
+        self._left: dict[str, tuple[float, any_pb2.Any, any_pb2.Any]] = {}
+
+    def build(self, document: Mapping[str, Any]) -> Resources:
+        """Builds the resources of a document; raises as :func:`build` does."""
+        made, now = build(document, self._settings), self._clock()
+        clusters, endpoints = made.wildcard[CLUSTER], made.found[ENDPOINTS]
+        left = {**{name: (now, *one) for name, one in self._present.items()}, **self._left}
+        self._left = {
+            name: one for name, one in left.items() if name not in clusters and now < one[0] + _LINGER_SECONDS
+        }
+        self._present = {name: (one, endpoints[name]) for name, one in clusters.items()}
+        return Resources(
+            {**made.found, ENDPOINTS: {**endpoints, **{name: one for name, (_, _, one) in self._left.items()}}},
+            {**made.wildcard, CLUSTER: {**clusters, **{name: one for name, (_, one, _) in self._left.items()}}},
+        )
 
 
 def build(document: Mapping[str, Any], settings: EnvoySettings) -> Resources:
@@ -78,6 +114,8 @@ def _extend(packed: any_pb2.Any) -> any_pb2.Any:
     """Adds to a cluster what only Envoy takes; a client would apply some of it in another way."""
     cluster = cluster_pb2.Cluster.FromString(packed.value)
     cluster.MergeFrom(_CLUSTER)
+    # Envoy would take what follows a dot in a pool's name for a part of the metric's.
+    cluster.alt_stat_name = cluster.name.replace(".", "_")
     return resources.pack(CLUSTER, cluster)
 
 
@@ -200,7 +238,9 @@ def _build_filters(settings: EnvoySettings) -> list[dict[str, Any]]:
         ]
         policy = {"permissions": [{"any": True}], "principals": networks}
         rules = {"action": "ALLOW", "policies": {"LB_ALLOW": policy}}
-        filters.append({"name": "allow", "typed_config": {"@type": f"{_TYPES}filters.http.rbac.v3.RBAC", "rules": rules}})
+        filters.append(
+            {"name": "allow", "typed_config": {"@type": f"{_TYPES}filters.http.rbac.v3.RBAC", "rules": rules}}
+        )
     # Counts statuses for each cluster. Methods are left out, because callers choose their names.
     stats = {"@type": f"{_TYPES}filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": False}
     router = {"@type": f"{_TYPES}filters.http.router.v3.Router", "suppress_envoy_headers": True}

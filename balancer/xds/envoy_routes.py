@@ -14,8 +14,8 @@ from google.protobuf.json_format import ParseDict
 from balancer.xds.resources import name_pools
 
 # The name of the route configuration, and the cluster of balancer/answers.py in envoy.yaml. No pool has such a name.
-NAME = "stack.calls"
-ANSWERS = "stack.answers"
+NAME = "stack:calls"
+ANSWERS = "stack:answers"
 # The services that every application has, as in load-balancer.tpl.
 _SHARED = (
     "grpc.health.v1.Health",
@@ -38,17 +38,16 @@ def build_routes(document: Mapping[str, Any]) -> Any:
 
 def _find_routes(document: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[Any]:
     """Yields the routes in the order in which Envoy tries them."""
-    default = document.get("default", 0)
-    elsewhere = any(route["pool"] != default for route in document["routes"].values())
-    if elsewhere or not default:
+    default, applications = document.get("default", 0), document["applications"]
+    if len(applications) > 1:
+        for service in _SHARED:
+            match = _match(f"/{service}/")
+            match.headers.add(name=_APPLICATION, present_match=True, invert_match=True)
+            yield _to_cluster(match, ANSWERS)
+    # Otherwise one pool has all calls.
+    if not default or any(route["pool"] != default for route in document["routes"].values()):
         for service, route in document["routes"].items():
             yield _to_pool(_match(f"/{service}/"), document, names, route["pool"])
-        applications = document["applications"]
-        if len(applications) > 1:
-            for service in _SHARED:
-                match = _match(f"/{service}/")
-                match.headers.add(name=_APPLICATION, present_match=True, invert_match=True)
-                yield _to_cluster(match, ANSWERS)
         for application, number in applications.items():
             match = _match("")
             match.headers.add(name=_APPLICATION).string_match.exact = application

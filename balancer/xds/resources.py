@@ -8,7 +8,7 @@ replica is a locality of its own and the weight is the locality's (gRFC A27, "ED
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +48,14 @@ class Resources:
         """Returns the resources of a type with these names; all for none."""
         found = self.found[kind]
         wanted = list(names)
-        if not wanted or "*" in wanted:
+        if is_wildcard(wanted):
             return list(self.wildcard.get(kind, found).values())
         return [found[name] for name in wanted if name in found]
+
+
+def is_wildcard(names: Collection[str]) -> bool:
+    """Returns whether a client with these names asks for all resources of a type."""
+    return not names or "*" in names
 
 
 def version(resources: Iterable[any_pb2.Any]) -> str:

@@ -15,7 +15,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from balancer.files import follow_text
 from balancer.xds import resources
-from balancer.xds.resources import CLUSTER, ENDPOINTS, TYPES, Resources
+from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, TYPES, Resources
 
 LOG = logging.getLogger("balancer.xds")
 
@@ -60,6 +60,8 @@ class Stream:
     def answers(self, current: Resources) -> Iterator[Any]:
         """Yields the responses that are due, in the order of types."""
         for kind in TYPES:
+            if kind in (LISTENER, ROUTE) and self._lacks_endpoints(current):
+                return
             subscription = self.subscriptions.get(kind)
             if subscription is None:
                 continue
@@ -74,6 +76,14 @@ class Stream:
             yield discovery_pb2.DiscoveryResponse(
                 version_info=version, type_url=kind, resources=found, nonce=str(subscription.nonce)
             )
+
+    def _lacks_endpoints(self, current: Resources) -> bool:
+        """Whether Envoy has a new cluster to ask the endpoints of; until then a route to it would lose calls."""
+        clusters, endpoints = self.subscriptions.get(CLUSTER), self.subscriptions.get(ENDPOINTS)
+        if clusters is None or not resources.is_wildcard(clusters.names):
+            return False
+        wanted = current.wildcard.get(CLUSTER, current.found[CLUSTER])
+        return not wanted.keys() <= set(endpoints.names if endpoints else ())
 
 
 class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc] # it ships no types

@@ -236,6 +236,8 @@ server {
     # 200 once Envoy has its listeners.
     location = /health {
         limit_except GET { deny all; }
+        # Envoy refuses nginx's default, 1.0.
+        proxy_http_version 1.1;
         proxy_pass http://unix:run/envoy.sock:/ready;
     }
     {{- else }}
@@ -289,6 +291,7 @@ server {
     # Envoy's own metrics.
     location = /envoy {
         limit_except GET { deny all; }
+        proxy_http_version 1.1;
         proxy_pass http://unix:run/envoy.sock:/stats/prometheus?usedonly;
         proxy_max_temp_file_size 0;
     }
