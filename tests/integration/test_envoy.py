@@ -74,6 +74,13 @@ def envoys(stack: LocalDriver) -> list[int]:
     return [pid for pid in stack.pids()[BALANCER] if Path(f"/proc/{pid}/comm").read_text().strip() == "envoy"]
 
 
+def scaled(stack: LocalDriver, count: int) -> set[str]:
+    """Gives the stack so many replicas, and returns their names."""
+    if len(stack.replicas()) != count:
+        stack.scale(count)
+    return wait_for_replicas(stack, count)
+
+
 def accepts(stack: LocalDriver) -> bool:
     """Whether the balancer's port is open."""
     try:
@@ -85,6 +92,7 @@ def accepts(stack: LocalDriver) -> bool:
 
 @pytest.mark.parametrize("scenario", [first_answer, no_replica], ids=lambda scenario: scenario.__name__)
 def test_a_scenario_of_every_stack(envoy: LocalDriver, scenario: Callable[[Driver], None]) -> None:
+    scaled(envoy, 1)
     scenario(envoy)
 
 
@@ -102,11 +110,10 @@ def test_scaling_and_a_rollout_lose_no_call(envoy: LocalDriver) -> None:
         done = envoy.attempt("rollout", "hello_server", HELLO_SERVER_VERSION="2")
     assert done.returncode == 0, done.stderr
     load.assert_no_failed_calls()
-    envoy.scale(1)
-    wait_for_replicas(envoy, 1)
 
 
 def test_a_replicas_share_is_its_weight(envoy: LocalDriver) -> None:
+    scaled(envoy, 1)
     address = envoy.run_server("canary")
     canary = Registration(stack=envoy, address=address, app="hello_server", service=PING)
 
@@ -178,6 +185,7 @@ def test_each_call_is_a_line_of_json_and_in_envoys_metrics(envoy: LocalDriver) -
 
 
 def test_the_control_plane_killed_for_ten_seconds_costs_no_call(envoy: LocalDriver) -> None:
+    scaled(envoy, 1)
     with few_clients(envoy) as load:
         supervisorctl(envoy, "signal", "KILL", "balancer", "answers")
         supervisorctl(envoy, "stop", "balancer", "answers")
@@ -189,7 +197,7 @@ def test_the_control_plane_killed_for_ten_seconds_costs_no_call(envoy: LocalDriv
 
 
 def test_a_killed_leader_and_a_lost_catalogue_cost_no_call(envoy: LocalDriver) -> None:
-    names = wait_for_replicas(envoy, 2)
+    names = scaled(envoy, 2)
     with few_clients(envoy) as load:
         first = wait_for(lambda: leader(envoy), bool, 30, "a leader")
         envoy.local_stack("kill", first)
@@ -209,6 +217,7 @@ def test_a_killed_leader_and_a_lost_catalogue_cost_no_call(envoy: LocalDriver) -
 
 
 def test_a_graceful_stop_lets_calls_end_and_costs_none_with_the_standard_retry_policy(envoy: LocalDriver) -> None:
+    scaled(envoy, 2)
     with running_server(envoy, 43), open_channel(target(envoy)) as channel:
         wait_for(partial(call, envoy, f"/{SERVICE}/Unary", b"echo"), ("OK", b"echo").__eq__, 10, "it is called")
         before = envoys(envoy)
@@ -231,8 +240,9 @@ def test_a_graceful_stop_lets_calls_end_and_costs_none_with_the_standard_retry_p
 
 
 def test_a_killed_envoy_is_back_at_once(envoy: LocalDriver) -> None:
-    names = wait_for_replicas(envoy, 2)
-    for find in (lambda: envoys(envoy)[0], lambda: envoy.pid(BALANCER, "envoy")):
+    names = scaled(envoy, 2)
+    finds: list[Callable[[], int]] = [lambda: envoys(envoy)[0], lambda: envoy.pid(BALANCER, "envoy")]
+    for find in finds:
         started, old = envoy.pid(BALANCER, "envoy"), envoys(envoy)
         os.kill(find(), signal.SIGKILL)
         wait_for(partial(envoy.pid, BALANCER, "envoy"), lambda now: now not in (0, started), 30, "it is started again")  # noqa: B023
@@ -242,6 +252,7 @@ def test_a_killed_envoy_is_back_at_once(envoy: LocalDriver) -> None:
 
 
 def test_a_killed_replica_costs_at_most_the_calls_in_flight_at_it(envoy: LocalDriver) -> None:
+    scaled(envoy, 2)
     with few_clients(envoy, retry=True) as load:
         kill_program(envoy, "hello_server-2", "grpc_server")
         wait_for_replicas(envoy, 2)
