@@ -210,9 +210,10 @@ def _build_manager(settings: EnvoySettings) -> dict[str, Any]:
         "request_headers_timeout": "10s",
         # The time between the two GOAWAY of a stop, in which calls arrive that were on their way.
         "drain_timeout": "1s",
-        # A client's headers x-envoy-... would otherwise choose timeouts and retries.
+        # The headers x-envoy-... of a client that Envoy takes for internal choose timeouts and retries. No client has
+        # this address; without one they would be all of private networks.
         "use_remote_address": True,
-        "internal_address_config": {},
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "0.0.0.0", "prefix_len": 32}]},
         "skip_xff_append": True,
         "server_header_transformation": "PASS_THROUGH",
         "preserve_external_request_id": True,

@@ -31,8 +31,9 @@ def build_routes(document: Mapping[str, Any]) -> Any:
     names = name_pools(document)
     routes = [_refuse_path(), *_find_routes(document, names)]
     host = route_components_pb2.VirtualHost(name="calls", domains=["*"], routes=routes)
-    # A caller can't set the first, which is nginx's with TLS; the second is Envoy's own, and of no use to a replica.
-    removed = ["x-client-certificate-subject", "x-envoy-external-address"]
+    # A caller can't set the first, which is nginx's with TLS; the others are Envoy's own, which a replica did not get
+    # from its caller.
+    removed = ["x-client-certificate-subject", "x-envoy-external-address", "x-forwarded-proto"]
     return route_pb2.RouteConfiguration(name=NAME, virtual_hosts=[host], request_headers_to_remove=removed)
 
 
