@@ -22,8 +22,8 @@ DIFFERENT = {
 }
 # Swarm has no .env, and TLS comes from secrets.
 LEFT_OUT = {
-    "GRPC_WORKERS", "LB_ACCESS_LOG", "LB_TLS_CERTIFICATE", "LB_TLS_CLIENT_CA", "LB_TLS_KEY", "NGINX_UPDATE", "VERSION",
-    "XDS_PORT",
+    "GRPC_WORKERS", "LB_ACCESS_LOG", "LB_ENGINE", "LB_TLS_CERTIFICATE", "LB_TLS_CLIENT_CA", "LB_TLS_KEY",
+    "NGINX_UPDATE", "VERSION", "XDS_PORT",
 }  # fmt: skip
 
 
