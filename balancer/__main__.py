@@ -58,7 +58,7 @@ async def answer(config: BalancerConfig) -> None:
     if config.publishes:
         async with asyncio.TaskGroup() as group:
             group.create_task(answers.serve(config.current, config.answers, config.copies))
-            if config.xds:
+            if config.xds or config.envoy:
                 # It takes memory, and its package is an extra.
                 from balancer.xds import server
 

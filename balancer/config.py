@@ -11,6 +11,7 @@ from pathlib import Path
 
 from balancer import connections
 from balancer.certificates import CALLERS, CERTIFICATE, CLIENT_CA, REPLICAS
+from balancer.engine import EnvoySettings, read_envoy
 from balancer.xds.rights import Allowed, parse_allowed
 from common.certificates import Files, read_files
 from common.consul_access import PLAIN, ConsulAccess
@@ -51,6 +52,8 @@ class BalancerConfig:
         max_connections: the most connections of a client address; 0 for no limit.
         xds: the address and port of xDS; None for none.
         xds_allowed: the applications by the names of xDS's clients; empty for all to all.
+        envoy: the settings of Envoy, which then passes calls on; None for nginx.
+        xds_socket: the Unix socket of xDS for Envoy.
     """
 
     mode: str
@@ -75,6 +78,8 @@ class BalancerConfig:
     xds: tuple[str, int] | None = None
     xds_allowed: Allowed = field(default_factory=dict)
     xds_report: Path = Path("run/xds.json")
+    envoy: EnvoySettings | None = None
+    xds_socket: Path = Path("run/xds.sock")
 
     @property
     def publishes(self) -> bool:
@@ -86,6 +91,8 @@ class BalancerConfig:
         """Why there is no TLS with replicas; empty if there is."""
         if not self.publishes:
             return "NGINX_UPDATE is not dynamic"
+        if self.envoy:
+            return "LB_ENGINE is envoy"
         return "" if self.replica_certificates.authority else "LB_REPLICA_CA is not set"
 
     @property
@@ -116,8 +123,10 @@ class BalancerConfig:
         listened = [
             _read_listen(reader, text, tls=certificate_files.certificate is not None) for text in listen.split()
         ]
+        mode = reader.choice("NGINX_UPDATE", MODES, "dynamic")
+        allowed = _read_networks(reader, "LB_ALLOW", "")
         config = cls(
-            mode=reader.choice("NGINX_UPDATE", MODES, "dynamic"),
+            mode=mode,
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
             consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), consul_port),
             consul_port=consul_port,
@@ -131,6 +140,7 @@ class BalancerConfig:
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
             xds=xds if xds[1] else None,
             xds_allowed=_read_allowed(reader),
+            envoy=read_envoy(reader, mode, list(filter(None, listened)), allowed),
         )
         if config.xds_allowed and not certificate_files.authority:
             reader.add_problem(_XDS_ALLOW, f"needs {CLIENT_CA}")
@@ -144,8 +154,6 @@ class BalancerConfig:
             reader.add_problem(connections.LIMIT, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
-        _read_networks(reader, "LB_ALLOW", "")
-        reader.choice("LB_ACCESS_LOG", ("on", "off"), "on")
         if reader.text("NGINX_WORKERS", "auto") != "auto":
             reader.integer("NGINX_WORKERS", 1, low=1, high=1024)
         reader.raise_problems()

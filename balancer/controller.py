@@ -80,7 +80,7 @@ class Controller:
             self._prober.update(self._fleet)
             tasks += [self._publisher.run(), self._publisher.watch(), self._prober.run()]
             tasks += [self._follow_absent(), self._watch_catalogue(), self._connections.follow()]
-            tasks += [self._follow_xds()] if self._config.xds else []
+            tasks += [self._follow_xds()] if self._config.xds or self._config.envoy else []
         else:
             LOG.info("nginx has its replicas from consul-template mode=%s", self._config.mode)
         try:

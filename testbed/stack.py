@@ -70,7 +70,7 @@ class Stack:
 
     def own_address(self, third: int, fourth: int) -> str:
         """Returns an address of the stack's range, by its last two numbers."""
-        return f"{self.address_base.removesuffix('0.0')}{third}.{fourth}"
+        return ".".join([*self.address_base.split(".")[:2], str(third), str(fourth)])
 
     def attempt(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of local_stack, which may fail."""

@@ -7,9 +7,7 @@ replica is a locality of its own and the weight is the locality's (gRFC A27, "ED
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -25,16 +23,9 @@ from envoy.type.matcher.v3 import string_pb2
 from google.protobuf import any_pb2
 
 from balancer.xds.bootstrap import CERTIFICATES
-from balancer.xds.rights import ALL, Rights
+from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources
 
-_PREFIX = "type.googleapis.com/envoy.config."
-CLUSTER = _PREFIX + "cluster.v3.Cluster"
-ENDPOINTS = _PREFIX + "endpoint.v3.ClusterLoadAssignment"
-LISTENER = _PREFIX + "listener.v3.Listener"
-ROUTE = _PREFIX + "route.v3.RouteConfiguration"
-# The order in which a change is sent, so that nothing refers to what is not there yet.
-TYPES = (CLUSTER, ENDPOINTS, LISTENER, ROUTE)
-_HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # No application has such names.
 _TLS, _DEFAULT = ":tls", ":default"
 # Weights of localities; the sum of all must fit in 32 bits too.
@@ -48,56 +39,6 @@ _RETRIES.retry_back_off.base_interval.FromMilliseconds(100)
 _RETRIES.retry_back_off.max_interval.FromSeconds(1)
 
 
-@dataclass(frozen=True)
-class Resources:
-    """The resources of one document.
-
-    Attributes:
-        found: them, by type and name.
-        owners: their applications, by type and name; empty for those of several.
-    """
-
-    found: Mapping[str, dict[str, any_pb2.Any]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
-    owners: Mapping[str, dict[str, str]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
-
-    def add(self, kind: str, name: str, application: str, message: Any) -> None:
-        """Adds a resource."""
-        self.found[kind][name] = _pack(kind, message)
-        self.owners[kind][name] = application
-
-    def select(self, kind: str, names: Iterable[str], rights: Rights = ALL) -> list[any_pb2.Any]:
-        """Returns the resources of a type with these names, all for none, as far as the rights allow."""
-        found, owners, wanted = self.found[kind], self.owners[kind], list(names)
-        chosen = []
-        for name in wanted or found:
-            if name in found and rights.allow(owners[name]):
-                chosen.append(found[name])
-            elif kind == ENDPOINTS:
-                # Clients keep the cluster of an application that is gone, and must learn that it has no replica.
-                chosen.append(_pack(kind, _build_endpoints(name, [], "serves")))
-        return chosen
-
-    def keep(self, before: Resources, clusters: Iterable[str]) -> Resources:
-        """Returns these resources with some clusters of earlier ones."""
-        kept = Resources(
-            {kind: dict(part) for kind, part in self.found.items()},
-            {kind: dict(part) for kind, part in self.owners.items()},
-        )
-        for kind in (CLUSTER, ENDPOINTS):
-            for name in clusters:
-                kept.found[kind][name] = before.found[kind][name]
-                kept.owners[kind][name] = before.owners[kind][name]
-        return kept
-
-
-def version(resources: Iterable[any_pb2.Any]) -> str:
-    """Returns a version that is the same for the same resources."""
-    digest = hashlib.sha256()
-    for one in resources:
-        digest.update(one.value)
-    return digest.hexdigest()[:16]
-
-
 def build(document: Mapping[str, Any]) -> Resources:
     """Builds the resources.
 
@@ -105,22 +46,33 @@ def build(document: Mapping[str, Any]) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = Resources()
-    replicas, pools = document["replicas"], document["pools"]
-    clusters = [_add_clusters(built, pool, replicas) for pool in pools]
+    clusters = {number: _add_clusters(built, number, document) for number in range(1, len(document["pools"]) + 1)}
     for target, application, number in _find_targets(document):
         if number:
+            route = _build_route(target, clusters[number], repeats=may_repeat(document, number))
             built.add(LISTENER, target, application, _build_listener(target))
-            repeats = all(replicas[index - 1].get("idempotent") for index in pools[number - 1]["replicas"])
-            built.add(ROUTE, target, application, _build_route(target, clusters[number - 1], repeats=repeats))
+            built.add(ROUTE, target, application, route)
     return built
 
 
-def _add_clusters(built: Resources, pool: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def name_pool(document: Mapping[str, Any], number: int) -> str:
+    """Returns the name of a pool's cluster; that of its replicas with TLS has more."""
+    return document["pools"][number - 1]["name"] or _DEFAULT
+
+
+def may_repeat(document: Mapping[str, Any], number: int) -> bool:
+    """Returns whether all replicas of a pool say that their calls may be executed twice."""
+    replicas = document["replicas"]
+    return all(replicas[index - 1].get("idempotent") for index in document["pools"][number - 1]["replicas"])
+
+
+def _add_clusters(built: Resources, number: int, document: Mapping[str, Any]) -> dict[str, int]:
     """Adds the clusters of a pool: one of its replicas without TLS, and one of those with it.
 
     Returns:
         The weights of the clusters by name.
     """
+    pool, replicas = document["pools"][number - 1], document["replicas"]
     # A client refuses the whole of a cluster that has an address twice.
     members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}
     # As in nginx: those that may be present are tried if none serves.
@@ -130,7 +82,7 @@ def _add_clusters(built: Resources, pool: Mapping[str, Any], replicas: Sequence[
         part = [one for one in members.values() if bool(one.get("tls")) == tls]
         if not part and (tls or members):
             continue
-        name = (pool["name"] or _DEFAULT) + (_TLS if tls else "")
+        name = name_pool(document, number) + (_TLS if tls else "")
         names = sorted({one["application"] for one in part}) if tls else []
         built.add(CLUSTER, name, pool["application"], _build_cluster(name, names))
         built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, part, serving))
@@ -149,10 +101,6 @@ def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]
 
 def _limit(weight: int) -> int:
     return min(max(weight, 1), _MOST_WEIGHT)
-
-
-def _pack(kind: str, message: Any) -> any_pb2.Any:
-    return any_pb2.Any(type_url=kind, value=message.SerializeToString(deterministic=True))
 
 
 def _ads() -> Any:
@@ -175,7 +123,7 @@ def _build_cluster(name: str, tls_names: Sequence[str]) -> Any:
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         lb_policy=cluster_pb2.Cluster.ROUND_ROBIN,
-        typed_extension_protocol_options={_HTTP2: options},
+        typed_extension_protocol_options={HTTP2: options},
     )
     cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
     if tls_names:

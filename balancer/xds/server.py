@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from balancer.config import BalancerConfig
 from balancer.files import follow_text
 from balancer.xds import resources
 from balancer.xds.report import Report
-from balancer.xds.resources import CLUSTER, Resources
+from balancer.xds.resource_set import CLUSTER, Resources
 from balancer.xds.rights import Allowed, Rights, find_rights
 from balancer.xds.stream import Stream
 from common.environment import host_port
@@ -115,29 +116,44 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
 
 def make_server(config: BalancerConfig, discovery: Discovery) -> grpc.aio.Server:
-    """Returns the server, which is not started yet; it has TLS if port 5000 has, with the same files."""
+    """Returns the server, which is not started yet.
+
+    It has TLS if port 5000 has, with the same files. Envoy has a Unix socket.
+    """
     server = grpc.aio.server(options=_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    assert config.xds  # noqa: S101 - there is nothing to serve
-    address = host_port(*config.xds)
-    if config.certificates.certificate:
-        server.add_secure_port(address, make_credentials(config.certificates, LOG))
-    else:
-        server.add_insecure_port(address)
+    if config.xds and config.certificates.certificate:
+        server.add_secure_port(host_port(*config.xds), make_credentials(config.certificates, LOG))
+    elif config.xds:
+        server.add_insecure_port(host_port(*config.xds))
+    if config.envoy:
+        # A program that was killed leaves its socket.
+        config.xds_socket.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix:{config.xds_socket}")
     return server
+
+
+def find_builder(config: BalancerConfig) -> Callable[[Mapping[str, Any]], Resources]:
+    """Returns what makes the resources of a document."""
+    if not config.envoy:
+        return resources.build
+    # It takes memory.
+    from balancer.xds import envoy
+
+    return partial(envoy.build, settings=config.envoy)
 
 
 async def serve(config: BalancerConfig) -> None:
     """Serves the document in the file ``config.current`` until the task is cancelled."""
     report = Report(config.xds_report)
     discovery = Discovery(report, config.xds_allowed)
-    server = make_server(config, discovery)
+    server, build = make_server(config, discovery), find_builder(config)
     started = False
     writing = asyncio.create_task(report.write())
     try:
         async for text in follow_text(config.current):
             try:
-                discovery.publish(resources.build(json.loads(text)))
+                discovery.publish(build(json.loads(text)))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 LOG.error("%s is not a document: %r", config.current, error)  # noqa: TRY400 - an expected failure
                 continue
@@ -145,8 +161,10 @@ async def serve(config: BalancerConfig) -> None:
                 # A client that finds nothing would believe that there is nothing.
                 await server.start()
                 started = True
+                addresses = [host_port(*config.xds)] if config.xds else []
+                addresses += [str(config.xds_socket)] if config.envoy else []
                 tls = "on" if config.certificates.certificate else "off"
-                LOG.info("serving xDS address=%s tls=%s", host_port(*config.xds or ("", 0)), tls)
+                LOG.info("serving xDS address=%s tls=%s", ",".join(addresses), tls)
     finally:
         writing.cancel()
         await server.stop(0)

@@ -10,8 +10,7 @@ from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from balancer.xds import resources
-from balancer.xds.resources import TYPES, Resources
+from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE, TYPES, Resources, is_wildcard, version
 from balancer.xds.rights import ALL, Rights
 
 LOG = logging.getLogger("balancer.xds")
@@ -82,17 +81,30 @@ class Stream:
     def answers(self, current: Resources) -> Iterator[Any]:
         """Yields the responses that are due, in the order of types."""
         for kind in TYPES:
+            if kind in (LISTENER, ROUTE) and self._lacks_endpoints(current):
+                return
             subscription = self.subscriptions.get(kind)
             if subscription is None:
                 continue
             found = current.select(kind, subscription.names, self.rights)
-            version = resources.version(found)
-            if version == subscription.sent:
+            newest = version(found)
+            if newest == subscription.sent:
                 continue
-            subscription.sent, subscription.nonce = version, subscription.nonce + 1
+            subscription.sent, subscription.nonce = newest, subscription.nonce + 1
+            if kind == CLUSTER and ENDPOINTS in self.subscriptions:
+                # Envoy waits for the endpoints of a changed cluster, also for the same.
+                self.subscriptions[ENDPOINTS].sent = ""
             yield discovery_pb2.DiscoveryResponse(
-                version_info=version, type_url=kind, resources=found, nonce=str(subscription.nonce)
+                version_info=newest, type_url=kind, resources=found, nonce=str(subscription.nonce)
             )
+
+    def _lacks_endpoints(self, current: Resources) -> bool:
+        """Whether Envoy has a new cluster to ask the endpoints of; until then a route to it would lose calls."""
+        clusters, endpoints = self.subscriptions.get(CLUSTER), self.subscriptions.get(ENDPOINTS)
+        if clusters is None or not is_wildcard(clusters.names):
+            return False
+        wanted = current.wildcard.get(CLUSTER, current.found[CLUSTER])
+        return not wanted.keys() <= set(endpoints.names if endpoints else ())
 
     @property
     def refusals(self) -> list[str]:

@@ -22,7 +22,7 @@ import requests
 pytest.importorskip("xds", reason="xds-protos is not installed")
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
-from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE
+from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 from security.files import CLIENTS, Secrets
 from testbed.wait import wait_for
 from tests.foreign.programs import Command

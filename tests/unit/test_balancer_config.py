@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
 from balancer.config import BalancerConfig
+from balancer.engine import EnvoySettings
 from common.environment import ConfigError
 
 
@@ -114,3 +116,42 @@ def test_the_limit_of_connections_needs_the_dynamic_mode() -> None:
     assert problems(LB_MAX_CONNECTIONS_PER_ADDRESS="7", NGINX_UPDATE="reload") == [
         "LB_MAX_CONNECTIONS_PER_ADDRESS: needs NGINX_UPDATE=dynamic (got NGINX_UPDATE=reload)"
     ]
+
+
+@pytest.fixture
+def envoy_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "envoy"
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("envoy_on_path")
+def test_envoy_has_the_listeners_the_networks_and_the_log_of_nginx() -> None:
+    made = config(LB_ENGINE="Envoy", LB_LISTEN="5000 grpc://10.0.0.1:5001", LB_ALLOW="10.0.0.0/8", LB_ACCESS_LOG="off")
+    addresses = (("0.0.0.0", 5000), ("10.0.0.1", 5001))
+    assert made.envoy == EnvoySettings(addresses=addresses, allowed=(ip_network("10.0.0.0/8"),), access_log=False)
+    assert made.refused_kinds == {True: "it has TLS, and LB_ENGINE is envoy"}
+    assert config(LB_ENGINE="nginx").envoy is None
+
+
+@pytest.mark.usefixtures("envoy_on_path")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LB_MAX_CALLS_PER_ADDRESS", "100"),
+        ("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", "100"),
+        ("LB_MAX_CONNECTIONS_PER_ADDRESS", "100"),
+        ("LB_LISTEN", "localhost:5000"),
+    ],
+)
+def test_what_envoy_does_not_have_is_refused(name: str, value: str) -> None:
+    (problem,) = problems(LB_ENGINE="envoy", **{name: value})
+    assert problem.startswith(f"{name}: ")
+    assert "LB_ENGINE=envoy" in problem
+
+
+def test_envoy_must_be_there_and_needs_a_dynamic_nginx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    found = problems(LB_ENGINE="envoy", NGINX_UPDATE="reload")
+    assert "LB_ENGINE: envoy needs NGINX_UPDATE=dynamic (got NGINX_UPDATE=reload)" in found
+    assert any(one.startswith("LB_ENGINE: envoy is not on PATH") for one in found)

@@ -23,7 +23,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from balancer.xds import resources
 from balancer.xds.bootstrap import add_bootstrap, print_bootstrap
 from balancer.xds.report import Report
-from balancer.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources
+from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources
 from balancer.xds.rights import find_rights, parse_allowed
 from balancer.xds.server import Discovery
 from balancer.xds.stream import Stream

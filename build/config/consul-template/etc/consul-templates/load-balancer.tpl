@@ -4,6 +4,7 @@ dynamic          Lua has them. Nothing in this file comes from Consul, so it is 
 reload, restart  They are the servers of the upstream, and this file is rendered again at each change, without Lua.
 */ -}}
 {{ $static := or (eq (env "NGINX_UPDATE") "reload") (eq (env "NGINX_UPDATE") "restart") -}}
+{{ $envoy := eq (env "LB_ENGINE") "envoy" -}}
 {{ $logs := ne (env "LB_ACCESS_LOG") "off" -}}
 {{ $tls := ne (env "LB_TLS_CERTIFICATE") "" }}{{ $verifies := ne (env "LB_TLS_CLIENT_CA") "" -}}
 {{ $replicas := and (not $static) (ne (env "LB_REPLICA_CA") "") -}}
@@ -63,6 +64,9 @@ global or private. Services as in peers.tpl.
 include lua.conf;
 {{ end -}}
 
+{{ if $envoy -}}
+# Envoy has the calls (LB_ENGINE); this nginx has the ports of status and metrics.
+{{ else -}}
 upstream grpc_replicas {
     {{- if not $static }}
     # Never used, because balancer_by_lua sets the peer of each try.
@@ -221,12 +225,26 @@ server {
     }
 }
 
+{{ end -}}
 {{ $status := envOrDefault "LB_STATUS_ADDRESS" "127.0.0.1" | trim "[]" -}}
 {{ $port := envOrDefault "LB_STATUS_PORT" "8080" -}}
 # The balancer's health and state, for its health check, for operators and for the control plane.
 server {
     listen {{ if contains ":" $status }}[{{ $status }}]{{ else }}{{ $status }}{{ end }}:{{ $port }};
     include status.conf;
+    {{- if $envoy }}
+    # 200 once Envoy has its listeners.
+    location = /health {
+        limit_except GET { deny all; }
+        # Envoy refuses nginx's default, 1.0.
+        proxy_http_version 1.1;
+        proxy_pass http://unix:run/envoy.sock:/ready;
+    }
+    {{- else }}
+    location = /health {
+        return 200 "serving\n";
+    }
+    {{- end }}
     {{- if not $static }}
 
     # The replicas from nginx.
@@ -267,6 +285,17 @@ server {
     location = /metrics {
         content_by_lua_block { require("balancer").metrics() }
     }
+
+    {{- if $envoy }}
+
+    # Envoy's own metrics.
+    location = /envoy {
+        limit_except GET { deny all; }
+        proxy_http_version 1.1;
+        proxy_pass http://unix:run/envoy.sock:/stats/prometheus?usedonly;
+        proxy_max_temp_file_size 0;
+    }
+    {{- end }}
 
     # For `status` on another host.
     location = /state {

