@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -277,6 +278,49 @@ class Envoy(Balancer):
         self.change(peers)
         options = ["--concurrency", str(worker_count()), "--log-level", "error", "--disable-hot-restart"]
         self._spawn([programs.program(self.program), "-c", "envoy.yaml", *options])
+
+
+class FedEnvoy(Balancer):
+    """The stack's own Envoy with the files of build/config/envoy, without Consul; balancer/answers.py feeds it."""
+
+    name = "Envoy fed by the control plane"
+    how = "xDS"
+    program = "envoy"
+    # As those that it is compared with.
+    variables: Mapping[str, str] = {"LB_ACCESS_LOG": "off"}
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Moves a new document into place."""
+        (self.directory / "run" / "document.new").write_text(render.snapshot(peers))
+        (self.directory / "run" / "document.new").replace(self.directory / "run" / "document.json")
+
+    def stop(self) -> None:
+        """Ends it and its control plane."""
+        super().stop()
+        if self._answers:
+            self.processes.stop(self._answers)
+            self._answers = None
+
+    def __init__(self, processes: Processes, port: int) -> None:
+        super().__init__(processes, port)
+        self._answers: subprocess.Popen[bytes] | None = None
+
+    def _launch(self, peers: Sequence[str]) -> None:
+        shutil.copytree(programs.ROOT / "build" / "config" / "envoy", self.directory, dirs_exist_ok=True)
+        (self.directory / "run").mkdir()
+        self.change(peers)
+        path = [str(self.directory / "usr" / "bin"), str(programs.program(self.program).parent), os.environ["PATH"]]
+        env = {
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": str(programs.ROOT),
+            "LB_ENGINE": "envoy",
+            "LB_LISTEN": self.target,
+            "PEER_CIDR": "127.0.0.0/8",
+            **self.variables,
+        }
+        command = [sys.executable, "-m", "balancer", "answers"]
+        self._answers = self.processes.start(f"{self._log}-answers", command, cwd=self.directory, env=env)
+        self._spawn(["envoy-start", "named"], env)
 
 
 def worker_count() -> int:

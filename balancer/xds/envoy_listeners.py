@@ -130,7 +130,12 @@ def _build_filters(settings: EnvoySettings) -> list[dict[str, Any]]:
         )
     # Counts statuses for each cluster. Methods are left out, because callers choose their names.
     stats = {"@type": f"{_TYPES}filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": False}
-    router = {"@type": f"{_TYPES}filters.http.router.v3.Router", "suppress_envoy_headers": True}
+    # Without its counts of HTTP's statuses, which gRPC does not use.
+    router = {
+        "@type": f"{_TYPES}filters.http.router.v3.Router",
+        "suppress_envoy_headers": True,
+        "dynamic_stats": False,
+    }
     filters.append({"name": "grpc_stats", "typed_config": stats})
     filters.append({"name": "router", "typed_config": router})
     return filters
