@@ -6,8 +6,8 @@ If nginx has something to send then, such as an acknowledgement, it takes the cl
 in a hundred of the streams that ended in the grace became INTERNAL. So NOT_SERVING comes first, then the end of the
 calls, then GOAWAY.
 
-Some callers go on: gRPC's clients of xDS and nginx while the control plane is down. They get GOAWAY while their calls are
-still answered, and call other replicas; a refusal would be the end of a call.
+Some callers go on, such as gRPC's clients of xDS, and nginx, while the control plane is down. They get GOAWAY while
+their calls are still answered, and call other replicas; a refusal would be the end of a call.
 """
 
 from __future__ import annotations
