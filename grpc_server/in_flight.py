@@ -5,6 +5,9 @@ second later. gRPC's own ``stop`` sends GOAWAY at once, and closes a connection 
 If nginx has something to send then, such as an acknowledgement, it takes the closed connection for a broken call: some
 in a hundred of the streams that ended in the grace became INTERNAL. So NOT_SERVING comes first, then the end of the
 calls, then GOAWAY.
+
+Some callers go on, such as gRPC's clients of xDS, and nginx, while the control plane is down. They get GOAWAY while
+their calls are still answered, and call other replicas; a refusal would be the end of a call.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import grpc
 QUIET_SECONDS, ANSWER_SECONDS = 1.0, 5.0
 # Between the last call's end and GOAWAY, so that nginx handles the one before the other.
 SETTLE_SECONDS = 0.2
+# For the handlers of cancelled calls.
+_CANCEL_SECONDS = 1.0
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -38,28 +43,34 @@ class CallsInFlight:
         # grpcio's types have a callback without the context that it gets.
         self._callback: Any = self._forget
 
-    async def leave(self, grace_seconds: float) -> None:
-        """Waits until no new call comes, refuses any other, and waits for the open ones.
+    async def leave(self, server: grpc.aio.Server, grace_seconds: float) -> None:
+        """Waits until no new call comes, refuses any other, waits for the open ones, and stops the server.
 
         Calls that outlast the grace end as UNAVAILABLE. Health must be NOT_SERVING by now.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_seconds
-        await self._answer(min(grace_seconds, ANSWER_SECONDS))
-        self._leaving = True
+        goaway = None
+        if await self._answer(min(grace_seconds, ANSWER_SECONDS)):
+            self._leaving = True
+        else:
+            goaway = asyncio.create_task(server.stop(grace_seconds + _CANCEL_SECONDS))
         await self._wait(self._waited_for, end - loop.time())
         self._over = True
         for task in list(self._tasks.values()):
             task.cancel()
-        await self._wait(self._tasks, 1.0)
+        await self._wait(self._tasks, _CANCEL_SECONDS)
         await asyncio.sleep(SETTLE_SECONDS)
+        await (goaway or server.stop(0))
 
-    async def _answer(self, seconds: float) -> None:
+    async def _answer(self, seconds: float) -> bool:
+        """Answers new calls; returns whether they have ceased."""
         loop = asyncio.get_running_loop()
         end, seen = loop.time() + seconds, -1
         while seen != self._begun and loop.time() < end:
             seen = self._begun
             await asyncio.sleep(min(QUIET_SECONDS, end - loop.time()))
+        return seen == self._begun
 
     async def _wait(self, calls: Collection[Any], seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

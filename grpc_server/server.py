@@ -140,8 +140,7 @@ async def serve(config: ServerConfig) -> None:
         # A watcher that reads nothing would block it for ever.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(servicer.enter_graceful_shutdown(), _TELL_SECONDS)
-        await in_flight.leave(config.grace_seconds)
-        await server.stop(0)
+        await in_flight.leave(server, config.grace_seconds)
     with contextlib.suppress(asyncio.CancelledError):
         await server.wait_for_termination()
     # This writes the lines of calls too, while a second signal does not yet end the process.

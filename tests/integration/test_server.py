@@ -27,6 +27,7 @@ from protos import api_pb2, api_pb2_grpc
 from testbed.calls import open_channel
 from testbed.ports import free_ports
 from testbed.wait import wait_for
+from tests.support.load import round_robin
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -219,7 +220,7 @@ def test_calls_are_answered_until_the_balancer_has_seen_that_health_is_not_servi
                 time.sleep(0.1)
             except grpc.RpcError as error:
                 code = error.code()
-        # A caller that doesn't stop is refused long before the grace has gone by, and Watch doesn't hold the server.
+        # A caller that doesn't stop is sent away long before the grace has gone by, and Watch doesn't hold the server.
         assert code is grpc.StatusCode.UNAVAILABLE
         assert 3 < time.monotonic() - began < 15
         assert answered > 10
@@ -227,6 +228,19 @@ def test_calls_are_answered_until_the_balancer_has_seen_that_health_is_not_servi
         with pytest.raises(grpc.RpcError) as ended:
             next(watch)
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_callers_that_do_not_know_of_the_stop_go_to_another_server(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "stays") as stays,
+        running(tmp_path / "goes", HOSTNAME="goes") as goes,
+        round_robin(f"ipv4:127.0.0.1:{stays.port},127.0.0.1:{goes.port}", retry=False) as outcome,
+    ):
+        goes.process.terminate()
+        goes.process.wait(20)
+    assert outcome.replicas.keys() == {"box", "goes"}
+    # gRPC may cancel a call that comes while it stops.
+    assert outcome.lost <= 2, outcome
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
