@@ -289,6 +289,10 @@ class FedEnvoy(Balancer):
     # As those that it is compared with.
     variables: Mapping[str, str] = {"LB_ACCESS_LOG": "off"}
 
+    def __init__(self, processes: Processes, port: int) -> None:
+        super().__init__(processes, port)
+        self._answers: subprocess.Popen[bytes] | None = None
+
     def change(self, peers: Sequence[str]) -> None:
         """Moves a new document into place."""
         (self.directory / "run" / "document.new").write_text(render.snapshot(peers))
@@ -300,10 +304,6 @@ class FedEnvoy(Balancer):
         if self._answers:
             self.processes.stop(self._answers)
             self._answers = None
-
-    def __init__(self, processes: Processes, port: int) -> None:
-        super().__init__(processes, port)
-        self._answers: subprocess.Popen[bytes] | None = None
 
     def _launch(self, peers: Sequence[str]) -> None:
         shutil.copytree(programs.ROOT / "build" / "config" / "envoy", self.directory, dirs_exist_ok=True)
