@@ -124,7 +124,12 @@ class BalancerConfig:
             _read_listen(reader, text, tls=certificate_files.certificate is not None) for text in listen.split()
         ]
         mode = reader.choice("NGINX_UPDATE", MODES, "dynamic")
-        allowed = _read_networks(reader, "LB_ALLOW", "")
+        envoy = EnvoySettings(
+            addresses=tuple(filter(None, listened)),
+            allowed=_read_networks(reader, "LB_ALLOW", ""),
+            access_log=reader.choice("LB_ACCESS_LOG", ("on", "off"), "on") == "on",
+            metrics=metrics[1] != 0,
+        )
         config = cls(
             mode=mode,
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
@@ -140,7 +145,7 @@ class BalancerConfig:
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
             xds=xds if xds[1] else None,
             xds_allowed=_read_allowed(reader),
-            envoy=read_envoy(reader, mode, list(filter(None, listened)), allowed),
+            envoy=read_envoy(reader, mode, envoy),
         )
         if config.xds_allowed and not certificate_files.authority:
             reader.add_problem(_XDS_ALLOW, f"needs {CLIENT_CA}")

@@ -113,6 +113,13 @@ _ANSWERS = [
         (["UC"], "the connection to the replica ended before it answered"),
         (["UR"], "the replica has reset the call"),
     )
+] + [
+    {
+        "filter": {
+            "status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 403, "runtime_key": "lb.403"}}}
+        },
+        "body": {"inline_string": "calls from this address are not allowed"},
+    }
 ]
 
 
@@ -128,15 +135,16 @@ def _build_filters(settings: EnvoySettings) -> list[dict[str, Any]]:
         filters.append(
             {"name": "allow", "typed_config": {"@type": f"{_TYPES}filters.http.rbac.v3.RBAC", "rules": rules}}
         )
-    # Counts statuses for each cluster. Methods are left out, because callers choose their names.
-    stats = {"@type": f"{_TYPES}filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": False}
+    if settings.metrics:
+        # For each cluster. Methods are left out, because callers choose their names.
+        stats = {"@type": f"{_TYPES}filters.http.grpc_stats.v3.FilterConfig", "stats_for_all_methods": False}
+        filters.append({"name": "grpc_stats", "typed_config": stats})
     # Without its counts of HTTP's statuses, which gRPC does not use.
     router = {
         "@type": f"{_TYPES}filters.http.router.v3.Router",
         "suppress_envoy_headers": True,
         "dynamic_stats": False,
     }
-    filters.append({"name": "grpc_stats", "typed_config": stats})
     filters.append({"name": "router", "typed_config": router})
     return filters
 

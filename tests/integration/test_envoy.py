@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,10 @@ import pytest
 import requests
 
 from testbed import programs
+from testbed.balancers import FedEnvoy
 from testbed.calls import answers, open_channel, say_hello
 from testbed.errors import MissingError
+from testbed.processes import Processes
 from testbed.stack import BALANCER
 from testbed.wait import wait_for, wait_for_death
 from tests.support.balancer import peers
@@ -57,7 +59,12 @@ def envoy(tools: None) -> Iterator[LocalDriver]:  # noqa: ARG001
 
 def call(stack: LocalDriver, path: str | bytes, message: bytes = b"", **metadata: str) -> tuple[str, bytes]:
     """The status of one call, and its answer or the status's message."""
-    with open_channel(target(stack)) as channel:
+    return call_at(target(stack), path, message, **metadata)
+
+
+def call_at(address: str, path: str | bytes, message: bytes = b"", **metadata: str) -> tuple[str, bytes]:
+    """The same at an address."""
+    with open_channel(address) as channel:
         pairs = [(key.replace("_", "-"), value) for key, value in metadata.items()]
         try:
             return "OK", channel.unary_unary(path)(message, metadata=pairs, timeout=10)
@@ -270,3 +277,20 @@ def test_a_killed_replica_costs_at_most_the_calls_in_flight_at_it(envoy: LocalDr
         kill_program(envoy, "hello_server-2", "grpc_server")
         wait_for_replicas(envoy, 2)
     assert load.lost <= 2 * CALLERS, load
+
+
+class ClosedEnvoy(FedEnvoy):
+    """One for callers of other networks."""
+
+    variables: Mapping[str, str] = {"LB_ALLOW": "10.0.0.0/8 ::1"}
+
+
+def test_calls_from_other_networks_are_refused(processes: Processes, tools: None) -> None:  # noqa: ARG001
+    one = ClosedEnvoy(processes, 16500 + SLOT)
+    try:
+        one.require()
+    except MissingError as error:
+        missing(str(error))
+    refused = ("PERMISSION_DENIED", b"calls from this address are not allowed")
+    one.start([], ready=lambda address: wait_for(partial(call_at, address, "/a.B/C"), refused.__eq__, 15, "it refuses"))
+    one.stop()

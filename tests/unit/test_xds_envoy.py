@@ -145,13 +145,12 @@ def test_each_address_is_a_listener_and_a_client_that_names_one_has_its_own() ->
     assert route_pb2.RouteConfiguration.FromString(configuration.value).name == NAME
 
 
-def test_the_log_and_the_allowed_networks_are_those_of_the_settings() -> None:
+def test_log_metrics_and_allowed_networks_are_those_of_the_settings() -> None:
     assert [one.name for one in manager(SETTINGS).access_log] == ["stdout"]
-    assert "allow" not in [one.name for one in manager(SETTINGS).http_filters]
-    closed = manager(EnvoySettings(access_log=False, allowed=(ip_network("10.0.0.0/8"),)))
+    assert [one.name for one in manager(SETTINGS).http_filters] == ["router"]
+    closed = manager(EnvoySettings(access_log=False, metrics=True, allowed=(ip_network("10.0.0.0/8"),)))
     assert not closed.access_log
-    assert closed.http_filters[0].name == "allow"
-    assert closed.http_filters[-1].name == "router"
+    assert [one.name for one in closed.http_filters] == ["allow", "grpc_stats", "router"]
 
 
 def test_a_cluster_of_envoys_has_what_a_clients_has_not() -> None:
