@@ -177,8 +177,7 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
     await server.start()
     print("serving", flush=True)
     await stop.wait()
-    await in_flight.leave(grace_seconds)
-    await server.stop(0)
+    await in_flight.leave(server, grace_seconds)
 
 
 if __name__ == "__main__":
