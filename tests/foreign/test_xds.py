@@ -20,7 +20,7 @@ from tests.support.chaos import kill_program
 from tests.support.drivers import LocalDriver
 from tests.support.greeter import Greeters, errors, greeting, wait_for_each
 from tests.support.local import SLOT
-from tests.support.xds import bootstrap, serving_xds
+from tests.support.xds import PORT, bootstrap, serving_xds
 
 pytest.importorskip("xds", reason="xds-protos is not installed")
 APPLICATION, SERVICE = "xds:///hello_server", "xds:///protos.Ping"
@@ -110,6 +110,17 @@ def test_an_application_and_a_service_are_called(
             wait_for_replicas(greeters, 2, target)
     for calls in greeters[library.name].calls.values():
         assert answers(xds, calls).keys() == {"hello_server-1", "hello_server-2"}
+
+
+def test_the_next_server_is_asked_if_the_first_is_gone(
+    xds: LocalDriver, tmp_path: Path, commands: Mapping[str, Command]
+) -> None:
+    # @grpc/grpc-js-xds asks the first one only.
+    asking = {name: command for name, command in commands.items() if name != "grpc-js"}
+    environment = bootstrap(xds, tmp_path, f"{xds.own_address(250, 1)}:{PORT}")
+    with greeting(asking, [APPLICATION], environment, xds.home / "logs") as greeters:
+        wait_for_replicas(greeters, 2)
+    assert_no_call_lost(greeters, APPLICATION)
 
 
 def test_scaling_loses_no_call(xds: LocalDriver, greet: Greet) -> None:

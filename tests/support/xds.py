@@ -25,9 +25,16 @@ def serving_xds(name: str, *, address_base: str, port: int, consul_port: int) ->
         yield driver
 
 
-def bootstrap(stack: LocalDriver, directory: Path) -> dict[str, str]:
-    """Writes the bootstrap file of gRPC's clients, and returns the environment that names it."""
+def bootstrap(stack: LocalDriver, directory: Path, *before: str) -> dict[str, str]:
+    """Writes the bootstrap file of gRPC's clients, and returns the environment that names it.
+
+    Args:
+        stack: the stack, whose balancer comes last in the file.
+        directory: the file's.
+        before: other servers.
+    """
     file = directory / "bootstrap.json"
-    command = [sys.executable, "-m", "balancer", "bootstrap", f"{stack.address('load-balancer')}:{PORT}"]
+    servers = [*before, f"{stack.address('load-balancer')}:{PORT}"]
+    command = [sys.executable, "-m", "balancer", "bootstrap", *servers]
     file.write_bytes(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     return {"GRPC_XDS_BOOTSTRAP": str(file)}
