@@ -78,6 +78,8 @@ def _build_manager(settings: EnvoySettings) -> dict[str, Any]:
         "http2_protocol_options": {
             **HTTP2_OPTIONS,
             "max_concurrent_streams": _STREAMS,
+            # A client that does not answer a PING, or has never said anything, is gone.
+            "connection_keepalive": {"interval": "60s", "timeout": "60s"},
             # A request that Envoy refuses must not end the other calls of its connection.
             "override_stream_error_on_invalid_http_message": True,
         },
