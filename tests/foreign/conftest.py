@@ -24,6 +24,7 @@ from tests.support.local import SLOT
 from tests.support.missing import missing
 
 CASE_SECONDS = 60
+GREETING = [one for one in LIBRARIES if one.greeter]
 _DEADLINE_EXCEEDED = 4
 # Headers that differ between clients, and are not the caller's metadata.
 _CONNECTIONS_OWN = (
@@ -168,3 +169,16 @@ before_grpc_go = pytest.mark.parametrize("served", libraries("grpc-go"), ids=["g
 @pytest.fixture(scope="session", params=[one for one in LIBRARIES if one.client], ids=lambda one: one.name)
 def client(request: pytest.FixtureRequest) -> Client:
     return Client.of(request.param)
+
+
+@pytest.fixture(scope="session")
+def greeters() -> dict[str, Command]:
+    """What starts each client that greets, but those whose toolchain is missing: their other tests say so."""
+    found = {}
+    for library in GREETING:
+        assert library.greeter
+        try:
+            found[library.name] = library.greeter()
+        except MissingError:
+            continue
+    return found
