@@ -6,8 +6,8 @@ None of them has a retry policy: a client's own does not hold with xDS. All go t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from tests.support.xds import PORT, bootstrap, serving_xds
 
 pytest.importorskip("xds", reason="xds-protos is not installed")
 APPLICATION, SERVICE = "xds:///hello_server", "xds:///protos.Ping"
-Greet = Callable[..., AbstractContextManager[Greeters]]
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +38,21 @@ def environment(xds: LocalDriver, directory: Path) -> dict[str, str]:
     return bootstrap(xds, directory)
 
 
-@pytest.fixture
-def greet(xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]) -> Greet:
-    """Runs all clients, and afterwards asserts that no call was lost."""
+@pytest.fixture(scope="module")
+def callers(xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]) -> Iterator[Greeters]:
+    """All clients, which call the application through all the changes of it."""
+    with greeting(greeters, [APPLICATION], environment, xds.home / "logs") as started:
+        yield started
 
-    @contextmanager
-    def run(*targets: str) -> Iterator[Greeters]:
-        with greeting(greeters, targets, environment, xds.home / "logs") as started:
-            yield started
-        assert_no_call_lost(started, *targets)
 
-    return run
+@contextmanager
+def no_call_lost(callers: Greeters) -> Iterator[None]:
+    """Asserts that the block costs the callers of the application no call."""
+    for caller in callers.values():
+        caller.begin(APPLICATION)
+    yield
+    print({name: caller.total(APPLICATION) for name, caller in callers.items()})
+    assert_no_call_lost(callers, APPLICATION)
 
 
 def assert_no_call_lost(greeters: Greeters, *targets: str) -> None:
@@ -57,7 +60,6 @@ def assert_no_call_lost(greeters: Greeters, *targets: str) -> None:
         name: errors for name, greeter in greeters.items() for target in targets if (errors := greeter.errors(target))
     }
     assert not lost, lost
-    print({name: sum(map(Counter.total, greeter.calls.values())) for name, greeter in greeters.items()})
 
 
 def wait_for_replicas(greeters: Greeters, count: int, target: str = APPLICATION) -> None:
@@ -113,78 +115,39 @@ def test_an_application_and_a_service_are_called(
 
 
 def test_the_next_server_is_asked_if_the_first_is_gone(
-    xds: LocalDriver, tmp_path: Path, commands: Mapping[str, Command]
+    xds: LocalDriver, tmp_path: Path, greeters: Mapping[str, Command]
 ) -> None:
     # @grpc/grpc-js-xds asks the first one only.
-    asking = {name: command for name, command in commands.items() if name != "grpc-js"}
+    asking = {name: command for name, command in greeters.items() if name != "grpc-js"}
     environment = bootstrap(xds, tmp_path, f"{xds.own_address(250, 1)}:{PORT}")
-    with greeting(asking, [APPLICATION], environment, xds.home / "logs") as greeters:
-        wait_for_replicas(greeters, 2)
-    assert_no_call_lost(greeters, APPLICATION)
+    with greeting(asking, [APPLICATION], environment, xds.home / "logs") as started:
+        wait_for_replicas(started, 2)
+    assert_no_call_lost(started, APPLICATION)
 
 
-def test_scaling_loses_no_call(xds: LocalDriver, greet: Greet) -> None:
-    with greet(SERVICE) as greeters:
-        for count in (1, 4, 2):
-            xds.scale(count)
-            wait_for_replicas(greeters, count, SERVICE)
-
-
-def test_a_rollout_loses_no_call(xds: LocalDriver, greet: Greet) -> None:
-    before = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
-    with greet(APPLICATION) as greeters:
-        xds.local_stack("rollout", "hello_server", HELLO_SERVER_VERSION="2")
-        wait_for_replicas(greeters, 2)
-    after = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
-    assert after.keys() == before.keys()
-    assert not set(after.values()) & set(before.values())
-
-
-def test_several_applications_are_called_at_once_by_their_weights(xds: LocalDriver, greet: Greet) -> None:
-    weighted = "xds:///weighted"
+def test_several_applications_are_called_at_once_by_their_weights(
+    xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]
+) -> None:
+    weighted, alone = "xds:///weighted", "xds:///other"
+    targets = (APPLICATION, weighted, alone)
     often, seldom = (xds.address(f"hello_server-{number}") for number in (1, 2))
     other = start_server(xds, "other")
     with (
         registered(xds, "weighted", {often: 9, seldom: 1}),
         registered(xds, "other", {other: 1}),
-        greet(APPLICATION, weighted, "xds:///other") as greeters,
+        greeting(greeters, targets, environment, xds.home / "logs") as started,
     ):
-        for name, greeter in greeters.items():
+        for name, greeter in started.items():
             wait_for(partial(greeter.total, weighted), (300).__le__, 60, f"300 calls of {name}", 0.3)
-    for greeter in greeters.values():
+    assert_no_call_lost(started, *targets)
+    for greeter in started.values():
         calls = answers(xds, greeter.calls[weighted])
         # Four and a half standard deviations of 300 random choices.
         assert 0.82 <= calls["hello_server-1"] / calls.total() <= 0.98, calls
-        assert len(greeter.calls["xds:///other"]) == 1
-        assert greeter.calls["xds:///other"].keys() <= {"other", f"{other}:7777"}
+        assert len(greeter.calls[alone]) == 1
+        assert greeter.calls[alone].keys() <= {"other", f"{other}:7777"}
         assert answers(xds, greeter.calls[APPLICATION]).keys() == {"hello_server-1", "hello_server-2"}
     xds.stop_extras()
-
-
-def test_clients_go_on_without_the_control_plane(xds: LocalDriver, greet: Greet) -> None:
-    with greet(APPLICATION) as greeters:
-        for program in ("balancer", "answers"):
-            kill_program(xds, "load-balancer", program)
-        wait_for_replicas(greeters, 2)
-        with no_control_plane(xds):
-            third = start_server(xds, "third")
-            xds.register(f"{third}:7777")
-            wait_for_replicas(greeters, 2)
-        wait_for_replicas(greeters, 3)
-        xds.deregister(f"{third}:7777")
-        wait_for_replicas(greeters, 2)
-    xds.stop_extras()
-
-
-@contextmanager
-def no_control_plane(stack: LocalDriver) -> Iterator[None]:
-    """Stops the control plane and its xDS, until the block ends."""
-    control = ("supervisorctl", "-c", "etc/supervisord.conf")
-    stack.execute("load-balancer", *control, "stop", "balancer", "answers")
-    try:
-        yield
-    finally:
-        stack.execute("load-balancer", *control, "start", "balancer", "answers")
 
 
 def test_an_application_that_comes_later_is_found(
@@ -199,3 +162,46 @@ def test_an_application_that_comes_later_is_found(
     assert_no_call_lost(started, APPLICATION)
     for name, greeter in started.items():
         assert all("UNAVAILABLE" in error.upper() for error in greeter.errors(later)), (name, greeter.errors(later))
+
+
+def test_scaling_loses_no_call(xds: LocalDriver, callers: Greeters) -> None:
+    with no_call_lost(callers):
+        for count in (1, 4, 2):
+            xds.scale(count)
+            wait_for_replicas(callers, count)
+
+
+def test_a_rollout_loses_no_call(xds: LocalDriver, callers: Greeters) -> None:
+    before = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
+    with no_call_lost(callers):
+        xds.local_stack("rollout", "hello_server", HELLO_SERVER_VERSION="2")
+        wait_for_replicas(callers, 2)
+    after = {name: xds.pid(name, "grpc_server") for name in xds.replicas()}
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+
+
+def test_clients_go_on_without_the_control_plane(xds: LocalDriver, callers: Greeters) -> None:
+    with no_call_lost(callers):
+        for program in ("balancer", "answers"):
+            kill_program(xds, "load-balancer", program)
+        wait_for_replicas(callers, 2)
+        with no_control_plane(xds):
+            third = start_server(xds, "third")
+            xds.register(f"{third}:7777")
+            wait_for_replicas(callers, 2)
+        wait_for_replicas(callers, 3)
+        xds.deregister(f"{third}:7777")
+        wait_for_replicas(callers, 2)
+    xds.stop_extras()
+
+
+@contextmanager
+def no_control_plane(stack: LocalDriver) -> Iterator[None]:
+    """Stops the control plane and its xDS, until the block ends."""
+    control = ("supervisorctl", "-c", "etc/supervisord.conf")
+    stack.execute("load-balancer", *control, "stop", "balancer", "answers")
+    try:
+        yield
+    finally:
+        stack.execute("load-balancer", *control, "start", "balancer", "answers")

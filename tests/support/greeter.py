@@ -46,6 +46,11 @@ class Greeter:
         self._process.stdin.flush()
         return self._take(self._process.stdout.readline()).get(target, Counter())
 
+    def begin(self, target: str) -> None:
+        """Begins to count the calls of a target anew."""
+        self.latest(target)
+        self.calls[target].clear()
+
     def total(self, target: str) -> int:
         """Returns the number of calls of a target so far."""
         self.latest(target)
