@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     programs.mkdir()
     (programs / "consul").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     (programs / "consul").chmod(0o755)
-    path = f"{programs}:{CONSUL}:{os.environ['PATH']}"
+    # This interpreter's python3: another one on PATH may need more of the environment.
+    path = f"{programs}:{CONSUL}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     if request.param == "sh":
         return Shell(("sh",), path, tmp_path)
     need("busybox")
@@ -275,19 +277,21 @@ def test_an_agent_is_told_of_renewed_files_once_they_fit_together(shell: Shell, 
         agent = subprocess.Popen(["sh", "-c", program], cwd=tmp_path, stderr=output)
     files = [str(path) for path in (pair.certificate, pair.key, authority.path)]
     command = shell.arguments("reload-on-change", str(agent.pid), *files)
+    script = subprocess.Popen(command, env={"PATH": shell.path})
     try:
-        with subprocess.Popen(command, env={"PATH": shell.path}) as script:
-            wait_for(lambda: sleeps(script.pid), bool, 10, "it has read the files")
-            pair.replace_with(Pair(renewed.certificate, pair.key))
-            wait_for(log.read_text, lambda text: "continues with the last good files" in text, 10, "it waits")
-            assert not told.exists()
-            pair.replace_with(renewed)
-            wait_for(told.exists, bool, 10, "the agent is told")
-            agent.kill()
-            agent.wait()
-    finally:
+        wait_for(lambda: sleeps(script.pid), bool, 10, "it has read the files")
+        pair.replace_with(Pair(renewed.certificate, pair.key))
+        wait_for(log.read_text, lambda text: "continues with the last good files" in text, 10, "it waits")
+        assert not told.exists()
+        pair.replace_with(renewed)
+        wait_for(told.exists, bool, 10, "the agent is told")
         agent.kill()
         agent.wait()
+        assert script.wait(10) == 0
+    finally:
+        for process in (agent, script):
+            process.kill()
+            process.wait()
     assert told.read_text() == "hangup\n"
 
 
