@@ -85,6 +85,8 @@ def _build_manager(settings: EnvoySettings) -> dict[str, Any]:
         },
         # Calls and connections live as long as their client, as in nginx (calls.conf).
         "stream_idle_timeout": "0s",
+        # Frees the buffers of a client that reads nothing of an answer for this time.
+        "stream_flush_timeout": "3600s",
         "common_http_protocol_options": {"idle_timeout": "0s", "max_headers_count": 1000},
         "max_request_headers_kb": 512,
         "request_headers_timeout": "10s",
