@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.plan import Plan
 from local_stack.settings import port_in_use
 from testbed import programs, render
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
+from testbed.balancers import Balancer, Envoy, FedEnvoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
 from testbed.calls import wait_for_answers
 from testbed.errors import BenchmarkError
 from testbed.processes import Processes
@@ -88,7 +88,7 @@ class Bench:
 
     def candidates(self) -> list[Balancer]:
         """Returns the other balancers, each at a port of its own."""
-        kinds: list[type[Balancer]] = [OriginalNginx, HAProxy, Envoy]
+        kinds: list[type[Balancer]] = [OriginalNginx, HAProxy, Envoy, FedEnvoy]
         return [kind(self.processes, port) for port, kind in enumerate(kinds, self.port + 1)]
 
     def tls_candidates(self) -> list[Balancer]:

@@ -10,7 +10,7 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
+from testbed.balancers import Balancer, Envoy, FedEnvoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
@@ -123,6 +123,10 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
             continue
         judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", target, partial(le, least))
         section.targets.append(judged)
+    if FedEnvoy.name in rates:
+        compared = ratios(rates[FedEnvoy.name], rates[Envoy.name])
+        what = f"Calls a second, {FedEnvoy.name} over {Envoy.name}"
+        section.targets.append(report.judge(what, compared, "times", "at least 0.97 times", partial(le, 0.97)))
     if TlsHAProxy.name in rates:
         compared = ratios(rates[TlsNginx.name], rates[TlsHAProxy.name])
         what = f"Calls a second, {TlsNginx.name}, over {TlsHAProxy.name}"
