@@ -18,6 +18,7 @@ from benchmarks.plan import FULL, QUICK
 from benchmarks.sections import (
     connections,
     cpu,
+    direct,
     fleet,
     kinds,
     latency,
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Callable[[Bench], report.Section]] = {
     "cpu": cpu.run,
     "kinds": kinds.run,
     "server": server.run,
+    "direct": direct.run,
     "workers": workers.run,
 }
 _CONFIGS = "../testbed/configs"
