@@ -268,13 +268,21 @@ def sleeps(pid: int) -> bool:
         return False
 
 
+# No shell, which can't trap a signal that it was started with as ignored, as nohup has it.
+AGENT = """
+import signal
+signal.signal(signal.SIGHUP, lambda *_: open("told", "a").write("hangup\\n"))
+while True:
+    signal.pause()
+"""
+
+
 def test_an_agent_is_told_of_renewed_files_once_they_fit_together(shell: Shell, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair, renewed = authority.issue("agent"), authority.issue("agent", file="renewed")
     log, told = tmp_path / "log", tmp_path / "told"
-    program = "trap 'echo hangup >>told' HUP; while :; do sleep 0.1; done"
     with log.open("w") as output:
-        agent = subprocess.Popen(["sh", "-c", program], cwd=tmp_path, stderr=output)
+        agent = subprocess.Popen([sys.executable, "-c", AGENT], cwd=tmp_path, stderr=output)
     files = [str(path) for path in (pair.certificate, pair.key, authority.path)]
     command = shell.arguments("reload-on-change", str(agent.pid), *files)
     script = subprocess.Popen(command, env={"PATH": shell.path})
