@@ -8,7 +8,6 @@ import http
 import http.client
 import http.server
 import json
-import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.parse import quote, unquote
 
 from balancer.controller import Controller
 from balancer.errors import BalancerError
+from balancer.unix import UnixConnection
 
 _TIMEOUT_SECONDS = 5.0
 _DROP = "/drop/"
@@ -89,11 +89,8 @@ def call(path: Path, method: str, url: str) -> dict[str, Any]:
     Raises:
         BalancerError: the control plane is out of reach, or refuses the call.
     """
-    with contextlib.closing(http.client.HTTPConnection("balancer")) as connection:
+    with contextlib.closing(UnixConnection(path, _TIMEOUT_SECONDS)) as connection:
         try:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(_TIMEOUT_SECONDS)
-            connection.sock.connect(str(path))
             connection.request(method, url)
             response = connection.getresponse()
             answer = json.loads(response.read())

@@ -149,14 +149,13 @@ class BalancerConfig:
         )
         if config.xds_allowed and not certificate_files.authority:
             reader.add_problem(_XDS_ALLOW, f"needs {CLIENT_CA}")
-        if config.xds and not config.publishes:
-            reader.add_problem(_XDS, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
+        for name, is_set in ((_XDS, config.xds), (connections.LIMIT, config.max_connections)):
+            if is_set and not config.publishes:
+                reader.add_problem(name, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         if config.xds and not find_spec("xds"):
             reader.add_problem(_XDS, "needs the package xds-protos (pip install '.[xds]')")
         if config.replica_tls_required and config.no_replica_tls:
             reader.add_problem(_REPLICA_TLS, f"can't be required: {config.no_replica_tls}")
-        if config.max_connections and not config.publishes:
-            reader.add_problem(connections.LIMIT, f"needs NGINX_UPDATE=dynamic (got NGINX_UPDATE={config.mode})")
         reader.integer("LB_MAX_CALLS_PER_ADDRESS", 8192, low=1, high=_MAX_LIMIT_CONN)
         reader.integer("LB_MAX_CALLS_PER_SECOND_PER_ADDRESS", 0, low=0, high=1_000_000)
         if reader.text("NGINX_WORKERS", "auto") != "auto":

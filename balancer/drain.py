@@ -5,38 +5,24 @@ SOCKET is that of Envoy's administration interface. It is a program of its own, 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
-import socket
 import sys
 import time
 
-_POLL_SECONDS = 0.1
+from balancer.unix import UnixConnection
+
+_POLL_SECONDS, _TIMEOUT_SECONDS = 0.1, 5.0
 # A call that was on its way when its client got the GOAWAY arrives within the drain_timeout of the listener.
 _LEAST_SECONDS = 1.2
 _CALLS = "http.calls.downstream_rq_active"
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection to a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _ask(path: str, method: str, target: str) -> bytes:
-    connection = _Connection(path)
-    try:
+    with contextlib.closing(UnixConnection(path, _TIMEOUT_SECONDS)) as connection:
         connection.request(method, target)
         return connection.getresponse().read()
-    finally:
-        connection.close()
 
 
 def _count_calls(path: str) -> int:

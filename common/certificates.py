@@ -92,13 +92,13 @@ class Followed:
 
     Args:
         files: their paths.
-        log: gets problems; None for none.
+        log: gets problems.
 
     Attributes:
         contents: the last good ones; None until the first look.
     """
 
-    def __init__(self, files: Files, log: logging.Logger | None = None) -> None:
+    def __init__(self, files: Files, log: logging.Logger) -> None:
         self._files = files
         self._log = log
         self._problem = self._logged = ""
@@ -121,7 +121,7 @@ class Followed:
             if use:
                 use(found)
         except (CertificateError, OSError) as error:
-            if self._log and str(error) == self._problem and self._problem != self._logged:
+            if str(error) == self._problem and self._problem != self._logged:
                 self._log.error("%s; the last good files stay in use", error)
                 self._logged = self._problem
             self._problem = str(error)

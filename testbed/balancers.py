@@ -7,7 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from testbed import programs, render
 from testbed.calls import wait_for_answers
 from testbed.catalogue import catalogue
 from testbed.certificate import wait_for_handshake, write_pair
-from testbed.errors import BenchmarkError
+from testbed.errors import BenchmarkError, MissingError
 from testbed.processes import Processes, children
 from testbed.wait import wait_for
 
@@ -321,6 +322,26 @@ class FedEnvoy(Balancer):
         command = [sys.executable, "-m", "balancer", "answers"]
         self._answers = self.processes.start(f"{self._log}-answers", command, cwd=self.directory, env=env)
         self._spawn(["envoy-start", "named"], env)
+
+
+def start_available(
+    candidates: Iterable[Balancer], peers: Sequence[str], stops: ExitStack
+) -> tuple[list[Balancer], dict[str, str]]:
+    """Starts the balancers whose programs are here, which ``stops`` ends.
+
+    Returns:
+        Those that run, and by name why the others are missing.
+    """
+    started, missing = [], {}
+    for one in candidates:
+        try:
+            one.start(peers)
+        except MissingError as error:
+            missing[one.name] = str(error)
+        else:
+            stops.callback(one.stop)
+            started.append(one)
+    return started, missing
 
 
 def worker_count() -> int:

@@ -74,7 +74,7 @@ def _build_manager(settings: EnvoySettings) -> dict[str, Any]:
             # Without an end: a listener without its routes would answer UNIMPLEMENTED.
             "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
         },
-        "http_filters": [*_build_filters(settings)],
+        "http_filters": _build_filters(settings),
         "http2_protocol_options": {
             **HTTP2_OPTIONS,
             "max_concurrent_streams": _STREAMS,

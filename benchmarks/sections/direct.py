@@ -16,7 +16,7 @@ from benchmarks.bench import Bench
 from benchmarks.servers import measure
 from benchmarks.servers.start import GO
 from testbed import programs, render
-from testbed.balancers import Balancer, FedEnvoy, HAProxy, LuaNginx
+from testbed.balancers import Balancer, FedEnvoy, HAProxy, LuaNginx, start_available
 from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS
 from testbed.programs import ROOT
@@ -52,20 +52,13 @@ def run(bench: Bench) -> report.Section:
 def _ways(bench: Bench, peers: list[str]) -> Iterator[tuple[dict[str, str], dict[str, str], dict[str, str]]]:
     """Runs the control plane's xDS and the balancers; yields targets, the client's environment and what is missing."""
     targets = {_KNOWN: f"static:///{','.join(peers)}", _XDS: f"xds:///{_APPLICATION}"}
-    missing = {}
     with ExitStack() as stops:
         bootstrap = stops.enter_context(_control_plane(bench, peers))
         kinds: list[type[Balancer]] = [LuaNginx, HAProxy, FedEnvoy]
         # A balancer has up to three ports.
-        for port, kind in zip(range(bench.port + 1, bench.port + 29, 3), kinds, strict=False):
-            balancer = kind(bench.processes, port)
-            try:
-                balancer.start(peers)
-            except MissingError as error:
-                missing[balancer.name] = str(error)
-                continue
-            stops.callback(balancer.stop)
-            targets[balancer.name] = f"passthrough:///{balancer.target}"
+        candidates = [kind(bench.processes, bench.port + 1 + 3 * number) for number, kind in enumerate(kinds)]
+        found, missing = start_available(candidates, peers, stops)
+        targets |= {one.name: f"passthrough:///{one.target}" for one in found}
         yield targets, {"GRPC_XDS_BOOTSTRAP": str(bootstrap)}, missing
 
 

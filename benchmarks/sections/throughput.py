@@ -10,8 +10,8 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, FedEnvoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx
-from testbed.errors import BenchmarkError, MissingError
+from testbed.balancers import Balancer, Envoy, FedEnvoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx, start_available
+from testbed.errors import BenchmarkError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
 from testbed.stats import Spread, ratios
@@ -46,15 +46,10 @@ def started(bench: Bench, candidates: Sequence[Balancer]) -> Iterator[tuple[dict
     """Runs other balancers in front of the stack's replicas; yields all balancers, and why some are missing."""
     bench.stack.ensure(REPLICAS)
     peers = [f"{row['address']}:7777" for row in bench.stack.rows() if row["service"] == "hello_server"]
-    targets, missing = {OURS: Target(bench.stack.target, bench.stack.nginx())}, {}
+    targets = {OURS: Target(bench.stack.target, bench.stack.nginx())}
     with ExitStack() as stops:
-        for one in candidates:
-            try:
-                one.start(peers)
-            except MissingError as error:
-                missing[one.name] = str(error)
-                continue
-            stops.callback(one.stop)
+        found, missing = start_available(candidates, peers, stops)
+        for one in found:
             assert one.process is not None  # noqa: S101 - it has just been started
             targets[one.name] = Target(one.target, descendants(one.process.pid), one.tls)
         yield targets, missing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from testbed.calls import say_hello, status
 from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.balancer import peers
-from tests.support.chaos import FULL, record
+from tests.support.chaos import FULL, lose_catalogue, record
 from tests.support.drivers import ConsulApi, LocalDriver
 from tests.support.load import two_clients
 from tests.support.local import with_replicas
@@ -102,12 +101,7 @@ def test_a_catalogue_that_has_lost_its_data_costs_no_call(three_replicas: LocalD
     api = ConsulApi(three_replicas)
     newcomer = three_replicas.replicas()[-1]
     with two_clients(three_replicas) as load:
-        three_replicas.local_stack("kill", *SERVERS)
-        for server in SERVERS:
-            volume = three_replicas.home / "volumes" / server
-            shutil.rmtree(volume)
-            volume.mkdir()
-        three_replicas.local_stack("start", *SERVERS)
+        lose_catalogue(three_replicas, SERVERS)
         if SECURE:
             # The tokens are lost with the data; `up` gives Consul its tokens again.
             three_replicas.local_stack("up", "-d", "--scale", "hello_server=3", *three_replicas.flags)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import grpc
@@ -31,9 +30,9 @@ from tests.support.greeter import greeting, wait_for_each
 from tests.support.local import SLOT, short_home
 from tests.support.scenarios import wait_for_replicas
 from tests.support.secure import SecureDriver
+from tests.support.xds import PORT, bootstrap
 
 pytestmark = pytest.mark.timeout(600)
-PORT = 18000
 TARGET = "xds:///hello_server"
 
 
@@ -61,26 +60,13 @@ def directory(stack: SecureDriver, client: str) -> Path:
     return stack.secrets / CLIENTS / client
 
 
-def bootstrap(stack: SecureDriver, client: str, only: Sequence[str] | None = None) -> str:
-    """Returns the bootstrap file of a client, as the command prints it."""
+def flags(stack: SecureDriver, client: str, *, replicas: bool = True) -> list[str]:
+    """Returns the flags of the bootstrap command for a client, with or without its files for replicas."""
+    named = {"cacert": "callers-ca.pem", "cert": "tls.pem", "key": "tls-key.pem"}
+    if replicas:
+        named |= {"replica-cacert": "ca.pem", "replica-cert": "replica.pem", "replica-key": "replica-key.pem"}
     files = directory(stack, client)
-    balancer = {"cacert": "callers-ca.pem", "cert": "tls.pem", "key": "tls-key.pem"}
-    replicas = {"replica-cacert": "ca.pem", "replica-cert": "replica.pem", "replica-key": "replica-key.pem"}
-    flags = [part for name, file in (balancer | replicas).items() for part in (f"--{name}", str(files / file))]
-    address = f"{stack.address('load-balancer')}:{PORT}"
-    command = [sys.executable, "-m", "balancer", "bootstrap", address, *(flags if only is None else only)]
-    return subprocess.run(command, cwd=ROOT, stdout=PIPE, text=True, check=True).stdout
-
-
-@contextmanager
-def configured(text: str, path: Path) -> Iterator[None]:
-    """Clients that start in the block have this bootstrap file."""
-    path.write_text(text)
-    os.environ["GRPC_XDS_BOOTSTRAP"] = str(path)
-    try:
-        yield
-    finally:
-        del os.environ["GRPC_XDS_BOOTSTRAP"]
+    return [part for name, file in named.items() for part in (f"--{name}", str(files / file))]
 
 
 def credentials(stack: SecureDriver, client: str) -> grpc.ChannelCredentials:
@@ -159,10 +145,8 @@ def test_clients_call_replicas_with_tls_through_changes_and_renewals(
 ) -> None:
     # The libraries that have gRFC A65; grpc-java and grpc-js can't give the balancer a certificate.
     able = {name: greeters[name] for name in ("grpc-go", "grpcio-threads") if name in greeters}
-    with (
-        configured(bootstrap(secure, "billing"), tmp_path / "bootstrap.json"),
-        greeting(able, [TARGET], {}, secure.home / "logs") as started,
-    ):
+    environment = bootstrap(secure, tmp_path, flags=flags(secure, "billing"))
+    with greeting(able, [TARGET], environment, secure.home / "logs") as started:
         for count in (3, 2):
             secure.scale(count)
             wait_for_each(started, TARGET, partial(are_of, count), f"{count} replicas answer")
@@ -170,26 +154,22 @@ def test_clients_call_replicas_with_tls_through_changes_and_renewals(
     assert not {name: lost for name, greeter in started.items() if (lost := greeter.errors(TARGET))}
 
 
-def error_of_a_call() -> str:
+def error_of_a_call(environment: Mapping[str, str]) -> str:
     """Calls the target once with grpc_client, which fails; returns its message."""
     command = [sys.executable, "-m", "grpc_client", "--target", TARGET, "--timeout", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     return done.stderr
 
 
 def test_a_replica_takes_no_call_of_a_client_that_it_does_not_know(secure: SecureDriver, tmp_path: Path) -> None:
-    with configured(bootstrap(secure, "reports"), tmp_path / "bootstrap.json"):
-        message = error_of_a_call()
+    message = error_of_a_call(bootstrap(secure, tmp_path, flags=flags(secure, "reports")))
     assert "PERMISSION_DENIED: the caller's certificate must have the name load-balancer or billing" in message
 
 
 def test_a_client_without_files_for_replicas_calls_none_in_clear_text(secure: SecureDriver, tmp_path: Path) -> None:
-    files = directory(secure, "billing")
-    flags = ["--cacert", "callers-ca.pem", "--cert", "tls.pem", "--key", "tls-key.pem"]
-    named = [one if one.startswith("--") else str(files / one) for one in flags]
-    with configured(bootstrap(secure, "billing", named), tmp_path / "bootstrap.json"):
-        message = error_of_a_call()
+    message = error_of_a_call(bootstrap(secure, tmp_path, flags=flags(secure, "billing", replicas=False)))
     assert "CDS resource hello_server:tls: invalid resource" in message
 
 

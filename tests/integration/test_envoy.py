@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -27,7 +26,7 @@ from testbed.processes import Processes
 from testbed.stack import BALANCER
 from testbed.wait import wait_for, wait_for_death
 from tests.support.balancer import peers
-from tests.support.chaos import kill_program
+from tests.support.chaos import kill_program, lose_catalogue
 from tests.support.drivers import Driver, LocalDriver
 from tests.support.load import CALLERS, FEW_CALLS_A_SECOND, round_robin, two_clients
 from tests.support.local import SLOT, short_home
@@ -210,12 +209,7 @@ def test_a_killed_leader_and_a_lost_catalogue_cost_no_call(envoy: LocalDriver) -
         first = wait_for(lambda: leader(envoy), bool, 30, "a leader")
         envoy.local_stack("kill", first)
         wait_for(lambda: leader(envoy), lambda name: name not in ("", first), 60, "another leader")
-        envoy.local_stack("kill", *SERVERS)
-        for server in SERVERS:
-            volume = envoy.home / "volumes" / server
-            shutil.rmtree(volume)
-            volume.mkdir()
-        envoy.local_stack("start", *SERVERS)
+        lose_catalogue(envoy, SERVERS)
         wait_for(lambda: leader(envoy), bool, 60, "a leader")
         # The document keeps the replicas that the new catalogue does not have.
         assert wait_for_replicas(envoy, 2) == names

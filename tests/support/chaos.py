@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ def kill_program(stack: LocalDriver, container: str, program: str) -> None:
     wait_for(
         lambda: stack.pid(container, program), lambda now: now not in (0, before), 30, f"{program} is started again"
     )
+
+
+def lose_catalogue(stack: LocalDriver, servers: Sequence[str]) -> None:
+    """Kills all Consul servers and starts them again without their data."""
+    stack.local_stack("kill", *servers)
+    for server in servers:
+        volume = stack.home / "volumes" / server
+        shutil.rmtree(volume)
+        volume.mkdir()
+    stack.local_stack("start", *servers)
 
 
 @dataclass(frozen=True, kw_only=True)

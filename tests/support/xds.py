@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,16 +25,17 @@ def serving_xds(name: str, *, address_base: str, port: int, consul_port: int) ->
         yield driver
 
 
-def bootstrap(stack: LocalDriver, directory: Path, *before: str) -> dict[str, str]:
+def bootstrap(stack: LocalDriver, directory: Path, *before: str, flags: Sequence[str] = ()) -> dict[str, str]:
     """Writes the bootstrap file of gRPC's clients, and returns the environment that names it.
 
     Args:
         stack: the stack, whose balancer comes last in the file.
         directory: the file's.
         before: other servers.
+        flags: of the command.
     """
     file = directory / "bootstrap.json"
     servers = [*before, f"{stack.address('load-balancer')}:{PORT}"]
-    command = [sys.executable, "-m", "balancer", "bootstrap", *servers]
+    command = [sys.executable, "-m", "balancer", "bootstrap", *servers, *flags]
     file.write_bytes(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     return {"GRPC_XDS_BOOTSTRAP": str(file)}
