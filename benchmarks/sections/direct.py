@@ -38,7 +38,7 @@ _METHOD = (
 def run(bench: Bench) -> report.Section:
     """Measures all ways, round by round."""
     try:
-        client = programs.go_program("grpc-go-client", programs.digest(_CLIENT), _CLIENT, ".")
+        client = programs.go_program("grpc-go-client", programs.digest(_CLIENT), _CLIENT, ".", file="client")
         with measure.running(bench, GO, 0) as peers, _ways(bench, peers) as (targets, env, missing):
             rates = _measure(bench, client, targets, env)
     except MissingError as error:
