@@ -208,6 +208,12 @@ class OriginalNginx(Balancer):
         self._spawn([programs.tool("nginx"), *prefix, "-g", "daemon off;"])
 
 
+class OriginalStack(OriginalNginx):
+    """The same, for the original's own servers as peers."""
+
+    name = "the original as a whole"
+
+
 class HAProxy(Balancer):
     """HAProxy as its documents advise for gRPC."""
 

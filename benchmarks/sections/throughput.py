@@ -10,8 +10,20 @@ from operator import le
 
 from benchmarks import report
 from benchmarks.bench import Bench
-from testbed.balancers import Balancer, Envoy, FedEnvoy, HAProxy, OriginalNginx, TlsHAProxy, TlsNginx, start_available
-from testbed.errors import BenchmarkError
+from benchmarks.servers import measure
+from benchmarks.servers.start import ORIGINAL
+from testbed.balancers import (
+    Balancer,
+    Envoy,
+    FedEnvoy,
+    HAProxy,
+    OriginalNginx,
+    OriginalStack,
+    TlsHAProxy,
+    TlsNginx,
+    start_available,
+)
+from testbed.errors import BenchmarkError, MissingError
 from testbed.load import CONNECTIONS, STREAMS, Load, h2load
 from testbed.processes import cpu_seconds, descendants
 from testbed.stats import Spread, ratios
@@ -32,6 +44,12 @@ class Target:
     pids: list[int]
     tls: bool = False
 
+    @classmethod
+    def of(cls, balancer: Balancer) -> Target:
+        """Returns that of a balancer that has been started."""
+        assert balancer.process is not None  # noqa: S101 - it has just been started
+        return cls(balancer.target, descendants(balancer.process.pid), balancer.tls)
+
 
 @dataclass
 class Figures:
@@ -49,15 +67,32 @@ def started(bench: Bench, candidates: Sequence[Balancer]) -> Iterator[tuple[dict
     targets = {OURS: Target(bench.stack.target, bench.stack.nginx())}
     with ExitStack() as stops:
         found, missing = start_available(candidates, peers, stops)
-        for one in found:
-            assert one.process is not None  # noqa: S101 - it has just been started
-            targets[one.name] = Target(one.target, descendants(one.process.pid), one.tls)
+        targets |= {one.name: Target.of(one) for one in found}
         yield targets, missing
+
+
+@contextmanager
+def _original(bench: Bench, targets: dict[str, Target], missing: dict[str, str]) -> Iterator[None]:
+    """Runs the original as a whole, with servers of its own, and adds it to the targets or to what is missing."""
+    with ExitStack() as stops:
+        try:
+            peers = stops.enter_context(measure.running(bench, ORIGINAL, 0))
+        except MissingError as error:
+            missing[OriginalStack.name] = str(error)
+        else:
+            original = OriginalStack(bench.processes, bench.port + 15)
+            original.start(peers)
+            stops.callback(original.stop)
+            targets[original.name] = Target.of(original)
+        yield
 
 
 def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
-    with started(bench, bench.candidates() + bench.tls_candidates()) as (targets, missing):
+    with (
+        started(bench, bench.candidates() + bench.tls_candidates()) as (targets, missing),
+        _original(bench, targets, missing),
+    ):
         for target in targets.values():
             _load(bench, target)
         figures = {name: Figures() for name in targets}
@@ -101,13 +136,15 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
             "h2load makes unary calls to three replicas of the stack (`grpc_server`, one process each), "
             f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, through each candidate in turns. Client, "
             "balancer and replicas share the machine, so the result depends on the processor time of a call in all of "
-            "them. Answers are counted by their bytes; a call without an answer ends the run. With TLS the handshakes "
-            f"of the connections, one for {TURN_CALLS // CONNECTIONS} calls, belong to the time; certificates are of "
-            "P-256."
+            f"them. {OriginalStack.name.capitalize()} has replicas of its own: three servers of grpc-go, which write a "
+            "line for each call, behind nginx with its settings. Answers are counted by their bytes; a call without an "
+            "answer ends the run. With TLS the handshakes of the connections, one for "
+            f"{TURN_CALLS // CONNECTIONS} calls, belong to the time; certificates are of P-256."
         ),
     )
     rates = {name: Spread.of(found.rates) for name, found in figures.items()}
     for name, target, least in (
+        (OriginalStack.name, "at least 1.3 times", 1.3),
         (OriginalNginx.name, "at least 1.6 times", 1.6),
         (HAProxy.name, "at least 0.95 times", 0.95),
         (Envoy.name, report.NO_TARGET, 0.0),

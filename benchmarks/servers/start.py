@@ -53,4 +53,6 @@ AIO = ServerKind(name="grpc.aio", command=lambda: _python("aio"))
 THREADS = ServerKind(name="grpc with threads", command=lambda: _python("threads"))
 NODE = ServerKind(name="@grpc/grpc-js", command=_node)
 JAVA = ServerKind(name="grpc-java", command=_java)
+# The original's, with a line of log a call.
+ORIGINAL = ServerKind(name="the original's server", command=lambda: [go_server(), "-name", "hello_server-1"])
 KINDS = (GO, AIO, THREADS, NODE, JAVA)

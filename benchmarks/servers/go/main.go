@@ -1,4 +1,5 @@
-// A server of grpc-go as its documentation starts one: main ADDRESS:PORT.
+// A server of grpc-go as its documentation starts one: main [-name NAME] ADDRESS:PORT. It answers with the request. With
+// a name it does what the original's server did: it answers with a greeting and writes a line for each call.
 //
 // google.protobuf.StringValue has the form of protos.PingMessage, and Int64Value is that of the ticks, so nothing is
 // generated here.
@@ -6,9 +7,9 @@ package main
 
 import (
 	"context"
+	"flag"
 	"log"
 	"net"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,19 @@ func sayHello(_ any, ctx context.Context, decode func(any) error, _ grpc.UnarySe
 		return nil, err
 	}
 	return request, nil
+}
+
+// greeter answers as the original's server, which has this name.
+func greeter(name string) func(any, context.Context, func(any) error, grpc.UnaryServerInterceptor) (any, error) {
+	answer := wrapperspb.String("Hello from " + name + ".")
+	return func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		request := new(wrapperspb.StringValue)
+		if err := decode(request); err != nil {
+			return nil, err
+		}
+		log.Printf("Received message from client: %s", request.Value)
+		return answer, nil
+	}
 }
 
 // ticks sends the time of CLOCK_MONOTONIC, in nanoseconds, until the client leaves.
@@ -46,7 +60,13 @@ func ticks(_ any, stream grpc.ServerStream) error {
 }
 
 func main() {
-	listener, err := net.Listen("tcp", os.Args[1])
+	name := flag.String("name", "", "greet with this name, and log calls")
+	flag.Parse()
+	handler := sayHello
+	if *name != "" {
+		handler = greeter(*name)
+	}
+	listener, err := net.Listen("tcp", flag.Arg(0))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -54,7 +74,7 @@ func main() {
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "protos.Ping",
 		HandlerType: (*any)(nil),
-		Methods:     []grpc.MethodDesc{{MethodName: "SayHello", Handler: sayHello}},
+		Methods:     []grpc.MethodDesc{{MethodName: "SayHello", Handler: handler}},
 	}, nil)
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "bench.Stream",
