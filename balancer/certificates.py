@@ -1,7 +1,7 @@
 """The balancer's certificates for TLS, with callers and with replicas: checks the files, and copies the good ones.
 
-nginx reads only the copies, so that a wrong file leaves the last good ones in use. A copy is one file that is renamed
-into place: a certificate chain with its key, or the certificates of a CA.
+nginx and Envoy read only the copies, so that a wrong file leaves the last good ones in use. A copy is one file that is
+renamed into place: a certificate chain with its key, or the certificates of a CA.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CALLERS_COPIES = ("certificate.pem", "client-ca.pem")
 REPLICAS_COPIES = ("replica-certificate.pem", "replica-ca.pem")
 # New connections get a renewed certificate within 5 s; nginx looks for a new copy once a second.
 _LOOK_SECONDS = 1.0
+_WAIT_SECONDS = 0.1
 _WARN_SECONDS = 14 * 86400
 _WARN_AGAIN_SECONDS = 86400
 
@@ -35,7 +36,7 @@ class Certificates:
 
     Args:
         files: their paths.
-        copies: the files that nginx reads: the certificate with its key, and the CA.
+        copies: the files that nginx or Envoy reads: the certificate with its key, and the CA.
         changed: called after the copies have changed.
 
     Attributes:
@@ -74,6 +75,21 @@ class Certificates:
             if end - now < _WARN_SECONDS and now >= self._warned.get(name, 0) + _WARN_AGAIN_SECONDS:
                 self._warned[name] = now
                 LOG.warning("%s: %s at %s", name, "expires" if end > now else "has expired", _date(end))
+
+
+async def wait_for_copies(directory: Path, callers: Files, replicas: Files) -> None:
+    """Waits until the copies of these files are in the directory, which another process writes."""
+    sides = ((callers, CALLERS_COPIES), (replicas, REPLICAS_COPIES))
+    needed = [
+        directory / copy
+        for files, copies in sides
+        for path, copy in zip((files.certificate, files.authority), copies, strict=True)
+        if path
+    ]
+    while True:
+        if all(path.exists() for path in needed):
+            return
+        await asyncio.sleep(_WAIT_SECONDS)
 
 
 def _write(path: Path, text: bytes) -> None:

@@ -91,8 +91,6 @@ class BalancerConfig:
         """Why there is no TLS with replicas; empty if there is."""
         if not self.publishes:
             return "NGINX_UPDATE is not dynamic"
-        if self.envoy:
-            return "LB_ENGINE is envoy"
         return "" if self.replica_certificates.authority else "LB_REPLICA_CA is not set"
 
     @property
@@ -120,12 +118,20 @@ class BalancerConfig:
         certificate_files = _read_certificates(reader, CALLERS)
         # nginx's configuration is rendered from these.
         listen = reader.text("LB_LISTEN", "0.0.0.0:5000")
-        listened = [
-            _read_listen(reader, text, tls=certificate_files.certificate is not None) for text in listen.split()
-        ]
+        has_certificate = certificate_files.certificate is not None
+        listened = {text: _read_listen(reader, text, tls=has_certificate) for text in listen.split()}
+        addresses = tuple(filter(None, listened.values()))
+        replica_files = _read_certificates(reader, REPLICAS)
         mode = reader.choice("NGINX_UPDATE", MODES, "dynamic")
         envoy = EnvoySettings(
-            addresses=tuple(filter(None, listened)),
+            addresses=addresses,
+            tls_addresses=frozenset(
+                address
+                for text, address in listened.items()
+                if address and has_certificate and not text.startswith("grpc://")
+            ),
+            verifies=certificate_files.authority is not None,
+            replica_certificate=replica_files.certificate is not None,
             allowed=_read_networks(reader, "LB_ALLOW", ""),
             access_log=reader.choice("LB_ACCESS_LOG", ("on", "off"), "on") == "on",
             metrics=metrics[1] != 0,
@@ -135,13 +141,13 @@ class BalancerConfig:
             networks=_read_networks(reader, "PEER_CIDR", _PRIVATE),
             consul_url=access.make_url(reader.host("CONSUL_ADDRESS", "127.0.0.1"), consul_port),
             consul_port=consul_port,
-            own=(*filter(None, listened), status, metrics, *([xds] if xds[1] else [])),
+            own=(*addresses, status, metrics, *([xds] if xds[1] else [])),
             nginx_url=f"http://{host_port(*status)}",
             access=access,
             certificates=certificate_files,
-            replica_certificates=_read_certificates(reader, REPLICAS),
+            replica_certificates=replica_files,
             replica_tls_required=reader.choice(_REPLICA_TLS, ("optional", "required"), "optional") == "required",
-            listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
+            listeners=tuple(connections.read_listeners(listen)) if all(listened.values()) else (),
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
             xds=xds if xds[1] else None,
             xds_allowed=_read_allowed(reader),

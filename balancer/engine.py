@@ -11,10 +11,8 @@ from common.environment import EnvironmentReader, host_port
 
 ENGINE = "LB_ENGINE"
 ENGINES = ("nginx", "envoy")
-# Envoy has no limit for a client address, and does not have TLS here.
+# Envoy has no limit for a client address.
 _NOT_WITH_ENVOY = (
-    "LB_TLS_CERTIFICATE",
-    "LB_REPLICA_CA",
     "LB_MAX_CALLS_PER_ADDRESS",
     "LB_MAX_CALLS_PER_SECOND_PER_ADDRESS",
     "LB_MAX_CONNECTIONS_PER_ADDRESS",
@@ -27,12 +25,18 @@ class EnvoySettings:
 
     Attributes:
         addresses: the addresses and ports for calls.
+        tls_addresses: those of them with TLS.
+        verifies: whether callers with TLS need a certificate.
+        replica_certificate: whether the balancer has a certificate for its connections to replicas with TLS.
         allowed: the networks from which calls are allowed; all for none.
         access_log: whether each call is a line of the log.
         metrics: whether the statuses of calls are counted, which takes 5 us a call.
     """
 
     addresses: tuple[tuple[str, int], ...] = (("0.0.0.0", 5000),)  # noqa: S104 - a container's own network
+    tls_addresses: frozenset[tuple[str, int]] = frozenset()
+    verifies: bool = False
+    replica_certificate: bool = False
     allowed: tuple[IPv4Network | IPv6Network, ...] = ()
     access_log: bool = True
     metrics: bool = False

@@ -313,9 +313,13 @@ class FedEnvoy(Balancer):
             self._answers = None
 
     def _launch(self, peers: Sequence[str]) -> None:
-        shutil.copytree(programs.ROOT / "build" / "config" / "envoy", self.directory, dirs_exist_ok=True)
         (self.directory / "run").mkdir()
         self.change(peers)
+        self._run()
+
+    def _run(self) -> None:
+        """Starts what is fed and what feeds it."""
+        shutil.copytree(programs.ROOT / "build" / "config" / "envoy", self.directory, dirs_exist_ok=True)
         path = [str(self.directory / "usr" / "bin"), str(programs.program(self.program).parent), os.environ["PATH"]]
         env = {
             "PATH": os.pathsep.join(path),

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from local_stack.tools import TOOLS, ToolError, find
+from testbed.errors import MissingError
 from testbed.processes import Processes
+from testbed.programs import program
 from tests.support import chaos
 from tests.support.chaos import FULL
 from tests.support.drivers import LocalDriver
 from tests.support.local import SLOT, short_home, with_replicas
+from tests.support.missing import missing
 from tests.support.secure import SECURE, SecureDriver
 
 
@@ -81,6 +84,19 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
         yield driver
         # A graceful end is tried in test_local_stack.py.
         driver.stop_extras()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variables of nginx, or of the engine that ``@engines`` gives (tests/support/control_plane.py)."""
+    name = getattr(request, "param", "nginx")
+    if name == "nginx":
+        return {}
+    try:
+        program(name)
+    except MissingError as error:
+        missing(str(error))
+    return {"LB_ENGINE": name}
 
 
 @pytest.fixture

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from google.protobuf import any_pb2
 from google.protobuf.json_format import ParseDict
 
 from balancer.engine import EnvoySettings
 from balancer.xds import resources
 from balancer.xds.envoy_listeners import HTTP2_OPTIONS, build_listener
-from balancer.xds.envoy_routes import NAME, build_routes
+from balancer.xds.envoy_routes import CERTIFIED, NAME, build_routes
+from balancer.xds.envoy_tls import connect_with_tls
 from balancer.xds.resource_set import CLUSTER, LISTENER, ROUTE, Resources, pack
 
 # In seconds, as in nginx.
@@ -32,8 +34,9 @@ def build(document: Mapping[str, Any], settings: EnvoySettings) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = resources.build(document)
-    built.add(ROUTE, NAME, "", build_routes(document))
-    built.wildcard[CLUSTER] = {name: _extend(packed) for name, packed in built.found[CLUSTER].items()}
+    for name in (NAME, CERTIFIED) if settings.tls_addresses and settings.verifies else (NAME,):
+        built.add(ROUTE, name, "", build_routes(document, name))
+    built.wildcard[CLUSTER] = {name: _extend(packed, settings) for name, packed in built.found[CLUSTER].items()}
     built.wildcard[LISTENER] = {
         name: pack(LISTENER, build_listener(name, address, settings))
         for name, address in ((f"calls/{host}:{port}", (host, port)) for host, port in settings.addresses)
@@ -41,12 +44,21 @@ def build(document: Mapping[str, Any], settings: EnvoySettings) -> Resources:
     return built
 
 
-def _extend(packed: any_pb2.Any) -> any_pb2.Any:
+def _extend(packed: any_pb2.Any, settings: EnvoySettings) -> any_pb2.Any:
     """Adds to a cluster what only Envoy takes; a client would apply some of it in another way."""
     cluster = cluster_pb2.Cluster.FromString(packed.value)
     cluster.MergeFrom(_CLUSTER)
     # Envoy would take what follows a dot in a pool's name for a part of the metric's.
     cluster.alt_stat_name = cluster.name.replace(".", "_")
+    if cluster.HasField("transport_socket"):
+        # With the balancer's files in place of a client's.
+        tls = tls_pb2.UpstreamTlsContext()
+        cluster.transport_socket.typed_config.Unpack(tls)
+        validation = tls.common_tls_context.combined_validation_context.default_validation_context
+        names = [one.exact for one in validation.match_subject_alt_names]
+        socket = connect_with_tls(names, own=settings.replica_certificate)
+        cluster.transport_socket.Clear()
+        ParseDict(socket, cluster.transport_socket)
     return pack(CLUSTER, cluster)
 
 

@@ -16,7 +16,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from google.protobuf.json_format import ParseDict
 
 from balancer.engine import EnvoySettings
-from balancer.xds.envoy_routes import NAME
+from balancer.xds.envoy_routes import CERTIFIED, NAME
+from balancer.xds.envoy_tls import accept_tls
 
 _TYPES = "type.googleapis.com/envoy.extensions."
 # As in nginx (load-balancer.tpl): the calls of a connection.
@@ -49,6 +50,9 @@ _INTERNAL = {"header": {"key": "grpc-status", "value": "13"}, "append_action": "
 def build_listener(name: str, address: tuple[str, int], settings: EnvoySettings) -> Any:
     """Builds the listener of an address."""
     host, port = address
+    tls = address in settings.tls_addresses
+    routes = CERTIFIED if tls and settings.verifies else NAME
+    manager = {"name": "http_connection_manager", "typed_config": _build_manager(settings, routes)}
     listener = {
         "name": name,
         "address": {"socket_address": {"address": host, "port_value": port}},
@@ -57,20 +61,18 @@ def build_listener(name: str, address: tuple[str, int], settings: EnvoySettings)
             {"level": level, "name": option, "int_value": value, "state": "STATE_PREBIND"}
             for level, option, value in _LISTENER_OPTIONS
         ],
-        "filter_chains": [
-            {"filters": [{"name": "http_connection_manager", "typed_config": _build_manager(settings)}]},
-        ],
+        "filter_chains": [{"filters": [manager], **(accept_tls(verifies=settings.verifies) if tls else {})}],
     }
     return ParseDict(listener, listener_pb2.Listener())
 
 
-def _build_manager(settings: EnvoySettings) -> dict[str, Any]:
+def _build_manager(settings: EnvoySettings, routes: str) -> dict[str, Any]:
     return {
         "@type": f"{_TYPES}filters.network.http_connection_manager.v3.HttpConnectionManager",
         "codec_type": "HTTP2",
         "stat_prefix": "calls",
         "rds": {
-            "route_config_name": NAME,
+            "route_config_name": routes,
             # Without an end: a listener without its routes would answer UNIMPLEMENTED.
             "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
         },

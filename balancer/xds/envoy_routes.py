@@ -11,10 +11,12 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf import any_pb2
 from google.protobuf.json_format import ParseDict
 
-from balancer.xds.resources import may_repeat, name_pool
+from balancer.xds.resources import choose_clusters, may_repeat, weigh_clusters
 
-# The name of the route configuration, and the cluster of balancer/answers.py in envoy.yaml. No pool has such a name.
+# The names of the route configurations, of which the second is for TLS with callers' certificates, and the cluster of
+# balancer/answers.py in envoy.yaml. No pool has such a name.
 NAME = "stack:calls"
+CERTIFIED = "stack:certified-calls"
 ANSWERS = "stack:answers"
 # The services that every application has, as in load-balancer.tpl.
 _SHARED = (
@@ -23,17 +25,32 @@ _SHARED = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 _APPLICATION = "x-application"
-_UNIMPLEMENTED, _UNAVAILABLE = 404, 503  # which Envoy answers to gRPC as these statuses
+# Which Envoy answers to gRPC as these statuses.
+_UNAUTHENTICATED, _UNIMPLEMENTED, _UNAVAILABLE = 401, 404, 503
+_SUBJECT = "x-client-certificate-subject"
 
 
-def build_routes(document: Mapping[str, Any]) -> Any:
-    """Builds the route configuration of a document."""
-    routes = [_refuse_path(), *_find_routes(document)]
+def build_routes(document: Mapping[str, Any], name: str = NAME) -> Any:
+    """Builds a route configuration of a document.
+
+    Args:
+        document: the document.
+        name: NAME, or CERTIFIED for callers that need a certificate, whose subject replicas get.
+    """
+    certified = [_refuse_callers_without_certificate()] if name == CERTIFIED else []
+    routes = [*certified, _refuse_path(), *_find_routes(document)]
     host = route_components_pb2.VirtualHost(name="calls", domains=["*"], routes=routes)
-    # A caller can't set the first, which is nginx's with TLS; the others are Envoy's own, which a replica did not get
+    # A caller can't set the first, which the balancer sets; the others are Envoy's own, which a replica did not get
     # from its caller.
-    removed = ["x-client-certificate-subject", "x-envoy-external-address", "x-forwarded-proto"]
-    return route_pb2.RouteConfiguration(name=NAME, virtual_hosts=[host], request_headers_to_remove=removed)
+    removed = [_SUBJECT, "x-envoy-external-address", "x-forwarded-proto"]
+    built = route_pb2.RouteConfiguration(name=name, virtual_hosts=[host], request_headers_to_remove=removed)
+    if certified:
+        # As RFC 2253 has it, like nginx's.
+        subject = base_pb2.HeaderValue(key=_SUBJECT, value="%DOWNSTREAM_PEER_SUBJECT%")
+        built.request_headers_to_add.add(
+            header=subject, append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        )
+    return built
 
 
 def _find_routes(document: Mapping[str, Any]) -> Iterator[Any]:
@@ -43,7 +60,7 @@ def _find_routes(document: Mapping[str, Any]) -> Iterator[Any]:
         for service in _SHARED:
             match = _match(f"/{service}/")
             match.headers.add(name=_APPLICATION, present_match=True, invert_match=True)
-            yield _to_cluster(match, ANSWERS)
+            yield _to_clusters(match, {ANSWERS: 1})
     # Otherwise one pool has all calls.
     if not default or any(route["pool"] != default for route in document["routes"].values()):
         for service, route in document["routes"].items():
@@ -62,6 +79,12 @@ def _match(prefix: str) -> Any:
     return route_components_pb2.RouteMatch(prefix=prefix)
 
 
+def _refuse_callers_without_certificate() -> Any:
+    match = _match("")
+    match.tls_context.presented.value = False
+    return _answer(match, _UNAUTHENTICATED, "a client certificate is required")
+
+
 def _refuse_path() -> Any:
     """A path that is not printable ASCII, for the reason in grpc_answers.conf."""
     match = _match("")
@@ -73,13 +96,13 @@ def _refuse_path() -> Any:
 def _to_pool(match: Any, document: Mapping[str, Any], number: int) -> Any:
     if not number or not document["pools"][number - 1]["replicas"]:
         return _answer(match, _UNAVAILABLE, "no replica could be reached")
-    return _to_cluster(match, name_pool(document, number), repeats=may_repeat(document, number))
+    return _to_clusters(match, weigh_clusters(document, number), repeats=may_repeat(document, number))
 
 
-def _to_cluster(match: Any, cluster: str, *, repeats: bool = False) -> Any:
+def _to_clusters(match: Any, clusters: Mapping[str, int], *, repeats: bool = False) -> Any:
     route = route_components_pb2.Route(match=match)
     route.route.CopyFrom(_REPEATING_ACTION if repeats else _ACTION)
-    route.route.cluster = cluster
+    choose_clusters(route.route, clusters)
     return route
 
 

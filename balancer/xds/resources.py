@@ -46,17 +46,31 @@ def build(document: Mapping[str, Any]) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = Resources()
-    clusters = {number: _add_clusters(built, number, document) for number in range(1, len(document["pools"]) + 1)}
+    for number, pool in enumerate(document["pools"], 1):
+        for name, replicas, serving, names in _find_clusters(document, number):
+            built.add(CLUSTER, name, pool["application"], _build_cluster(name, names))
+            built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, replicas, serving))
     for target, application, number in _find_targets(document):
         if number:
-            route = _build_route(target, clusters[number], repeats=may_repeat(document, number))
+            route = _build_route(target, weigh_clusters(document, number), repeats=may_repeat(document, number))
             built.add(LISTENER, target, application, _build_listener(target))
             built.add(ROUTE, target, application, route)
     return built
 
 
+def choose_clusters(action: Any, clusters: Mapping[str, int]) -> None:
+    """Leads a route to clusters, by name with their weights."""
+    # If no replica is healthy, all clusters say so.
+    weights = {one: weight for one, weight in clusters.items() if weight} or dict.fromkeys(clusters, 1)
+    if len(weights) == 1:
+        action.cluster = next(iter(weights))
+        return
+    for one, weight in weights.items():
+        action.weighted_clusters.clusters.add(name=one).weight.value = weight
+
+
 def name_pool(document: Mapping[str, Any], number: int) -> str:
-    """Returns the name of a pool's cluster; that of its replicas with TLS has more."""
+    """Returns the name of a pool's cluster of replicas without TLS."""
     return document["pools"][number - 1]["name"] or _DEFAULT
 
 
@@ -66,28 +80,33 @@ def may_repeat(document: Mapping[str, Any], number: int) -> bool:
     return all(replicas[index - 1].get("idempotent") for index in document["pools"][number - 1]["replicas"])
 
 
-def _add_clusters(built: Resources, number: int, document: Mapping[str, Any]) -> dict[str, int]:
-    """Adds the clusters of a pool: one of its replicas without TLS, and one of those with it.
+def weigh_clusters(document: Mapping[str, Any], number: int) -> dict[str, int]:
+    """Returns the weights of a pool's clusters by name; that of its replicas with TLS is one of its own."""
+    return {
+        name: sum(_limit(one["weight"]) for one in replicas if one[serving])
+        for name, replicas, serving, _ in _find_clusters(document, number)
+    }
 
-    Returns:
-        The weights of the clusters by name.
+
+def _find_clusters(
+    document: Mapping[str, Any], number: int
+) -> Iterator[tuple[str, list[Mapping[str, Any]], str, list[str]]]:
+    """Yields the clusters of a pool: one of its replicas without TLS, and one of those with it.
+
+    Yields:
+        Its name, its replicas, the key of those to call, and the names of which their certificates have one; those are
+        empty without TLS.
     """
     pool, replicas = document["pools"][number - 1], document["replicas"]
     # A client refuses the whole of a cluster that has an address twice.
     members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}
     # As in nginx: those that may be present are tried if none serves.
     serving = "serves" if any(one["serves"] for one in members.values()) else "may_serve"
-    weights: dict[str, int] = {}
     for tls in (False, True):
         part = [one for one in members.values() if bool(one.get("tls")) == tls]
-        if not part and (tls or members):
-            continue
-        name = name_pool(document, number) + (_TLS if tls else "")
-        names = sorted({one["application"] for one in part}) if tls else []
-        built.add(CLUSTER, name, pool["application"], _build_cluster(name, names))
-        built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, part, serving))
-        weights[name] = sum(_limit(one["weight"]) for one in part if one[serving])
-    return weights
+        if part or not (tls or members):
+            names = sorted({one["application"] for one in part}) if tls else []
+            yield name_pool(document, number) + (_TLS if tls else ""), part, serving, names
 
 
 def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
@@ -185,14 +204,8 @@ def _build_route(name: str, clusters: Mapping[str, int], *, repeats: bool) -> An
         clusters: the weights by name.
         repeats: whether a call that fails may be executed again (gRFC A44).
     """
-    # If no replica is healthy, all clusters say so.
-    weights = {one: weight for one, weight in clusters.items() if weight} or dict.fromkeys(clusters, 1)
     action = route_components_pb2.RouteAction()
-    if len(weights) == 1:
-        action.cluster = next(iter(weights))
-    else:
-        for one, weight in weights.items():
-            action.weighted_clusters.clusters.add(name=one).weight.value = weight
+    choose_clusters(action, clusters)
     if repeats:
         action.retry_policy.CopyFrom(_RETRIES)
     route = route_components_pb2.Route(match=route_components_pb2.RouteMatch(prefix=""), route=action)

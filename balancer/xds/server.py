@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 
+from balancer.certificates import wait_for_copies
 from balancer.config import BalancerConfig
 from balancer.files import follow_text
 from balancer.xds import resources
@@ -158,6 +159,9 @@ async def serve(config: BalancerConfig) -> None:
                 LOG.error("%s is not a document: %r", config.current, error)  # noqa: TRY400 - an expected failure
                 continue
             if not started:
+                if config.envoy:
+                    # Envoy reads them.
+                    await wait_for_copies(config.copies, config.certificates, config.replica_certificates)
                 # A client that finds nothing would believe that there is nothing.
                 await server.start()
                 started = True

@@ -34,7 +34,7 @@ from tests.foreign.test_statuses import INTERNAL, TABLE, UNAVAILABLE, ended, goe
 from tests.integration.test_registrar import environment, registrar, staying
 from tests.integration.test_registrar import server as agent
 from tests.support.certificates import Authority, Pair
-from tests.support.control_plane import Balancer, line
+from tests.support.control_plane import Balancer, engines, line
 from tests.support.drivers import ROOT
 from tests.support.fleet import build
 from tests.support.local import SLOT
@@ -58,7 +58,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def start(processes: Processes, tools: None, authority: Authority) -> Iterator[Start]:  # noqa: ARG001
+def start(processes: Processes, tools: None, engine: dict[str, str], authority: Authority) -> Iterator[Start]:  # noqa: ARG001
     """Starts a balancer with a certificate of its own, in front of some registrations."""
     pair = authority.issue("load-balancer")
     with ExitStack() as leave:
@@ -66,7 +66,7 @@ def start(processes: Processes, tools: None, authority: Authority) -> Iterator[S
         def make(*lines: list[Any], **variables: str) -> Balancer:
             files = {"LB_REPLICA_CERTIFICATE": pair.certificate, "LB_REPLICA_KEY": pair.key}
             given = {name: str(path) for name, path in {**files, "LB_REPLICA_CA": authority.path}.items()}
-            one = leave.enter_context(Balancer(processes, _PORT, {**given, **variables}))
+            one = leave.enter_context(Balancer(processes, _PORT, {**engine, **given, **variables}))
             one.control_plane.render(lines)
             return one
 
@@ -124,6 +124,7 @@ def failures(outcomes: Counter[str]) -> dict[str, int]:
     return {name: count for name, count in outcomes.items() if name.startswith("failed")}
 
 
+@engines
 def test_applications_with_and_without_tls_are_served_side_by_side(start: Start, authority: Authority) -> None:
     pair = authority.issue(APP)
     with (
@@ -250,6 +251,7 @@ def test_only_the_balancer_may_call_and_health_is_open_to_the_ca(authority: Auth
             say_hello(f"{ADDRESS}:{PORT}")
 
 
+@engines
 def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: Start, authority: Authority) -> None:
     pair, own = authority.issue(APP), authority.issue("load-balancer", file="own")
     given = {"LB_REPLICA_CERTIFICATE": str(own.certificate), "LB_REPLICA_KEY": str(own.key)}
@@ -305,6 +307,7 @@ def served_certificate(address: str, own: Pair, authority: Authority) -> str:
     return f"{begin}{done.stdout.partition(begin)[2].partition(end)[0]}{end}\n"
 
 
+@engines
 def test_an_application_changes_to_tls_and_back_and_no_call_is_lost(start: Start, authority: Authority) -> None:
     pair = authority.issue(APP)
     with ExitStack() as leave:
@@ -433,6 +436,7 @@ def test_a_call_that_a_replica_ends_has_the_same_status_as_without_tls(start: St
             assert ended(balancer)[0] == wanted
 
 
+@engines
 def test_servers_of_other_libraries_are_verified(
     start: Start, authority: Authority, processes: Processes, tmp_path: Path
 ) -> None:

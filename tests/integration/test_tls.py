@@ -30,7 +30,7 @@ from testbed.wait import wait_for
 from tests.foreign.programs import tool
 from tests.support import frames
 from tests.support.certificates import Authority, Pair
-from tests.support.control_plane import Balancer, line, serving
+from tests.support.control_plane import Balancer, engines, line, serving
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.local import SLOT
 from tests.support.registered import probe_server
@@ -61,13 +61,19 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def start(processes: Processes, tools: None, pair: Pair, server: ServerProcess) -> Iterator[Start]:  # noqa: ARG001
+def start(
+    processes: Processes,
+    tools: None,  # noqa: ARG001
+    engine: dict[str, str],
+    pair: Pair,
+    server: ServerProcess,
+) -> Iterator[Start]:
     """Starts a balancer with the certificate and some variables, in front of the server."""
     with ExitStack() as leave:
 
         def make(**variables: str) -> Balancer:
             files = {"LB_TLS_CERTIFICATE": str(pair.certificate), "LB_TLS_KEY": str(pair.key)}
-            return leave.enter_context(serving(processes, _PORT, {**files, **variables}, server))
+            return leave.enter_context(serving(processes, _PORT, {**engine, **files, **variables}, server))
 
         yield make
 
@@ -95,6 +101,7 @@ def served_certificate(target: str) -> str:
     return ssl.get_server_certificate((host, int(port)), timeout=5)
 
 
+@engines
 def test_tls_and_clear_text_are_served_at_once(start: Start, authority: Authority) -> None:
     clear = f"127.0.0.1:{_PORT + 3}"
     one = start(LB_LISTEN=f"127.0.0.1:{_PORT} grpc://{clear}")
@@ -156,6 +163,7 @@ def test_the_client_explains_a_failed_handshake_in_one_line(
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@engines
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_old_protocols_are_refused(start: Start) -> None:
     one = start()
@@ -170,6 +178,7 @@ def test_old_protocols_are_refused(start: Start) -> None:
             connection.connect((host, int(port)))
 
 
+@engines
 def test_a_renewed_certificate_is_served_within_5_s_and_no_call_is_lost(
     start: Start, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
@@ -219,6 +228,7 @@ def test_a_renewed_certificate_is_served_within_5_s_and_no_call_is_lost(
     assert outcome["count"] > 50 * seconds
 
 
+@engines
 def test_connections_that_never_finish_their_handshake_are_closed_and_affect_no_call(
     start: Start, authority: Authority
 ) -> None:
@@ -252,6 +262,7 @@ def test_connections_that_never_finish_their_handshake_are_closed_and_affect_no_
     assert client(one.target, "--tls", "--cacert", authority.path).returncode == 0
 
 
+@engines
 def test_callers_need_a_certificate_of_the_ca_and_replicas_see_its_subject(
     start: Start, authority: Authority, tmp_path: Path
 ) -> None:
@@ -272,6 +283,7 @@ def test_callers_need_a_certificate_of_the_ca_and_replicas_see_its_subject(
         assert message in done.stdout + done.stderr, (name, done)
 
 
+@engines
 @pytest.mark.parametrize("verifies", [True, False])
 def test_the_subject_is_not_the_callers_to_set(
     start: Start, server: ServerProcess, authority: Authority, verifies: bool
@@ -287,6 +299,7 @@ def test_the_subject_is_not_the_callers_to_set(
     assert found == (["CN=caller"] if verifies else [])
 
 
+@engines
 def test_wrong_files_leave_the_last_good_ones_in_use(
     start: Start, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:

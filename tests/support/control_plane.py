@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +13,14 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 import requests
 
 from balancer import api
 from balancer.errors import BalancerError
 from common.environment import host_port
-from testbed.balancers import LuaNginx
+from testbed import programs
+from testbed.balancers import FedEnvoy, LuaNginx
 from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from tests.support.server_process import ServerProcess
 
 SOCKET = Path("run/balancer.sock")
+# Has a test twice, with each; the fixture ``engine`` has the variables.
+engines = pytest.mark.parametrize("engine", ["nginx", "envoy"], indirect=True)
 _COMMAND = [sys.executable, "-m", "balancer"]
 
 
@@ -144,8 +149,20 @@ class _Nginx(LuaNginx):
         self._spawn(["nginx-start"], self.started_with)
 
 
+class _Envoy(FedEnvoy):
+    """The stack's Envoy beside a control plane that writes its document."""
+
+    def __init__(self, processes: Processes, port: int, directory: Path, environment: Mapping[str, str]) -> None:
+        super().__init__(processes, port)
+        self.directory = directory
+        self.variables = {**FedEnvoy.variables, **environment}
+        self._run()
+
+
 class Balancer:
     """nginx and its control plane, without Consul and consul-template; leaving the ``with`` block ends both.
+
+    With ``LB_ENGINE=envoy`` Envoy runs too, and has the calls.
 
     Attributes:
         nginx: the data plane.
@@ -157,18 +174,30 @@ class Balancer:
         self, processes: Processes, port: int, environment: Mapping[str, str] | None = None, *, open_files: int = 0
     ) -> None:
         environment = dict(environment or {})
+        is_envoy = environment.get("LB_ENGINE") == "envoy"
+        own = {"LB_STATUS_PORT": str(port + 1)}
+        if is_envoy:
+            environment.setdefault("LB_LISTEN", f"127.0.0.1:{port}")
+            # The control plane looks for it.
+            own["PATH"] = os.pathsep.join([str(programs.program("envoy").parent), os.environ["PATH"]])
         self._host = environment.setdefault("LB_STATUS_ADDRESS", "127.0.0.1")
         self.port = port
         self.nginx = _Nginx(processes, port, environment, open_files)
         self.target = self.nginx.target
         self.nginx.launch()
-        self.control_plane = ControlPlane(self.nginx.directory, {**environment, "LB_STATUS_PORT": str(port + 1)})
+        self.control_plane = ControlPlane(self.nginx.directory, {**environment, **own})
         wait_for(self._configured, bool, 20, "nginx has the control plane's document")
+        self._envoy = None
+        if is_envoy:
+            self._envoy = _Envoy(processes, port, self.nginx.directory, environment)
+            wait_for(self._is_open, bool, 20, "Envoy has the control plane's document")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._envoy:
+            self._envoy.stop()
         self.control_plane.__exit__()
         self.nginx.stop()
 
@@ -186,6 +215,10 @@ class Balancer:
 
     def _get(self, path: str) -> requests.Response:
         return requests.get(f"http://{host_port(self._host, self.port + 1)}{path}", timeout=5)
+
+    def _is_open(self) -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _configured(self) -> bool:
         try:

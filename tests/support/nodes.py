@@ -131,6 +131,15 @@ class Node:
         return (self._home / "log").read_text(errors="replace")[-3000:]
 
 
+    def failed_calls(self) -> str:
+        """Returns the last lines about failed calls in the access logs of its balancers."""
+        found = []
+        for container in self.docker("ps", "--all", "--quiet", "--filter", f"name={STACK}_load-balancer").split():
+            lines = self.attempt("logs", container).stdout.splitlines()
+            found += [line for line in lines if '"grpc_status":' in line and '"grpc_status":"OK"' not in line]
+        return "\n".join(found[-20:])
+
+
 class Nodes:
     """Some nodes, with images of this machine's engine; leaving the ``with`` block removes them.
 
@@ -238,7 +247,7 @@ class Swarm(Nodes):
 
     def attach(self) -> str:
         """Returns what the nodes and services look like, for a failed test."""
-        parts = [f"== {node.name}\n{node.log()}" for node in self.nodes]
+        parts = [f"== {node.name}\n{node.log()}\n{node.failed_calls()}" for node in self.nodes]
         commands = [["node", "ls"], ["stack", "ps", "--no-trunc", STACK]]
         services = ("load-balancer", "hello_server", "server-1", "server-2", "server-3")
         commands += [["service", "logs", "--tail", "40", f"{STACK}_{service}"] for service in services]
