@@ -130,7 +130,6 @@ class Node:
         """Returns the last lines of its engine."""
         return (self._home / "log").read_text(errors="replace")[-3000:]
 
-
     def failed_calls(self) -> str:
         """Returns the last lines about failed calls in the access logs of its balancers."""
         found = []

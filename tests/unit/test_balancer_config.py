@@ -10,6 +10,7 @@ import pytest
 from balancer.config import BalancerConfig
 from balancer.engine import EnvoySettings
 from common.environment import ConfigError
+from tests.support.certificates import Authority
 
 
 def config(**variables: str) -> BalancerConfig:
@@ -130,8 +131,24 @@ def test_envoy_has_the_listeners_the_networks_and_the_log_of_nginx() -> None:
     made = config(LB_ENGINE="Envoy", LB_LISTEN="5000 grpc://10.0.0.1:5001", LB_ALLOW="10.0.0.0/8", LB_ACCESS_LOG="off")
     addresses = (("0.0.0.0", 5000), ("10.0.0.1", 5001))
     assert made.envoy == EnvoySettings(addresses=addresses, allowed=(ip_network("10.0.0.0/8"),), access_log=False)
-    assert made.refused_kinds == {True: "it has TLS, and LB_ENGINE is envoy"}
     assert config(LB_ENGINE="nginx").envoy is None
+
+
+@pytest.mark.usefixtures("envoy_on_path")
+def test_envoy_has_the_tls_of_nginx(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("load-balancer")
+    files = {"CERTIFICATE": pair.certificate, "KEY": pair.key}
+    variables = {f"LB_{side}_{name}": str(path) for side in ("TLS", "REPLICA") for name, path in files.items()}
+    variables |= {"LB_TLS_CLIENT_CA": str(authority.path), "LB_REPLICA_CA": str(authority.path)}
+    made = config(LB_ENGINE="envoy", LB_LISTEN="5000 grpc://10.0.0.1:5001", **variables)
+    assert made.envoy == EnvoySettings(
+        addresses=(("0.0.0.0", 5000), ("10.0.0.1", 5001)),
+        tls_addresses=frozenset({("0.0.0.0", 5000)}),
+        verifies=True,
+        replica_certificate=True,
+    )
+    assert made.refused_kinds == {}
 
 
 @pytest.mark.usefixtures("envoy_on_path")

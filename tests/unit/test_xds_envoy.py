@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -12,10 +13,11 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
 from balancer.engine import EnvoySettings
 from balancer.xds import envoy
-from balancer.xds.envoy_routes import ANSWERS, NAME, build_routes
+from balancer.xds.envoy_routes import ANSWERS, CERTIFIED, NAME, build_routes
 from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 from balancer.xds.stream import Stream
 from tests.unit.test_xds import replica, request, sent
@@ -151,6 +153,45 @@ def test_log_metrics_and_allowed_networks_are_those_of_the_settings() -> None:
     closed = manager(EnvoySettings(access_log=False, metrics=True, allowed=(ip_network("10.0.0.0/8"),)))
     assert not closed.access_log
     assert [one.name for one in closed.http_filters] == ["allow", "grpc_stats", "router"]
+
+
+def test_a_listener_with_tls_has_the_routes_of_callers_with_certificates() -> None:
+    settings = EnvoySettings(
+        addresses=SETTINGS.addresses, tls_addresses=frozenset(SETTINGS.addresses[:1]), verifies=True
+    )
+    first, second = listeners(settings).values()
+    context = tls_pb2.DownstreamTlsContext()
+    assert first.filter_chains[0].transport_socket.typed_config.Unpack(context)
+    (certificate,) = context.common_tls_context.tls_certificate_sds_secret_configs
+    assert certificate.name == "certificate.pem"
+    assert context.common_tls_context.validation_context_sds_secret_config.name == "client-ca.pem"
+    assert not second.filter_chains[0].HasField("transport_socket")
+    assert manager(settings).rds.route_config_name == CERTIFIED
+    (refusal, *_), (other, *_) = (build_routes(document(), name).virtual_hosts[0].routes for name in (CERTIFIED, NAME))
+    assert refusal.match.tls_context.HasField("presented")
+    assert refusal.direct_response.status == 401
+    assert not other.match.HasField("tls_context")
+    assert len(envoy.build(document(), settings).select(ROUTE, [NAME, CERTIFIED])) == 2
+    assert manager(replace(settings, verifies=False)).rds.route_config_name == NAME
+
+
+def test_replicas_with_tls_have_their_weight_of_the_calls_and_must_have_their_applications_name() -> None:
+    given = document(replicas=[replica(1, weight=3), replica(2)])
+    given["replicas"].append(replica(3, tls=True))
+    given["pools"][0]["replicas"] = [1, 3]
+    route = next(one for one in build_routes(given).virtual_hosts[0].routes if one.match.prefix == "/shop.Orders/")
+    weights = {one.name: one.weight.value for one in route.route.weighted_clusters.clusters}
+    assert weights == {"shop": 3, "shop:tls": 1}
+    found = envoy.build(given, SETTINGS).select(CLUSTER, ["*"])
+    clusters = {one.name: one for one in (cluster_pb2.Cluster.FromString(packed.value) for packed in found)}
+    context = tls_pb2.UpstreamTlsContext()
+    assert clusters["shop:tls"].transport_socket.typed_config.Unpack(context)
+    validation = context.common_tls_context.combined_validation_context
+    assert validation.validation_context_sds_secret_config.name == "replica-ca.pem"
+    (name,) = validation.default_validation_context.match_typed_subject_alt_names
+    assert (name.san_type, name.matcher.exact, context.sni) == (name.DNS, "shop", "shop")
+    assert not context.common_tls_context.tls_certificate_sds_secret_configs
+    assert not clusters["shop"].HasField("transport_socket")
 
 
 def test_a_cluster_of_envoys_has_what_a_clients_has_not() -> None:
