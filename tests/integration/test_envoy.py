@@ -113,7 +113,9 @@ def test_scaling_and_a_rollout_lose_no_call(envoy: LocalDriver) -> None:
         for replicas in (4, 2):
             envoy.scale(replicas)
             wait_for_replicas(envoy, replicas)
-        done = envoy.attempt("rollout", "hello_server", HELLO_SERVER_VERSION="2")
+        # For the commands of later tests too, which would replace the replicas otherwise.
+        envoy.env["HELLO_SERVER_VERSION"] = "2"
+        done = envoy.attempt("rollout", "hello_server")
     assert done.returncode == 0, done.stderr
     load.assert_no_failed_calls()
 
