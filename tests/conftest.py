@@ -87,7 +87,7 @@ def stack(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
 
 
 @pytest.fixture
-def engine(request: pytest.FixtureRequest) -> dict[str, str]:
+def lb_engine(request: pytest.FixtureRequest) -> dict[str, str]:
     """The variables of nginx, or of the engine that ``@engines`` gives (tests/support/control_plane.py)."""
     name = getattr(request, "param", "nginx")
     if name == "nginx":

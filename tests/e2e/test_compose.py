@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import tempfile
@@ -66,13 +67,24 @@ def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
 
 @pytest.fixture(scope="class")
 def secure_stack(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    yield from secure_compose_stack(engine)
+
+
+@pytest.fixture(scope="class")
+def secure_envoy(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
+    if not os.environ.get("BASE_IMAGE", "").startswith("debian"):
+        pytest.skip("Envoy's program from PyPI needs BASE_IMAGE=debian:...")
+    yield from secure_compose_stack(engine, LB_EXTRA="envoy", LB_ENGINE="envoy")
+
+
+def secure_compose_stack(engine: dict[str, list[str]], **env: str) -> Iterator[ComposeDriver]:
     """The stack of secure.yaml by Compose 2, with secrets of its own, which build/secure makes."""
     if "2" not in engine:
         missing("Compose 2.x is not here")
     files = [part for file in ("docker-compose.yaml", "secure.yaml") for part in ("-f", file)]
     driver = ComposeDriver([*engine["2"], *files], "glbsecure", port=25000, consul_port=28500)
     with tempfile.TemporaryDirectory() as directory:
-        driver.env["SECRETS"] = directory
+        driver.env |= {"SECRETS": directory, **env}
         driver.down()
         driver.compose("build")
         run(["sh", "build/secure"], {"SECRETS": directory})
@@ -175,21 +187,31 @@ def names_resolve(stack: ComposeDriver) -> None:
     assert stack.execute("load-balancer", "python3", "-c", ADDRESSES, "consul.service.consul").split()
 
 
+def scaled(stack: ComposeDriver) -> None:
+    """Changes of the number of replicas lose no call."""
+    wait_for_replicas(stack, 1)
+    with calls_going_on(stack) as seen:
+        stack.up(3)
+        wait_for_replicas(stack, 3)
+        stack.up(2)
+        wait_for_replicas(stack, 2)
+    assert set(seen) == {"OK"}, seen
+
+
+def clear_text_is_refused(stack: ComposeDriver) -> None:
+    """A stack with TLS does not answer calls without it."""
+    with grpc.insecure_channel(scenarios.target(stack)) as channel, pytest.raises(grpc.RpcError):
+        greet(api_pb2_grpc.PingStub(channel))
+
+
 class TestSecure:
     """secure.yaml, by Compose 2."""
 
     def test_replicas_are_found_and_no_call_is_lost(self, secure_stack: ComposeDriver) -> None:
-        wait_for_replicas(secure_stack, 1)
-        with calls_going_on(secure_stack) as seen:
-            secure_stack.up(3)
-            wait_for_replicas(secure_stack, 3)
-            secure_stack.up(2)
-            wait_for_replicas(secure_stack, 2)
-        assert set(seen) == {"OK"}, seen
+        scaled(secure_stack)
 
     def test_calls_without_tls_are_refused(self, secure_stack: ComposeDriver) -> None:
-        with grpc.insecure_channel(scenarios.target(secure_stack)) as channel, pytest.raises(grpc.RpcError):
-            greet(api_pb2_grpc.PingStub(channel))
+        clear_text_is_refused(secure_stack)
 
     def test_every_container_becomes_healthy(self, secure_stack: ComposeDriver) -> None:
         wait_until_healthy(secure_stack)
@@ -225,6 +247,22 @@ class TestSecure:
             container = secure_stack.container(service)
             shown = run(["docker", "inspect", container]) + run(["docker", "top", container, "-eo", "pid,args"])
             assert not [token for token in tokens if token["secret"] in shown], service
+
+
+class TestSecureEnvoy:
+    """secure.yaml with Envoy in nginx's place: an image with the extra, and all of its TLS."""
+
+    def test_replicas_are_found_and_no_call_is_lost(self, secure_envoy: ComposeDriver) -> None:
+        scaled(secure_envoy)
+
+    def test_calls_without_tls_are_refused(self, secure_envoy: ComposeDriver) -> None:
+        clear_text_is_refused(secure_envoy)
+
+    def test_every_container_becomes_healthy(self, secure_envoy: ComposeDriver) -> None:
+        wait_until_healthy(secure_envoy)
+
+    def test_envoy_has_the_calls(self, secure_envoy: ComposeDriver) -> None:
+        assert "envoy" in run(["docker", "top", secure_envoy.container("load-balancer"), "-eo", "pid,comm"])
 
 
 class TestCompose1:

@@ -58,7 +58,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def start(processes: Processes, tools: None, engine: dict[str, str], authority: Authority) -> Iterator[Start]:  # noqa: ARG001
+def start(processes: Processes, tools: None, lb_engine: dict[str, str], authority: Authority) -> Iterator[Start]:  # noqa: ARG001
     """Starts a balancer with a certificate of its own, in front of some registrations."""
     pair = authority.issue("load-balancer")
     with ExitStack() as leave:
@@ -66,7 +66,7 @@ def start(processes: Processes, tools: None, engine: dict[str, str], authority: 
         def make(*lines: list[Any], **variables: str) -> Balancer:
             files = {"LB_REPLICA_CERTIFICATE": pair.certificate, "LB_REPLICA_KEY": pair.key}
             given = {name: str(path) for name, path in {**files, "LB_REPLICA_CA": authority.path}.items()}
-            one = leave.enter_context(Balancer(processes, _PORT, {**engine, **given, **variables}))
+            one = leave.enter_context(Balancer(processes, _PORT, {**lb_engine, **given, **variables}))
             one.control_plane.render(lines)
             return one
 

@@ -64,7 +64,7 @@ def server() -> Iterator[ServerProcess]:
 def start(
     processes: Processes,
     tools: None,  # noqa: ARG001
-    engine: dict[str, str],
+    lb_engine: dict[str, str],
     pair: Pair,
     server: ServerProcess,
 ) -> Iterator[Start]:
@@ -73,7 +73,7 @@ def start(
 
         def make(**variables: str) -> Balancer:
             files = {"LB_TLS_CERTIFICATE": str(pair.certificate), "LB_TLS_KEY": str(pair.key)}
-            return leave.enter_context(serving(processes, _PORT, {**engine, **files, **variables}, server))
+            return leave.enter_context(serving(processes, _PORT, {**lb_engine, **files, **variables}, server))
 
         yield make
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tests.support.server_process import ServerProcess
 
 SOCKET = Path("run/balancer.sock")
-# Has a test twice, with each; the fixture ``engine`` has the variables.
-engines = pytest.mark.parametrize("engine", ["nginx", "envoy"], indirect=True)
+# Has a test twice, with each; the fixture ``lb_engine`` has the variables.
+engines = pytest.mark.parametrize("lb_engine", ["nginx", "envoy"], indirect=True)
 _COMMAND = [sys.executable, "-m", "balancer"]
 
 
