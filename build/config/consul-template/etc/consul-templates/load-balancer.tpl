@@ -283,14 +283,22 @@ server {
     listen {{ if contains ":" $bind }}[{{ $bind }}]{{ else }}{{ $bind }}{{ end }}:{{ $metrics }};
 
     location = /metrics {
+        {{- if $envoy }}
+        # With Envoy's own.
+        content_by_lua_block {
+            local envoy = ngx.location.capture("/envoy")
+            require("balancer").metrics()
+            ngx.print(envoy.status == 200 and envoy.body or "")
+        }
+        {{- else }}
         content_by_lua_block { require("balancer").metrics() }
+        {{- end }}
     }
 
     {{- if $envoy }}
 
-    # Envoy's own metrics.
     location = /envoy {
-        limit_except GET { deny all; }
+        internal;
         proxy_http_version 1.1;
         proxy_pass http://unix:run/envoy.sock:/stats/prometheus?usedonly;
         proxy_max_temp_file_size 0;
