@@ -206,7 +206,10 @@ def test_a_minute_without_consul_restarts_no_container(swarm: Swarm) -> None:
 def test_a_node_that_is_cut_off_serves_what_it_can_reach(swarm: Swarm) -> None:
     cut = swarm.nodes[1]
     left = [node.target for node in swarm.nodes if node is not cut]
-    own = set(cut.docker("ps", "--quiet", "--filter", f"name={STACK}_hello_server").split())
+    running = set(cut.docker("ps", "--quiet", "--filter", f"name={STACK}_hello_server").split())
+    # Without one that is stopping, as those of an earlier test may be.
+    own = running & wait_for_replicas(swarm.targets, REPLICAS)
+    assert own
     command = [sys.executable, "-m", "grpc_client", "--host", cut.address, "--port", str(PORT), "--json"]
     command += ["--rate", "50", "--duration", "10"]
 
