@@ -37,7 +37,7 @@ def build_routes(document: Mapping[str, Any], name: str = NAME) -> Any:
         document: the document.
         name: NAME, or CERTIFIED for callers that need a certificate, whose subject replicas get.
     """
-    certified = [_refuse_callers_without_certificate()] if name == CERTIFIED else []
+    certified = list(_refuse_callers()) if name == CERTIFIED else []
     routes = [*certified, _refuse_path(), *_find_routes(document)]
     host = route_components_pb2.VirtualHost(name="calls", domains=["*"], routes=routes)
     # A caller can't set the first, which the balancer sets; the others are Envoy's own, which a replica did not get
@@ -79,10 +79,15 @@ def _match(prefix: str) -> Any:
     return route_components_pb2.RouteMatch(prefix=prefix)
 
 
-def _refuse_callers_without_certificate() -> Any:
-    match = _match("")
-    match.tls_context.presented.value = False
-    return _answer(match, _UNAUTHENTICATED, "a client certificate is required")
+def _refuse_callers() -> Iterator[Any]:
+    """Yields the routes of callers without a certificate, and with one that is not valid."""
+    for what, message in (
+        ("presented", "a client certificate is required"),
+        ("validated", "the client certificate is not accepted"),
+    ):
+        match = _match("")
+        getattr(match.tls_context, what).value = False
+        yield _answer(match, _UNAUTHENTICATED, message)
 
 
 def _refuse_path() -> Any:

@@ -31,7 +31,8 @@ _HANDSHAKE_SECONDS = 10
 def accept_tls(*, verifies: bool) -> dict[str, Any]:
     """Returns the part of a listener's filter chain; with ``verifies`` callers are asked for a certificate.
 
-    A call of a caller without one is refused by the routes, because gRPC's clients do not tell why a handshake failed.
+    The routes refuse the calls of a caller without one, or with a wrong one, because gRPC's clients do not tell why a
+    handshake failed.
     """
     certificate, authority = CALLERS_COPIES
     common = {

@@ -167,9 +167,12 @@ def test_a_listener_with_tls_has_the_routes_of_callers_with_certificates() -> No
     assert context.common_tls_context.validation_context_sds_secret_config.name == "client-ca.pem"
     assert not second.filter_chains[0].HasField("transport_socket")
     assert manager(settings).rds.route_config_name == CERTIFIED
-    (refusal, *_), (other, *_) = (build_routes(document(), name).virtual_hosts[0].routes for name in (CERTIFIED, NAME))
-    assert refusal.match.tls_context.HasField("presented")
-    assert refusal.direct_response.status == 401
+    (without, wrong, *_), (other, *_) = (
+        build_routes(document(), name).virtual_hosts[0].routes for name in (CERTIFIED, NAME)
+    )
+    assert without.match.tls_context.HasField("presented")
+    assert wrong.match.tls_context.HasField("validated")
+    assert without.direct_response.status == wrong.direct_response.status == 401
     assert not other.match.HasField("tls_context")
     assert len(envoy.build(document(), settings).select(ROUTE, [NAME, CERTIFIED])) == 2
     assert manager(replace(settings, verifies=False)).rds.route_config_name == NAME
