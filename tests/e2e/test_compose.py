@@ -42,18 +42,9 @@ def compose_stack(
         yield driver
     finally:
         if overrides:
-            hurry(driver)
+            driver.hurry()
         driver.down()
     assert driver.leftovers() == []
-
-
-def hurry(stack: ComposeDriver) -> None:
-    """Ends containers without their drains, which one stack's end tries.
-
-    Not by ``kill``, which does not wait for their end: an engine that is told to remove one meanwhile may keep its
-    endpoint of a network for good.
-    """
-    stack.compose("stop", "--timeout", "1")
 
 
 def run_server(stack: ComposeDriver, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -104,7 +95,7 @@ def secure_compose_stack(engine: dict[str, list[str]], **env: str) -> Iterator[C
             yield driver
         finally:
             del CREDENTIALS[scenarios.target(driver)]
-            hurry(driver)
+            driver.hurry()
             driver.down()
     assert driver.leftovers() == []
 

@@ -66,5 +66,5 @@ def test_replicas_and_a_balancer_of_another_host_join(hosts: Nodes, compose: lis
     assert outcome.lost == 0, outcome
     assert min(shares.values()) >= 45, shares
     for one in (balancer, first):
-        one.compose("kill")
+        one.hurry()
         one.compose("down", "-v")

@@ -234,6 +234,14 @@ class ComposeDriver:
         self.stop_extras()
         self.compose("down", "-v", "--timeout", "60")
 
+    def hurry(self) -> None:
+        """Ends the containers without their drains.
+
+        Not by ``kill``, which does not wait for their end: an engine that is told to remove one meanwhile may keep its
+        endpoint of a network for good.
+        """
+        self.compose("stop", "--timeout", "1")
+
     def leftovers(self) -> list[str]:
         mark = f"label=com.docker.compose.project={self.project}"
         found = run(["docker", "ps", "-aq", "--filter", mark]).split()
