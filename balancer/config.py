@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from balancer import connections
 from balancer.certificates import CALLERS, CERTIFICATE, CLIENT_CA, REPLICAS
@@ -119,17 +120,13 @@ class BalancerConfig:
         # nginx's configuration is rendered from these.
         listen = reader.text("LB_LISTEN", "0.0.0.0:5000")
         has_certificate = certificate_files.certificate is not None
-        listened = {text: _read_listen(reader, text, tls=has_certificate) for text in listen.split()}
-        addresses = tuple(filter(None, listened.values()))
+        listened = [_read_listen(reader, text, has_certificate=has_certificate) for text in listen.split()]
+        addresses = tuple(one.place for one in listened if one)
         replica_files = _read_certificates(reader, REPLICAS)
         mode = reader.choice("NGINX_UPDATE", MODES, "dynamic")
         envoy = EnvoySettings(
             addresses=addresses,
-            tls_addresses=frozenset(
-                address
-                for text, address in listened.items()
-                if address and has_certificate and not text.startswith("grpc://")
-            ),
+            tls_addresses=frozenset(one.place for one in listened if one and one.tls),
             verifies=certificate_files.authority is not None,
             replica_certificate=replica_files.certificate is not None,
             allowed=_read_networks(reader, "LB_ALLOW", ""),
@@ -147,7 +144,7 @@ class BalancerConfig:
             certificates=certificate_files,
             replica_certificates=replica_files,
             replica_tls_required=reader.choice(_REPLICA_TLS, ("optional", "required"), "optional") == "required",
-            listeners=tuple(connections.read_listeners(listen)) if all(listened.values()) else (),
+            listeners=tuple(connections.read_listeners(listen)) if all(listened) else (),
             max_connections=reader.integer(connections.LIMIT, 0, low=0, high=1_000_000),
             xds=xds if xds[1] else None,
             xds_allowed=_read_allowed(reader),
@@ -188,20 +185,28 @@ def _read_allowed(reader: EnvironmentReader) -> Allowed:
         return {}
 
 
-def _read_listen(reader: EnvironmentReader, text: str, *, tls: bool) -> tuple[str, int] | None:
+class _Listen(NamedTuple):
+    """An address of LB_LISTEN: address and port, and whether it has TLS."""
+
+    place: tuple[str, int]
+    tls: bool
+
+
+def _read_listen(reader: EnvironmentReader, text: str, *, has_certificate: bool) -> _Listen | None:
     """Reads an address: a port, or an address and a port, with brackets around an IPv6 address.
 
     ``grpc://`` before it means clear text, ``grpcs://`` TLS; without either it is TLS if there is a certificate.
     """
     scheme, _, rest = text.rpartition("://")
-    if scheme == "grpcs" and not tls:
+    if scheme == "grpcs" and not has_certificate:
         reader.add_problem("LB_LISTEN", f"needs {CERTIFICATE} (got {text!r})")
     if scheme in ("grpc", "grpcs"):
         text = rest
+    tls = has_certificate and scheme != "grpc"
     try:
         if text.isdecimal() and 1 <= int(text) <= 65535:
-            return "0.0.0.0", int(text)  # noqa: S104 - as nginx has it
-        return parse_host_port(text, "")
+            return _Listen(("0.0.0.0", int(text)), tls)  # noqa: S104 - as nginx has it
+        return _Listen(parse_host_port(text, ""), tls)
     except ValueError:
         reader.add_problem("LB_LISTEN", f"must be ADDRESS:PORT, [ADDRESS]:PORT or PORT (got {text!r})")
         return None

@@ -1,26 +1,23 @@
-"""The resources that Envoy has beside those of gRPC's clients: its listeners, its routes, and its clusters.
+"""The resources of Envoy: the endpoints of gRPC's clients, and listeners, routes and clusters of its own.
 
-Envoy asks for all listeners and clusters (a wildcard); a client names the ones that it wants. So a wildcard is answered
-with the resources of this module, and both have the same endpoints. envoy_listeners.py and envoy_routes.py make the
-listeners and the routes.
+Envoy has a Unix socket of its own (server.py). envoy_listeners.py and envoy_routes.py make the listeners and routes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
-from google.protobuf import any_pb2
 from google.protobuf.json_format import ParseDict
 
 from balancer.engine import EnvoySettings
 from balancer.xds import resources
 from balancer.xds.envoy_listeners import HTTP2_OPTIONS, build_listener
-from balancer.xds.envoy_routes import CERTIFIED, NAME, build_routes
+from balancer.xds.envoy_routes import build_routes
 from balancer.xds.envoy_tls import connect_with_tls
-from balancer.xds.resource_set import CLUSTER, LISTENER, ROUTE, Resources, pack
+from balancer.xds.resource_set import LISTENER, ROUTE, Resources
 
 # In seconds, as in nginx.
 _KEEPALIVE = {"keepalive_time": 60, "keepalive_interval": 10, "keepalive_probes": 6}
@@ -28,38 +25,35 @@ _UNLIMITED = 2**31 - 1
 
 
 def build(document: Mapping[str, Any], settings: EnvoySettings) -> Resources:
-    """Builds the resources of a document, for Envoy and for clients.
+    """Builds the resources of a document.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
-    built = resources.build(document)
-    for name in (NAME, CERTIFIED) if settings.tls_addresses and settings.verifies else (NAME,):
-        built.add(ROUTE, name, "", build_routes(document, name))
-    built.wildcard[CLUSTER] = {name: _extend(packed, settings) for name, packed in built.found[CLUSTER].items()}
-    built.wildcard[LISTENER] = {
-        name: pack(LISTENER, build_listener(name, address, settings))
-        for name, address in ((f"calls/{host}:{port}", (host, port)) for host, port in settings.addresses)
-    }
+    built = Resources()
+    make = partial(_build_cluster, settings=settings)
+    numbers = range(1, len(document["pools"]) + 1)
+    weights = {number: resources.add_clusters(built, document, number, make) for number in numbers}
+    for routes in build_routes(document, weights, verifies=bool(settings.tls_addresses) and settings.verifies):
+        built.add(ROUTE, routes.name, "", routes)
+    for host, port in settings.addresses:
+        name = f"calls/{host}:{port}"
+        built.add(LISTENER, name, "", build_listener(name, (host, port), settings))
     return built
 
 
-def _extend(packed: any_pb2.Any, settings: EnvoySettings) -> any_pb2.Any:
-    """Adds to a cluster what only Envoy takes; a client would apply some of it in another way."""
-    cluster = cluster_pb2.Cluster.FromString(packed.value)
+def _build_cluster(name: str, tls_name: str, settings: EnvoySettings) -> Any:
+    """Builds a cluster with what only Envoy takes; a client would apply some of it in another way."""
+    cluster = resources.build_cluster(name, tls_name)
     cluster.MergeFrom(_CLUSTER)
-    # Envoy would take what follows a dot in a pool's name for a part of the metric's.
-    cluster.alt_stat_name = cluster.name.replace(".", "_")
-    if cluster.HasField("transport_socket"):
+    # Envoy would take what follows a dot for a part of the metric's name, and an underscore for a colon, which
+    # applications' names may have.
+    cluster.alt_stat_name = name.replace(".", "_").replace(":", "/")
+    if tls_name:
         # With the balancer's files in place of a client's.
-        tls = tls_pb2.UpstreamTlsContext()
-        cluster.transport_socket.typed_config.Unpack(tls)
-        validation = tls.common_tls_context.combined_validation_context.default_validation_context
-        names = [one.exact for one in validation.match_subject_alt_names]
-        socket = connect_with_tls(names, own=settings.replica_certificate)
         cluster.transport_socket.Clear()
-        ParseDict(socket, cluster.transport_socket)
-    return pack(CLUSTER, cluster)
+        ParseDict(connect_with_tls(tls_name, own=settings.replica_certificate), cluster.transport_socket)
+    return cluster
 
 
 # As nginx has them: the time for a connection, and a replica that can't be reached is ejected for a second. Longer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -11,7 +11,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from google.protobuf import any_pb2
 from google.protobuf.json_format import ParseDict
 
-from balancer.xds.resources import choose_clusters, may_repeat, weigh_clusters
+from balancer.xds.resources import choose_clusters, may_repeat
 
 # The names of the route configurations, of which the second is for TLS with callers' certificates, and the cluster of
 # balancer/answers.py in envoy.yaml. No pool has such a name.
@@ -30,32 +30,44 @@ _UNAUTHENTICATED, _UNIMPLEMENTED, _UNAVAILABLE = 401, 404, 503
 _SUBJECT = "x-client-certificate-subject"
 
 
-def build_routes(document: Mapping[str, Any], name: str = NAME) -> Any:
-    """Builds a route configuration of a document.
+def build_routes(
+    document: Mapping[str, Any], weights: Mapping[int, Mapping[str, int]], *, verifies: bool
+) -> Iterator[Any]:
+    """Yields the route configurations of a document.
 
     Args:
         document: the document.
-        name: NAME, or CERTIFIED for callers that need a certificate, whose subject replicas get.
+        weights: by the number of a pool, the weights of its clusters by name.
+        verifies: whether there is one for callers that need a certificate, whose subject replicas get.
     """
-    certified = list(_refuse_callers()) if name == CERTIFIED else []
-    routes = [*certified, _refuse_path(), *_find_routes(document)]
+    routes = [_refuse_path(), *_find_routes(document, weights)]
+    yield _configure(NAME, routes)
+    if verifies:
+        certified = _configure(CERTIFIED, [*_refuse_callers(), *routes])
+        # As RFC 2253 has it, like nginx's.
+        subject = base_pb2.HeaderValue(key=_SUBJECT, value="%DOWNSTREAM_PEER_SUBJECT%")
+        action = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        certified.request_headers_to_add.add(header=subject, append_action=action)
+        yield certified
+
+
+def _configure(name: str, routes: Sequence[Any]) -> Any:
     host = route_components_pb2.VirtualHost(name="calls", domains=["*"], routes=routes)
     # A caller can't set the first, which the balancer sets; the others are Envoy's own, which a replica did not get
     # from its caller.
     removed = [_SUBJECT, "x-envoy-external-address", "x-forwarded-proto"]
-    built = route_pb2.RouteConfiguration(name=name, virtual_hosts=[host], request_headers_to_remove=removed)
-    if certified:
-        # As RFC 2253 has it, like nginx's.
-        subject = base_pb2.HeaderValue(key=_SUBJECT, value="%DOWNSTREAM_PEER_SUBJECT%")
-        built.request_headers_to_add.add(
-            header=subject, append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-        )
-    return built
+    return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host], request_headers_to_remove=removed)
 
 
-def _find_routes(document: Mapping[str, Any]) -> Iterator[Any]:
+def _find_routes(document: Mapping[str, Any], weights: Mapping[int, Mapping[str, int]]) -> Iterator[Any]:
     """Yields the routes in the order in which Envoy tries them."""
     default, applications = document.get("default", 0), document["applications"]
+
+    def to_pool(match: Any, number: int) -> Any:
+        if not number or not document["pools"][number - 1]["replicas"]:
+            return _answer(match, _UNAVAILABLE, "no replica could be reached")
+        return _to_clusters(match, weights[number], repeats=may_repeat(document, number))
+
     if len(applications) > 1:
         for service in _SHARED:
             match = _match(f"/{service}/")
@@ -64,13 +76,13 @@ def _find_routes(document: Mapping[str, Any]) -> Iterator[Any]:
     # Otherwise one pool has all calls.
     if not default or any(route["pool"] != default for route in document["routes"].values()):
         for service, route in document["routes"].items():
-            yield _to_pool(_match(f"/{service}/"), document, route["pool"])
+            yield to_pool(_match(f"/{service}/"), route["pool"])
         for application, number in applications.items():
             match = _match("")
             match.headers.add(name=_APPLICATION).string_match.exact = application
-            yield _to_pool(match, document, number)
+            yield to_pool(match, number)
     if default:
-        yield _to_pool(_match(""), document, default)
+        yield to_pool(_match(""), default)
     else:
         yield _answer(_match(""), _UNIMPLEMENTED, "no application has this service")
 
@@ -96,12 +108,6 @@ def _refuse_path() -> Any:
     header = match.headers.add(name=":path", invert_match=True)
     header.string_match.safe_regex.regex = "[!-~]+"
     return _answer(match, _UNIMPLEMENTED, "no such method")
-
-
-def _to_pool(match: Any, document: Mapping[str, Any], number: int) -> Any:
-    if not number or not document["pools"][number - 1]["replicas"]:
-        return _answer(match, _UNAVAILABLE, "no replica could be reached")
-    return _to_clusters(match, weigh_clusters(document, number), repeats=may_repeat(document, number))
 
 
 def _to_clusters(match: Any, clusters: Mapping[str, int], *, repeats: bool = False) -> Any:

@@ -5,8 +5,10 @@ Envoy reads the copies of balancer/certificates.py by the files of etc/envoy/cer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+# The message types that the dictionaries below refer to by name.
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2 as _tls  # noqa: F401
 
 from balancer.certificates import CALLERS_COPIES, REPLICAS_COPIES
 
@@ -54,21 +56,21 @@ def accept_tls(*, verifies: bool) -> dict[str, Any]:
     }
 
 
-def connect_with_tls(names: Sequence[str], *, own: bool) -> dict[str, Any]:
+def connect_with_tls(name: str, *, own: bool) -> dict[str, Any]:
     """Returns the TLS of a cluster's connections.
 
     Args:
-        names: a replica's certificate must have one of these as a DNS name.
+        name: a replica's certificate must have it as a DNS name.
         own: whether the balancer has a certificate of its own.
     """
     certificate, authority = REPLICAS_COPIES
-    matchers = [{"san_type": "DNS", "matcher": {"exact": name}} for name in names]
+    matcher = {"san_type": "DNS", "matcher": {"exact": name}}
     common = {
         "tls_params": _PARAMETERS,
         "alpn_protocols": ["h2"],
         **({"tls_certificate_sds_secret_configs": [_read_secret(certificate)]} if own else {}),
         "combined_validation_context": {
-            "default_validation_context": {"match_typed_subject_alt_names": matchers},
+            "default_validation_context": {"match_typed_subject_alt_names": [matcher]},
             "validation_context_sds_secret_config": _read_secret(authority),
         },
     }
@@ -76,7 +78,7 @@ def connect_with_tls(names: Sequence[str], *, own: bool) -> dict[str, Any]:
     context = {
         "@type": f"{_TYPE}.UpstreamTlsContext",
         "common_tls_context": common,
-        "sni": names[0],
+        "sni": name,
         "max_session_keys": 0,
     }
     return {"name": "tls", "typed_config": context}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,29 +24,27 @@ _Named = dict[str, any_pb2.Any]
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of one document.
+    """The resources of one document, for gRPC's clients or for Envoy.
 
     Attributes:
         found: them, by type and name.
         owners: their applications, by type and name; empty for those of several.
-        wildcard: by type, what Envoy gets, which names none; all of a type without an entry.
     """
 
     found: Mapping[str, _Named] = field(default_factory=lambda: {kind: {} for kind in TYPES})
     owners: Mapping[str, dict[str, str]] = field(default_factory=lambda: {kind: {} for kind in TYPES})
-    wildcard: dict[str, _Named] = field(default_factory=dict)
 
     def add(self, kind: str, name: str, application: str, message: Any) -> None:
         """Adds a resource."""
         self.found[kind][name] = pack(kind, message)
         self.owners[kind][name] = application
 
-    def select(self, kind: str, names: Iterable[str], rights: Rights = ALL) -> list[any_pb2.Any]:
-        """Returns the resources of a type with these names, all for none, as far as the rights allow."""
-        found, owners, wanted = self.found[kind], self.owners[kind], list(names)
-        if is_wildcard(wanted):
-            chosen = self.wildcard.get(kind, found)
-            return [one for name, one in chosen.items() if rights.allow(owners.get(name, ""))]
+    def select(self, kind: str, names: Iterable[str] | None, rights: Rights = ALL) -> list[any_pb2.Any]:
+        """Returns the resources of a type with these names, all for None, as far as the rights allow."""
+        found, owners = self.found[kind], self.owners[kind]
+        if names is None:
+            return [one for name, one in found.items() if rights.allow(owners[name])]
+        wanted = list(names)
         allowed = {name for name in wanted if name in found and rights.allow(owners[name])}
         if kind == ENDPOINTS:
             # Clients keep the cluster of an application that is gone, and must learn that it has no replica.
@@ -55,22 +53,13 @@ class Resources:
 
     def keep(self, before: Resources, clusters: Iterable[str]) -> Resources:
         """Returns these resources with some clusters of earlier ones."""
-        parts: list[Any] = [
-            {kind: dict(named) for kind, named in part.items()} for part in (self.found, self.owners, self.wildcard)
-        ]
-        kept = Resources(*parts)
+        found, owners = ({kind: dict(named) for kind, named in part.items()} for part in (self.found, self.owners))
+        kept = Resources(found, owners)  # type: ignore[arg-type] # the generator has both kinds
         for name in clusters:
             for kind in (CLUSTER, ENDPOINTS):
                 kept.found[kind][name] = before.found[kind][name]
                 kept.owners[kind][name] = before.owners[kind][name]
-            if CLUSTER in kept.wildcard:
-                kept.wildcard[CLUSTER][name] = before.wildcard[CLUSTER][name]
         return kept
-
-
-def is_wildcard(names: Collection[str]) -> bool:
-    """Returns whether a client with these names asks for all resources of a type."""
-    return not names or "*" in names
 
 
 def pack(kind: str, message: Any) -> any_pb2.Any:

@@ -7,7 +7,7 @@ replica is a locality of its own and the weight is the locality's (gRFC A27, "ED
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -46,16 +46,51 @@ def build(document: Mapping[str, Any]) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = Resources()
-    for number, pool in enumerate(document["pools"], 1):
-        for name, replicas, serving, names in _find_clusters(document, number):
-            built.add(CLUSTER, name, pool["application"], _build_cluster(name, names))
-            built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, replicas, serving))
+    weights = {}
+    for number in range(1, len(document["pools"]) + 1):
+        weights[number] = add_clusters(built, document, number, build_cluster)
     for target, application, number in _find_targets(document):
         if number:
-            route = _build_route(target, weigh_clusters(document, number), repeats=may_repeat(document, number))
+            route = _build_route(target, weights[number], repeats=may_repeat(document, number))
             built.add(LISTENER, target, application, _build_listener(target))
             built.add(ROUTE, target, application, route)
     return built
+
+
+def add_clusters(
+    built: Resources, document: Mapping[str, Any], number: int, make: Callable[[str, str], Any]
+) -> dict[str, int]:
+    """Adds the clusters of a pool, with their endpoints.
+
+    There is one of its replicas without TLS, and one of each application's with TLS.
+
+    Args:
+        built: gets them.
+        document: the document.
+        number: the pool's.
+        make: makes a cluster of its name, and of the name that the certificates of its replicas must have; without TLS
+            that is empty.
+
+    Returns:
+        The weights of the clusters by name.
+    """
+    pool, replicas = document["pools"][number - 1], document["replicas"]
+    # A client refuses the whole of a cluster that has an address twice.
+    members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}
+    # As in nginx: those that may be present are tried if none serves.
+    serving = "serves" if any(one["serves"] for one in members.values()) else "may_serve"
+    parts: dict[str, list[Mapping[str, Any]]] = {} if members else {"": []}
+    for one in members.values():
+        parts.setdefault(one["application"] if one.get("tls") else "", []).append(one)
+    weights: dict[str, int] = {}
+    for application, part in sorted(parts.items()):
+        name = pool["name"] or _DEFAULT
+        if application:
+            name += _TLS if application == pool["application"] else f"{_TLS}:{application}"
+        built.add(CLUSTER, name, pool["application"], make(name, application))
+        built.add(ENDPOINTS, name, pool["application"], _build_endpoints(name, part, serving))
+        weights[name] = sum(_limit(one["weight"]) for one in part if one[serving])
+    return weights
 
 
 def choose_clusters(action: Any, clusters: Mapping[str, int]) -> None:
@@ -69,44 +104,10 @@ def choose_clusters(action: Any, clusters: Mapping[str, int]) -> None:
         action.weighted_clusters.clusters.add(name=one).weight.value = weight
 
 
-def name_pool(document: Mapping[str, Any], number: int) -> str:
-    """Returns the name of a pool's cluster of replicas without TLS."""
-    return document["pools"][number - 1]["name"] or _DEFAULT
-
-
 def may_repeat(document: Mapping[str, Any], number: int) -> bool:
     """Returns whether all replicas of a pool say that their calls may be executed twice."""
     replicas = document["replicas"]
     return all(replicas[index - 1].get("idempotent") for index in document["pools"][number - 1]["replicas"])
-
-
-def weigh_clusters(document: Mapping[str, Any], number: int) -> dict[str, int]:
-    """Returns the weights of a pool's clusters by name; that of its replicas with TLS is one of its own."""
-    return {
-        name: sum(_limit(one["weight"]) for one in replicas if one[serving])
-        for name, replicas, serving, _ in _find_clusters(document, number)
-    }
-
-
-def _find_clusters(
-    document: Mapping[str, Any], number: int
-) -> Iterator[tuple[str, list[Mapping[str, Any]], str, list[str]]]:
-    """Yields the clusters of a pool: one of its replicas without TLS, and one of those with it.
-
-    Yields:
-        Its name, its replicas, the key of those to call, and the names of which their certificates have one; those are
-        empty without TLS.
-    """
-    pool, replicas = document["pools"][number - 1], document["replicas"]
-    # A client refuses the whole of a cluster that has an address twice.
-    members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}
-    # As in nginx: those that may be present are tried if none serves.
-    serving = "serves" if any(one["serves"] for one in members.values()) else "may_serve"
-    for tls in (False, True):
-        part = [one for one in members.values() if bool(one.get("tls")) == tls]
-        if part or not (tls or members):
-            names = sorted({one["application"] for one in part}) if tls else []
-            yield name_pool(document, number) + (_TLS if tls else ""), part, serving, names
 
 
 def _find_targets(document: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
@@ -128,8 +129,8 @@ def _ads() -> Any:
     )
 
 
-def _build_cluster(name: str, tls_names: Sequence[str]) -> Any:
-    """Builds a cluster; its replicas have TLS with one of these names if there are any."""
+def build_cluster(name: str, tls_name: str) -> Any:
+    """Builds a cluster; its replicas have TLS with a name unless that is empty."""
     http2 = http_protocol_options_pb2.HttpProtocolOptions(
         explicit_http_config=http_protocol_options_pb2.HttpProtocolOptions.ExplicitHttpConfig(
             http2_protocol_options=protocol_pb2.Http2ProtocolOptions()
@@ -145,18 +146,18 @@ def _build_cluster(name: str, tls_names: Sequence[str]) -> Any:
         typed_extension_protocol_options={HTTP2: options},
     )
     cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
-    if tls_names:
+    if tls_name:
         cluster.transport_socket.name = "envoy.transport_sockets.tls"
-        cluster.transport_socket.typed_config.Pack(_build_tls(tls_names))
+        cluster.transport_socket.typed_config.Pack(_build_tls(tls_name))
     return cluster
 
 
-def _build_tls(names: Sequence[str]) -> Any:
-    """Builds TLS with the client's own files (gRFC A29); a replica's certificate must have one of the names."""
+def _build_tls(name: str) -> Any:
+    """Builds TLS with the client's own files (gRFC A29); a replica's certificate must have the name."""
     provider = common_pb2.CertificateProviderPluginInstance(instance_name=CERTIFICATES)
     validation = common_pb2.CertificateValidationContext(
         ca_certificate_provider_instance=provider,
-        match_subject_alt_names=[string_pb2.StringMatcher(exact=name) for name in names],
+        match_subject_alt_names=[string_pb2.StringMatcher(exact=name)],
     )
     combined = tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(default_validation_context=validation)
     return tls_pb2.UpstreamTlsContext(

@@ -14,6 +14,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from balancer.certificates import wait_for_copies
 from balancer.config import BalancerConfig
+from balancer.engine import EnvoySettings
 from balancer.files import follow_text
 from balancer.xds import resources
 from balancer.xds.report import Report
@@ -44,12 +45,14 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     Attributes:
         current: what clients get; None before the first document.
+        streams: those that are open.
     """
 
     def __init__(self, report: Report, allowed: Allowed) -> None:
         self._report = report
         self._allowed = allowed
         self.current: Resources | None = None
+        self.streams: set[Stream] = set()
         self._gone: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -74,7 +77,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if self._gone:
             self.current = newest.keep(before, self._gone)
             self._timer = loop.call_at(min(self._gone.values()) + _LINGER_SECONDS, self.publish, newest)
-        for stream in self._report.streams:
+        for stream in self.streams:
             stream.changed.set()
 
     async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -87,6 +90,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
                 self._report.note()
 
         reader = asyncio.create_task(read())
+        self.streams.add(stream)
         self._report.add(stream)
         try:
             ended = False
@@ -101,6 +105,7 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
                 await asyncio.wait([waiting, reader], return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
         finally:
+            self.streams.discard(stream)
             self._report.remove(stream)
             reader.cancel()
 
@@ -116,45 +121,63 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         return rights
 
 
-def make_server(config: BalancerConfig, discovery: Discovery) -> grpc.aio.Server:
-    """Returns the server, which is not started yet.
+class Server:
+    """Serves the resources of documents at an address.
 
-    It has TLS if port 5000 has, with the same files. Envoy has a Unix socket.
+    Args:
+        discovery: the service.
+        build: makes the resources of a document.
     """
-    server = grpc.aio.server(options=_OPTIONS)
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    if config.xds and config.certificates.certificate:
-        server.add_secure_port(host_port(*config.xds), make_credentials(config.certificates, LOG))
-    elif config.xds:
-        server.add_insecure_port(host_port(*config.xds))
-    if config.envoy:
-        # A program that was killed leaves its socket.
-        config.xds_socket.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{config.xds_socket}")
+
+    def __init__(self, discovery: Discovery, build: Callable[[Mapping[str, Any]], Resources]) -> None:
+        self._discovery = discovery
+        self._build = build
+        self.grpc = grpc.aio.server(options=_OPTIONS)
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, self.grpc)
+
+    def publish(self, document: Mapping[str, Any]) -> None:
+        """Sends the resources of a document; raises as ``build`` does."""
+        self._discovery.publish(self._build(document))
+
+
+def make_client_server(config: BalancerConfig, address: tuple[str, int], report: Report) -> Server:
+    """Returns the server of gRPC's clients; it has TLS if port 5000 has, with the same files."""
+    server = Server(Discovery(report, config.xds_allowed), resources.build)
+    if config.certificates.certificate:
+        server.grpc.add_secure_port(host_port(*address), make_credentials(config.certificates, LOG))
+    else:
+        server.grpc.add_insecure_port(host_port(*address))
     return server
 
 
-def find_builder(config: BalancerConfig) -> Callable[[Mapping[str, Any]], Resources]:
-    """Returns what makes the resources of a document."""
-    if not config.envoy:
-        return resources.build
+def make_envoy_server(config: BalancerConfig, settings: EnvoySettings, report: Report) -> Server:
+    """Returns the server of Envoy, at a Unix socket."""
     # It takes memory.
     from balancer.xds import envoy
 
-    return partial(envoy.build, settings=config.envoy)
+    server = Server(Discovery(report, {}), partial(envoy.build, settings=settings))
+    # A program that was killed leaves its socket.
+    config.xds_socket.unlink(missing_ok=True)
+    server.grpc.add_insecure_port(f"unix:{config.xds_socket}")
+    return server
 
 
 async def serve(config: BalancerConfig) -> None:
     """Serves the document in the file ``config.current`` until the task is cancelled."""
     report = Report(config.xds_report)
-    discovery = Discovery(report, config.xds_allowed)
-    server, build = make_server(config, discovery), find_builder(config)
+    servers = {}
+    if config.xds:
+        servers[host_port(*config.xds)] = make_client_server(config, config.xds, report)
+    if config.envoy:
+        servers[str(config.xds_socket)] = make_envoy_server(config, config.envoy, report)
     started = False
     writing = asyncio.create_task(report.write())
     try:
         async for text in follow_text(config.current):
             try:
-                discovery.publish(build(json.loads(text)))
+                document = json.loads(text)
+                for server in servers.values():
+                    server.publish(document)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 LOG.error("%s is not a document: %r", config.current, error)  # noqa: TRY400 - an expected failure
                 continue
@@ -163,12 +186,12 @@ async def serve(config: BalancerConfig) -> None:
                     # Envoy reads them.
                     await wait_for_copies(config.copies, config.certificates, config.replica_certificates)
                 # A client that finds nothing would believe that there is nothing.
-                await server.start()
+                for server in servers.values():
+                    await server.grpc.start()
                 started = True
-                addresses = [host_port(*config.xds)] if config.xds else []
-                addresses += [str(config.xds_socket)] if config.envoy else []
                 tls = "on" if config.certificates.certificate else "off"
-                LOG.info("serving xDS address=%s tls=%s", ",".join(addresses), tls)
+                LOG.info("serving xDS address=%s tls=%s", ",".join(servers), tls)
     finally:
         writing.cancel()
-        await server.stop(0)
+        for server in servers.values():
+            await server.grpc.stop(0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE, TYPES, Resources, is_wildcard, version
+from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE, TYPES, Resources, version
 from balancer.xds.rights import ALL, Rights
 
 LOG = logging.getLogger("balancer.xds")
@@ -24,13 +24,13 @@ class _Subscription:
     """What a client wants of one type, and what it has.
 
     Attributes:
-        names: those of the resources; none for all.
+        names: those of the resources; None for all, as Envoy asks for listeners and clusters.
         sent: the version of the latest response.
         nonce: its number.
         refusal: why the client has refused that response; empty if it has not.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None
     sent: str = ""
     nonce: int = 0
     refusal: str = ""
@@ -62,7 +62,7 @@ class Stream:
         # Only the first request of a stream must have it.
         self.name = request.node.id[:_MESSAGE_LENGTH] or self.name
         subscription = self.subscriptions.get(kind)
-        names = tuple(request.resource_names)
+        names = _read_names(request, subscription)
         if subscription is None:
             subscription = self.subscriptions[kind] = _Subscription(names)
             self.changed.set()
@@ -84,7 +84,8 @@ class Stream:
             if kind in (LISTENER, ROUTE) and self._lacks_endpoints(current):
                 return
             subscription = self.subscriptions.get(kind)
-            if subscription is None:
+            # A client that has unsubscribed from its last resource waits for nothing.
+            if subscription is None or subscription.names == ():
                 continue
             found = current.select(kind, subscription.names, self.rights)
             newest = version(found)
@@ -101,16 +102,30 @@ class Stream:
     def _lacks_endpoints(self, current: Resources) -> bool:
         """Whether Envoy has a new cluster to ask the endpoints of; until then a route to it would lose calls."""
         clusters, endpoints = self.subscriptions.get(CLUSTER), self.subscriptions.get(ENDPOINTS)
-        if clusters is None or not is_wildcard(clusters.names):
+        if clusters is None or clusters.names is not None:
             return False
-        wanted = current.wildcard.get(CLUSTER, current.found[CLUSTER])
-        return not wanted.keys() <= set(endpoints.names if endpoints else ())
+        asked = endpoints.names if endpoints else ()
+        return asked is not None and not current.found[CLUSTER].keys() <= set(asked)
 
     @property
     def refusals(self) -> list[str]:
         """The latest responses that it has refused, as text."""
         known = ((kind, one.refusal) for kind, one in self.subscriptions.items())
         return [f"{self.name} refuses a {_shorten(kind)}: {refusal}" for kind, refusal in known if refusal]
+
+
+def _read_names(request: Any, before: _Subscription | None) -> tuple[str, ...] | None:
+    """Returns the names of a request; None for all resources of the type.
+
+    No names mean all listeners or clusters as long as the stream has named none, and no resource afterwards ("How the
+    client specifies what resources to return" in Envoy's description of the protocol).
+    """
+    names = tuple(request.resource_names)
+    if "*" in names:
+        return None
+    if not names and request.type_url in (LISTENER, CLUSTER) and (before is None or before.names is None):
+        return None
+    return names
 
 
 def _shorten(kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Calls a second with three Python replicas: this stack beside other balancers in front of the same replicas."""
+"""Calls a second with three replicas: this stack beside other balancers in front of the same replicas."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _load(bench: Bench, target: Target) -> Load:
 
 def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Section:
     section = report.Section(
-        title="Calls a second with three Python replicas",
+        title="Calls a second with three replicas",
         method=(
             "h2load makes unary calls to three replicas of the stack (`grpc_server`, one process each), "
             f"{CONNECTIONS * STREAMS} at a time on {CONNECTIONS} connections, through each candidate in turns. Client, "

@@ -189,7 +189,9 @@ def test_each_call_is_a_line_of_json_and_in_envoys_metrics(envoy: LocalDriver) -
     assert first["request_bytes"] > 5
     assert 0 <= first["milliseconds"] < 10_000
     assert (second["method"], second["grpc_status"]) == (f'/{PING}/No"Such', "Unimplemented")
-    metrics = requests.get(f"http://{envoy.address(BALANCER)}:9464/metrics", timeout=10).text
+    # As Prometheus asks with native histograms; nginx's part is text.
+    headers = {"Accept": "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"}
+    metrics = requests.get(f"http://{envoy.address(BALANCER)}:9464/metrics", headers=headers, timeout=10).text
     assert 'grpc_lb_replicas{application="hello_server",state="serving"}' in metrics
     assert 'envoy_cluster_grpc_success{envoy_cluster_name="hello_server"}' in metrics
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,17 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
+from balancer import document
 from balancer.directory import Directory
-from balancer.fleet import Replica
+from balancer.fleet import Health, Replica
 from balancer.reflection import Session
 from balancer.registration import Registration
 from protos import api_pb2_grpc
 from status.text import explain
 from status.view import Source
+from testbed.balancers import FedEnvoy
 from testbed.calls import answers, greet, open_channel, say_hello, status
+from testbed.errors import MissingError
 from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.foreign.programs import LIBRARIES
@@ -38,6 +41,7 @@ from tests.support.control_plane import Balancer, engines, line
 from tests.support.drivers import ROOT
 from tests.support.fleet import build
 from tests.support.local import SLOT
+from tests.support.missing import missing
 from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
@@ -280,6 +284,86 @@ def test_renewed_certificates_are_in_use_within_5_s_and_no_call_is_lost(start: S
                 )
         assert not failures(outcomes)
         assert sum(outcomes.values()) > 200
+
+
+@engines
+def test_a_renewed_certificate_of_another_ca_is_shown_to_replicas_that_want_it(
+    start: Start, authority: Authority, tmp_path: Path
+) -> None:
+    other = Authority(tmp_path, "other")
+    pair, own = authority.issue(APP), authority.issue("load-balancer", file="own")
+    with (
+        ServerProcess("old", ADDRESS, **tls(pair, authority)) as old,
+        ServerProcess("new", f"{NETWORK}.8.2", **tls(pair, other)) as new,
+    ):
+        given = {"LB_REPLICA_CERTIFICATE": str(own.certificate), "LB_REPLICA_KEY": str(own.key)}
+        balancer = start(secure(old), secure(new), **given)
+        wait_for_state(balancer, new.address, "ejected: certificate")
+        assert answers(balancer.target, 10) == {"old": 10}
+        own.replace_with(other.issue("load-balancer", file="renewed"))
+        wait_for_state(balancer, new.address, "serving", 20)
+        old.kill()
+        wait_for_state(balancer, old.address, "ejected: refused")
+        assert answers(balancer.target, 10) == {"new": 10}
+
+
+class FedVerifyingEnvoy(FedEnvoy):
+    """One whose control plane says that all replicas serve."""
+
+    def __init__(self, processes: Processes, port: int, own: Pair, authority: Authority) -> None:
+        super().__init__(processes, port)
+        files = {"LB_REPLICA_CERTIFICATE": own.certificate, "LB_REPLICA_KEY": own.key, "LB_REPLICA_CA": authority.path}
+        self.variables = {**FedEnvoy.variables, **{name: str(path) for name, path in files.items()}}
+        self._copies = {
+            "replica-certificate.pem": own.certificate.read_bytes() + own.key.read_bytes(),
+            "replica-ca.pem": authority.path.read_bytes(),
+        }
+
+    def change(self, peers: Sequence[str]) -> None:
+        """Says that the peers are replicas of the application with TLS."""
+        registrations = [
+            Registration(application=APP, address=peer.rpartition(":")[0], port=PORT, weight=1, tls=True)
+            for peer in peers
+        ]
+        replicas = [Replica(registration=one, since=0, health=Health.SERVING) for one in registrations]
+        content = document.Content(replicas=replicas, routes={}, version="-".join(peers))
+        for name, text in self._copies.items():
+            (self.directory / "run" / name).write_bytes(text)
+        (self.directory / "run" / "document.new").write_bytes(document.Encoder().encode(content))
+        (self.directory / "run" / "document.new").replace(self.directory / "run" / "document.json")
+
+
+def test_envoy_itself_verifies_replicas(
+    processes: Processes,
+    tools: None,  # noqa: ARG001
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    # The health probe, which ejects such replicas, has no part in this.
+    pairs = {
+        "good": authority.issue(APP),
+        "another CA": Authority(tmp_path, "stranger").issue(APP, file="fake"),
+        "another name": authority.issue("words", file="wrong"),
+    }
+    one = FedVerifyingEnvoy(processes, _PORT, authority.issue("load-balancer"), authority)
+    try:
+        one.require()
+    except MissingError as error:
+        missing(str(error))
+    with ExitStack() as leave:
+        servers = {
+            name: leave.enter_context(ServerProcess(name, f"{NETWORK}.8.{number}", **tls(pair, authority)))
+            for number, (name, pair) in enumerate(pairs.items(), 1)
+        }
+        one.start([f"{servers['good'].address}:{PORT}"])
+        leave.callback(one.stop)
+        assert answers(one.target, 10) == {"good": 10}
+        for name in ("another CA", "another name"):
+            one.change([f"{servers[name].address}:{PORT}"])
+            wait_for(lambda: status(one.target)[0], "UNAVAILABLE".__eq__, 10, name)
+            assert {status(one.target)[0] for _ in range(10)} == {"UNAVAILABLE"}
+        one.change([f"{servers['good'].address}:{PORT}"])
+        wait_for(lambda: status(one.target)[0], "OK".__eq__, 10, "the good one is called again")
 
 
 def served_certificate(address: str, own: Pair, authority: Authority) -> str:

@@ -288,15 +288,26 @@ def test_callers_need_a_certificate_of_the_ca_and_replicas_see_its_subject(
 def test_the_subject_is_not_the_callers_to_set(
     start: Start, server: ServerProcess, authority: Authority, verifies: bool
 ) -> None:
-    one = start(**({"LB_TLS_CLIENT_CA": str(authority.path)} if verifies else {}))
+    clear = f"127.0.0.1:{_PORT + 3}"
+    needed = {"LB_TLS_CLIENT_CA": str(authority.path)} if verifies else {}
+    one = start(LB_LISTEN=f"127.0.0.1:{_PORT} grpc://{clear}", **needed)
     address = f"{NETWORK}.7.2"
     metadata = (("x-client-certificate-subject", "CN=admin"),)
-    with probe_server(address), channel(one.target, authority, authority.issue("caller")) as own:
+
+    def seen(own: Any) -> list[str]:
+        answer = own.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata)
+        return [value for key, value in json.loads(answer)["metadata"] if key == metadata[0][0]]
+
+    with (
+        probe_server(address),
+        channel(one.target, authority, authority.issue("caller")) as own,
+        open_channel(clear) as other,
+    ):
         one.control_plane.render([server.line(), line(address, PORT, app="probe", grpc_services=SERVICE)])
         wait_for(one.states, lambda found: found.get(address) == "serving", 10, "it serves")
-        seen = json.loads(own.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata))["metadata"]
-    found = [value for key, value in seen if key == metadata[0][0]]
-    assert found == (["CN=caller"] if verifies else [])
+        assert seen(own) == (["CN=caller"] if verifies else [])
+        # Without TLS a call needs no certificate.
+        assert seen(other) == []
 
 
 @engines

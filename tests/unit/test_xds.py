@@ -152,6 +152,37 @@ def test_a_stream_gets_what_it_asks_for_in_the_order_of_types_and_again_when_it_
     assert sent(stream, resources.build(document(replica(1), replica(2)))) == [(ENDPOINTS, 1)]
 
 
+def test_a_client_whose_application_goes_has_it_again_when_it_comes_back() -> None:
+    stream, there = Stream(), resources.build(document(replica(1)))
+    gone = resources.build(document() | {"pools": [], "applications": {}, "routes": {}, "default": 0})
+    for kind in (LISTENER, ROUTE, CLUSTER, ENDPOINTS):
+        stream.take(request(kind, "shop"))
+    assert len(sent(stream, there)) == 4
+    sent(stream, gone)
+    # The client has no listener, and unsubscribes from what that led to.
+    for kind in (ROUTE, CLUSTER, ENDPOINTS):
+        stream.take(request(kind))
+    assert sent(stream, gone) == []
+    assert sent(stream, there) == [(LISTENER, 1)]
+    for kind in (ROUTE, CLUSTER, ENDPOINTS):
+        stream.take(request(kind, "shop"))
+    assert sent(stream, there) == [(CLUSTER, 1), (ENDPOINTS, 1), (ROUTE, 1)]
+
+
+def test_the_replicas_with_tls_of_each_application_are_a_cluster_whose_certificates_have_its_name() -> None:
+    given = document(replica(1), replica(2, tls=True), replica(3, tls=True))
+    given["replicas"][2]["application"] = "till"
+    given["pools"].append({"name": "", "application": "", "replicas": [1, 2, 3]})
+    found = resources.build(given).found[CLUSTER]
+    names = {}
+    for name in (":default:tls:shop", ":default:tls:till"):
+        context = tls_pb2.UpstreamTlsContext()
+        assert cluster_pb2.Cluster.FromString(found[name].value).transport_socket.typed_config.Unpack(context)
+        validation = context.common_tls_context.combined_validation_context.default_validation_context
+        names[name] = [one.exact for one in validation.match_subject_alt_names]
+    assert names == {":default:tls:shop": ["shop"], ":default:tls:till": ["till"]}
+
+
 def test_other_names_are_answered_though_nothing_has_changed() -> None:
     found = resources.build(document(replica(1), Ping=1))
     stream = Stream()
@@ -190,12 +221,12 @@ def test_a_client_has_what_its_certificates_names_may_have() -> None:
     found = resources.build(document(replica(1), Ping=1))
     for names, expected in ((["billing"], 2), (["x", "reports"], 2), (["orders"], 0), ([], 0)):
         rights = find_rights(allowed, names)
-        assert len(found.select(LISTENER, [], rights)) == expected
+        assert len(found.select(LISTENER, None, rights)) == expected
         assert len(found.select(CLUSTER, ["shop"], rights)) == bool(expected)
         known, unknown = (found.select(ENDPOINTS, [name], rights)[0].value for name in ("shop", "none"))
         assert (b"10.0.0.1" in known, b"10.0.0.1" in unknown) == (bool(expected), False)
-    assert not found.select(LISTENER, [], find_rights(parse_allowed(["billing:orders"]), ["billing"]))
-    assert len(found.select(LISTENER, [], find_rights({}, []))) == 2
+    assert not found.select(LISTENER, None, find_rights(parse_allowed(["billing:orders"]), ["billing"]))
+    assert len(found.select(LISTENER, None, find_rights({}, []))) == 2
 
 
 @pytest.mark.parametrize("word", ["billing", ":shop", "billing:"])
@@ -212,8 +243,8 @@ def test_a_cluster_that_is_gone_stays_a_while(monkeypatch: pytest.MonkeyPatch, t
     async def publish() -> None:
         report = Report(tmp_path / "xds.json")
         stream = Stream()
-        report.add(stream)
         discovery = Discovery(report, {})
+        discovery.streams.add(stream)
         stream.take(request(CLUSTER))
 
         def names() -> set[str]:

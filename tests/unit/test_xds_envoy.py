@@ -16,8 +16,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
 from balancer.engine import EnvoySettings
-from balancer.xds import envoy
-from balancer.xds.envoy_routes import ANSWERS, CERTIFIED, NAME, build_routes
+from balancer.xds import envoy, resources
+from balancer.xds.envoy_routes import ANSWERS, CERTIFIED, NAME
 from balancer.xds.resource_set import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 from balancer.xds.stream import Stream
 from tests.unit.test_xds import replica, request, sent
@@ -45,10 +45,16 @@ def document(**more: Any) -> dict[str, Any]:
     }
 
 
+def calls(given: dict[str, Any], settings: EnvoySettings = SETTINGS, name: str = NAME) -> Any:
+    """The routes of a configuration."""
+    (packed,) = envoy.build(given, settings).select(ROUTE, [name])
+    return route_pb2.RouteConfiguration.FromString(packed.value).virtual_hosts[0].routes
+
+
 def routes(given: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Prefix, application and cluster or answer of each route after the first, which refuses paths."""
     found = []
-    for one in build_routes(given).virtual_hosts[0].routes[1:]:
+    for one in calls(given)[1:]:
         header = one.match.headers[0] if one.match.headers else None
         wanted = "" if header is None else "none" if header.invert_match else header.string_match.exact
         found.append((one.match.prefix, wanted, one.route.cluster or str(one.direct_response.status)))
@@ -101,7 +107,7 @@ def test_applications_without_services_share_the_calls_and_keep_their_health() -
 
 
 def test_only_calls_that_no_handler_has_are_sent_again() -> None:
-    action = build_routes(document()).virtual_hosts[0].routes[-2].route
+    action = calls(document())[-2].route
     assert action.retry_policy.retry_on == "connect-failure,refused-stream,reset-before-request"
     assert [one.name for one in action.retry_policy.retry_host_predicate] == ["previous_hosts"]
     assert action.HasField("timeout")
@@ -110,39 +116,37 @@ def test_only_calls_that_no_handler_has_are_sent_again() -> None:
 
 def test_calls_of_an_application_that_may_be_executed_twice_are() -> None:
     given = document(replicas=[replica(1) | {"idempotent": True}, replica(2)])
-    of = {one.match.prefix: one.route.retry_policy.retry_on for one in build_routes(given).virtual_hosts[0].routes}
+    of = {one.match.prefix: one.route.retry_policy.retry_on for one in calls(given)}
     assert of["/shop.Orders/"] == "connect-failure,refused-stream,reset-before-request,reset,unavailable"
     assert of["/till.Bills/"] == "connect-failure,refused-stream,reset-before-request"
 
 
 def test_a_path_that_is_not_printable_is_refused_before_all_routes() -> None:
-    first = build_routes(document()).virtual_hosts[0].routes[0]
+    first = calls(document())[0]
     assert first.match.headers[0].invert_match
     assert first.direct_response.status == 404
 
 
 def listeners(settings: EnvoySettings) -> dict[str, Any]:
-    found = envoy.build(document(), settings).select(LISTENER, ())
+    found = envoy.build(document(), settings).select(LISTENER, None)
     return {one.name: one for one in (listener_pb2.Listener.FromString(packed.value) for packed in found)}
 
 
-def manager(settings: EnvoySettings) -> Any:
-    """The HTTP connection manager of the first listener."""
-    packed = next(iter(listeners(settings).values())).filter_chains[0].filters[0].typed_config
+def manager(settings: EnvoySettings, number: int = 0) -> Any:
+    """The HTTP connection manager of a listener."""
+    packed = list(listeners(settings).values())[number].filter_chains[0].filters[0].typed_config
     found = http_connection_manager_pb2.HttpConnectionManager()
     packed.Unpack(found)
     return found
 
 
-def test_each_address_is_a_listener_and_a_client_that_names_one_has_its_own() -> None:
+def test_each_address_is_a_listener() -> None:
     found = envoy.build(document(), SETTINGS)
     places = [
         (one.address.socket_address.address, one.address.socket_address.port_value)
         for one in listeners(SETTINGS).values()
     ]
     assert places == [("10.0.0.1", 5000), ("::1", 5001)]
-    (named,) = found.select(LISTENER, ["shop"])
-    assert listener_pb2.Listener.FromString(named.value).HasField("api_listener")
     (configuration,) = found.select(ROUTE, [NAME])
     assert route_pb2.RouteConfiguration.FromString(configuration.value).name == NAME
 
@@ -166,15 +170,12 @@ def test_a_listener_with_tls_has_the_routes_of_callers_with_certificates() -> No
     assert certificate.name == "certificate.pem"
     assert context.common_tls_context.validation_context_sds_secret_config.name == "client-ca.pem"
     assert not second.filter_chains[0].HasField("transport_socket")
-    assert manager(settings).rds.route_config_name == CERTIFIED
-    (without, wrong, *_), (other, *_) = (
-        build_routes(document(), name).virtual_hosts[0].routes for name in (CERTIFIED, NAME)
-    )
+    assert [manager(settings, number).rds.route_config_name for number in (0, 1)] == [CERTIFIED, NAME]
+    (without, wrong, *_), (other, *_) = (calls(document(), settings, name) for name in (CERTIFIED, NAME))
     assert without.match.tls_context.HasField("presented")
     assert wrong.match.tls_context.HasField("validated")
     assert without.direct_response.status == wrong.direct_response.status == 401
     assert not other.match.HasField("tls_context")
-    assert len(envoy.build(document(), settings).select(ROUTE, [NAME, CERTIFIED])) == 2
     assert manager(replace(settings, verifies=False)).rds.route_config_name == NAME
 
 
@@ -182,10 +183,10 @@ def test_replicas_with_tls_have_their_weight_of_the_calls_and_must_have_their_ap
     given = document(replicas=[replica(1, weight=3), replica(2)])
     given["replicas"].append(replica(3, tls=True))
     given["pools"][0]["replicas"] = [1, 3]
-    route = next(one for one in build_routes(given).virtual_hosts[0].routes if one.match.prefix == "/shop.Orders/")
+    route = next(one for one in calls(given) if one.match.prefix == "/shop.Orders/")
     weights = {one.name: one.weight.value for one in route.route.weighted_clusters.clusters}
     assert weights == {"shop": 3, "shop:tls": 1}
-    found = envoy.build(given, SETTINGS).select(CLUSTER, ["*"])
+    found = envoy.build(given, SETTINGS).select(CLUSTER, None)
     clusters = {one.name: one for one in (cluster_pb2.Cluster.FromString(packed.value) for packed in found)}
     context = tls_pb2.UpstreamTlsContext()
     assert clusters["shop:tls"].transport_socket.typed_config.Unpack(context)
@@ -195,12 +196,15 @@ def test_replicas_with_tls_have_their_weight_of_the_calls_and_must_have_their_ap
     assert (name.san_type, name.matcher.exact, context.sni) == (name.DNS, "shop", "shop")
     assert not context.common_tls_context.tls_certificate_sds_secret_configs
     assert not clusters["shop"].HasField("transport_socket")
+    # An application may be called shop_tls.
+    assert clusters["shop:tls"].alt_stat_name == "shop/tls"
 
 
 def test_a_cluster_of_envoys_has_what_a_clients_has_not() -> None:
     found = envoy.build(document(), SETTINGS)
-    (theirs,), ours = found.select(CLUSTER, ["shop"]), found.select(CLUSTER, ["*"])
+    (theirs,) = resources.build(document()).select(CLUSTER, ["shop"])
     assert not cluster_pb2.Cluster.FromString(theirs.value).HasField("outlier_detection")
+    ours = found.select(CLUSTER, None)
     assert len(ours) == 2
     for cluster in (cluster_pb2.Cluster.FromString(one.value) for one in ours):
         assert cluster.outlier_detection.base_ejection_time.seconds == 1

@@ -288,7 +288,7 @@ server {
         content_by_lua_block {
             local envoy = ngx.location.capture("/envoy")
             require("balancer").metrics()
-            ngx.print(envoy.status == 200 and envoy.body or "")
+            ngx.print(envoy.status == 200 and not envoy.truncated and envoy.body or "")
         }
         {{- else }}
         content_by_lua_block { require("balancer").metrics() }
@@ -300,6 +300,10 @@ server {
     location = /envoy {
         internal;
         proxy_http_version 1.1;
+        # Text, also if the caller would take another form. An Envoy that hangs does not hide the other metrics.
+        proxy_pass_request_headers off;
+        proxy_connect_timeout 1s;
+        proxy_read_timeout 3s;
         proxy_pass http://unix:run/envoy.sock:/stats/prometheus?usedonly;
         proxy_max_temp_file_size 0;
     }
