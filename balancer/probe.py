@@ -49,8 +49,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     ("grpc.http2.bdp_probe", 0),
-    # What a server may send of a watch before it is read. By default it is 64 KiB, of which a server that floods it makes
-    # 9,000 messages, each of which takes time.
+    # What a server may send of a watch before it is read. By default it is 64 KiB, of which a server that floods it
+    # makes 9,000 messages, each of which takes time.
     ("grpc.http2.lookahead_bytes", 1024),
     ("grpc.max_receive_message_length", 64 * 1024),
     # The timeout of a connection. A channel that is closed meanwhile keeps the connection as long, 20 s by default.
