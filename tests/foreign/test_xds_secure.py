@@ -7,6 +7,7 @@ import queue
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -180,6 +181,12 @@ def test_a_refused_resource_is_in_status_and_metrics_until_the_client_takes_one(
         found = dict(re.findall(r"^grpc_lb_xds_(\w+) (\d+)$", text, re.MULTILINE))
         return [int(found[name]) for name in ("clients", "refusing_clients", "refused_total")]
 
+    def settled() -> list[int]:
+        """The metrics once they have what the clients of the other tests have refused at their end."""
+        first = metrics()
+        time.sleep(1.5)
+        return first if metrics() == first else []
+
     def answer(nonce: str, message: str) -> discovery_pb2.DiscoveryRequest:
         """The client's answer to a response: a refusal with a message, else that it takes it."""
         found = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, resource_names=["hello_server:tls"])
@@ -193,8 +200,7 @@ def test_a_refused_resource_is_in_status_and_metrics_until_the_client_takes_one(
         requests_.put(answer("", ""))
         answers = stream(iter(requests_.get, None), timeout=60)
         nonce = next(answers).nonce
-        # What the clients of the other tests have refused is in it, because this one is.
-        before = wait_for(metrics, lambda found: found[:2] == [1, 0], 10, "no other client is left")[2]
+        before = wait_for(settled, lambda found: found[:2] == [1, 0], 20, "no other client is left")[2]
         for message, refusing in (("no such policy", 1), ("", 0)):
             requests_.put(answer(nonce, message))
             wait_for(metrics, [1, refusing, before + 1].__eq__, 10, "the metrics have it")
