@@ -298,6 +298,7 @@ def test_a_renewed_certificate_of_another_ca_is_shown_to_replicas_that_want_it(
     ):
         given = {"LB_REPLICA_CERTIFICATE": str(own.certificate), "LB_REPLICA_KEY": str(own.key)}
         balancer = start(secure(old), secure(new), **given)
+        wait_for_state(balancer, old.address, "serving")
         wait_for_state(balancer, new.address, "ejected: certificate")
         assert answers(balancer.target, 10) == {"old": 10}
         own.replace_with(other.issue("load-balancer", file="renewed"))
@@ -342,8 +343,8 @@ def test_envoy_itself_verifies_replicas(
     # The health probe, which ejects such replicas, has no part in this.
     pairs = {
         "good": authority.issue(APP),
-        "another CA": Authority(tmp_path, "stranger").issue(APP, file="fake"),
-        "another name": authority.issue("words", file="wrong"),
+        "another-ca": Authority(tmp_path, "stranger").issue(APP, file="fake"),
+        "another-name": authority.issue("words", file="wrong"),
     }
     one = FedVerifyingEnvoy(processes, _PORT, authority.issue("load-balancer"), authority)
     try:
@@ -358,7 +359,7 @@ def test_envoy_itself_verifies_replicas(
         one.start([f"{servers['good'].address}:{PORT}"])
         leave.callback(one.stop)
         assert answers(one.target, 10) == {"good": 10}
-        for name in ("another CA", "another name"):
+        for name in ("another-ca", "another-name"):
             one.change([f"{servers[name].address}:{PORT}"])
             wait_for(lambda: status(one.target)[0], "UNAVAILABLE".__eq__, 10, name)
             assert {status(one.target)[0] for _ in range(10)} == {"UNAVAILABLE"}

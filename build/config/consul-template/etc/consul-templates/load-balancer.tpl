@@ -300,12 +300,13 @@ server {
     location = /envoy {
         internal;
         proxy_http_version 1.1;
+        # Buffers that are full would wait for a reader, which Lua is not before the end.
+        proxy_buffering off;
         # Text, also if the caller would take another form. An Envoy that hangs does not hide the other metrics.
         proxy_pass_request_headers off;
         proxy_connect_timeout 1s;
         proxy_read_timeout 3s;
         proxy_pass http://unix:run/envoy.sock:/stats/prometheus?usedonly;
-        proxy_max_temp_file_size 0;
     }
     {{- end }}
 
