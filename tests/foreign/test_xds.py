@@ -154,13 +154,19 @@ def test_an_application_that_comes_later_is_found(
     xds: LocalDriver, environment: Mapping[str, str], greeters: Mapping[str, Command]
 ) -> None:
     later = "xds:///later"
-    with greeting(greeters, [APPLICATION, later], environment, xds.home / "logs") as started:
+    with (
+        greeting(greeters, [APPLICATION, later], environment, xds.home / "logs") as started,
+        # Such a client has no resource left when its only application goes.
+        greeting(greeters, [later], environment, xds.home / "logs") as others,
+    ):
         for _ in range(2):
             with registered(xds, "later", {xds.address("hello_server-1"): 1}):
-                wait_for_each(started, later, lambda calls: bool(calls) and not errors(calls), "is answered")
-            wait_for_each(started, later, lambda calls: bool(errors(calls)), "is no longer answered")
+                for some in (started, others):
+                    wait_for_each(some, later, lambda calls: bool(calls) and not errors(calls), "is answered")
+            for some in (started, others):
+                wait_for_each(some, later, lambda calls: bool(errors(calls)), "is no longer answered")
     assert_no_call_lost(started, APPLICATION)
-    for name, greeter in started.items():
+    for name, greeter in (*started.items(), *others.items()):
         assert all("UNAVAILABLE" in error.upper() for error in greeter.errors(later)), (name, greeter.errors(later))
 
 
