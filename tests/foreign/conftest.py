@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from local_stack.settings import port_in_use
 from testbed.balancers import LuaNginx
 from testbed.errors import MissingError
 from testbed.processes import Processes
 from testbed.programs import ROOT
 from testbed.wait import wait_for
 from tests.foreign.programs import LIBRARIES, Command, Library, libraries
+from tests.support.frames import PREFACE
 from tests.support.local import SLOT
 from tests.support.missing import missing
 
@@ -41,9 +42,22 @@ _BALANCERS_OWN = ("x-request-id", "host", ":authority")
 
 
 def wait_until_listening(target: str) -> None:
-    """Waits until something listens at an address."""
+    """Waits until something speaks HTTP/2 at an address.
+
+    Before nginx starts, ``nginx -t`` listens there for a moment.
+    """
+    wait_for(lambda: speaks(target), bool, 15, f"something listens at {target}", 0.05)
+
+
+def speaks(target: str) -> bool:
+    """Returns whether a connection gets a server's first frame."""
     host, _, port = target.rpartition(":")
-    wait_for(lambda: port_in_use(host, int(port)), bool, 15, f"something listens at {target}")
+    with socket.socket() as connection, suppress(OSError):
+        connection.settimeout(1)
+        connection.connect((host, int(port)))
+        connection.sendall(PREFACE)
+        return bool(connection.recv(1))
+    return False
 
 
 def balanced(balancer: LuaNginx, target: str) -> LuaNginx:

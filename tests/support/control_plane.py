@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from balancer.errors import BalancerError
 from common.environment import host_port
 from testbed import programs
 from testbed.balancers import FedEnvoy, LuaNginx
+from testbed.ports import listens
 from testbed.processes import Processes
 from testbed.wait import wait_for
 from tests.support.drivers import ROOT
@@ -190,7 +190,7 @@ class Balancer:
         self._envoy = None
         if is_envoy:
             self._envoy = _Envoy(processes, port, self.nginx.directory, environment)
-            wait_for(self._is_open, bool, 20, "Envoy has the control plane's document")
+            wait_for(lambda: listens("127.0.0.1", port), bool, 20, "Envoy has the control plane's document")
 
     def __enter__(self) -> Self:
         return self
@@ -215,10 +215,6 @@ class Balancer:
 
     def _get(self, path: str) -> requests.Response:
         return requests.get(f"http://{host_port(self._host, self.port + 1)}{path}", timeout=5)
-
-    def _is_open(self) -> bool:
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _configured(self) -> bool:
         try:

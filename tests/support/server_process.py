@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from common.environment import host_port
 from testbed.calls import wait_for_answers
+from testbed.ports import listens
 from testbed.wait import wait_for
 from tests.support.control_plane import line
 from tests.support.drivers import ROOT
@@ -55,14 +56,10 @@ class ServerProcess:
             stderr=subprocess.DEVNULL,
         )
         if "GRPC_TLS_CERTIFICATE" in self.environment:
-            wait_for(self._listens, bool, 20, f"{self.name} listens")
+            wait_for(lambda: listens(self.address, PORT), bool, 20, f"{self.name} listens")
         else:
             wait_for_answers(host_port(self.address, PORT), 1, 20)
         return self.process
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((self.address, PORT)) == 0
 
     def kill(self) -> None:
         """Kills it outright."""
