@@ -32,8 +32,7 @@ def build(document: Mapping[str, Any], settings: EnvoySettings) -> Resources:
     """
     built = Resources()
     make = partial(_build_cluster, settings=settings)
-    numbers = range(1, len(document["pools"]) + 1)
-    weights = {number: resources.add_clusters(built, document, number, make) for number in numbers}
+    weights = resources.add_clusters(built, document, make)
     for routes in build_routes(document, weights, verifies=bool(settings.tls_addresses) and settings.verifies):
         built.add(ROUTE, routes.name, "", routes)
     for host, port in settings.addresses:

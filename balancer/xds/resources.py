@@ -46,9 +46,7 @@ def build(document: Mapping[str, Any]) -> Resources:
         KeyError, TypeError, ValueError, IndexError: the value is not a document.
     """
     built = Resources()
-    weights = {}
-    for number in range(1, len(document["pools"]) + 1):
-        weights[number] = add_clusters(built, document, number, build_cluster)
+    weights = add_clusters(built, document, build_cluster)
     for target, application, number in _find_targets(document):
         if number:
             route = _build_route(target, weights[number], repeats=may_repeat(document, number))
@@ -58,22 +56,28 @@ def build(document: Mapping[str, Any]) -> Resources:
 
 
 def add_clusters(
-    built: Resources, document: Mapping[str, Any], number: int, make: Callable[[str, str], Any]
-) -> dict[str, int]:
-    """Adds the clusters of a pool, with their endpoints.
+    built: Resources, document: Mapping[str, Any], make: Callable[[str, str], Any]
+) -> dict[int, dict[str, int]]:
+    """Adds the clusters of all pools, with their endpoints.
 
-    There is one of its replicas without TLS, and one of each application's with TLS.
+    A pool has one of its replicas without TLS, and one of each application's with TLS.
 
     Args:
         built: gets them.
         document: the document.
-        number: the pool's.
         make: makes a cluster of its name, and of the name that the certificates of its replicas must have; without TLS
             that is empty.
 
     Returns:
-        The weights of the clusters by name.
+        The weights of the clusters by name, by the number of the pool.
     """
+    numbers = range(1, len(document["pools"]) + 1)
+    return {number: _add_pool(built, document, number, make) for number in numbers}
+
+
+def _add_pool(
+    built: Resources, document: Mapping[str, Any], number: int, make: Callable[[str, str], Any]
+) -> dict[str, int]:
     pool, replicas = document["pools"][number - 1], document["replicas"]
     # A client refuses the whole of a cluster that has an address twice.
     members = {(one["address"], one["port"]): one for one in (replicas[index - 1] for index in pool["replicas"])}

@@ -426,10 +426,6 @@ def test_a_connection_that_is_dead_is_given_up_for_a_new_one() -> None:
         probing.wait(replica, Health.SERVING, 6)
 
 
-# Of a core. A slow machine needs 0.16 for the crowd below; without pauses between questions it would be all of it.
-MOST_SHARE = 0.3
-
-
 class Program:
     """The prober as a program that runs in the ``with`` block, and its last word on each replica."""
 
@@ -508,7 +504,8 @@ def test_replicas_that_are_gone_or_hang_disturb_neither_others_nor_the_machine(c
             # All are taken to serve, and all are asked in their turn.
             probing.wait(crowd, lambda health: health is not Health.SERVING, 40)
             probing.wait(real, lambda health: health is Health.SERVING, 10)
-            assert probing.processor_share() < MOST_SHARE
+            # A slow machine needs 0.16; without pauses between questions it would be all of a core.
+            assert probing.processor_share() < 0.3
             assert probing.descriptors() < 500
         for _ in range(3):
             probing.wait(real, lambda health: health is Health.REFUSED, 5)
@@ -533,4 +530,4 @@ def test_a_replica_that_floods_its_watch_takes_little_of_the_processor() -> None
     replica = registered()
     with Server(replica, service=Flooding()), Program([replica]) as probing:
         probing.wait([replica], lambda health: health is Health.SERVING, 10)
-        assert probing.processor_share() < MOST_SHARE
+        assert probing.processor_share() < 0.15
