@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 CALLER := secrets/caller
 TLS := $(if $(SECURE),--tls --cacert $(CALLER)/callers-ca.pem --cert $(CALLER)/tls.pem --key $(CALLER)/tls-key.pem)
 
-.PHONY: up down test lint unit integration foreign e2e chaos chaos-swarm bench protos pictures clean
+.PHONY: up down test lint unit integration faults foreign e2e others chaos chaos-swarm bench protos pictures clean
 
 up: $(VENV)/installed
 	$(if $(SECURE),$(BIN)/python -m local_stack secure)
@@ -24,7 +24,12 @@ up: $(VENV)/installed
 down: $(VENV)/installed
 	$(BIN)/python -m local_stack down -v
 
-test: lint unit integration foreign e2e
+# The longer ones side by side, because most of them wait for something; each prints its output at its end.
+test: lint unit
+	$(MAKE) --keep-going --jobs=2 --output-sync=recurse integration others
+
+others:
+	$(MAKE) --keep-going --jobs=1 faults foreign e2e
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -35,7 +40,10 @@ unit: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/unit
 
 integration: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/integration tests/chaos
+	$(BIN)/python -m pytest tests/integration
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/chaos
 
 foreign: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/foreign

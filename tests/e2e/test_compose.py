@@ -28,13 +28,14 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 def compose_stack(
-    engine: dict[str, list[str]], version: str, project: str = "glbtest", overrides: Sequence[str] = ()
+    engine: dict[str, list[str]], version: str, project: str = "glbtest", overrides: Sequence[str] = (), **env: str
 ) -> Iterator[ComposeDriver]:
     """The stack of docker-compose.yaml by one major version of Compose, built from this checkout."""
     if version not in engine:
         missing(f"Compose {version}.x is not here")
     files = [part for file in ("docker-compose.yaml", *overrides) for part in ("-f", file)]
     driver = ComposeDriver([*engine[version], *files], f"{project}{version}", port=25000, consul_port=28500)
+    driver.env |= env
     driver.down()
     driver.compose("build")
     try:

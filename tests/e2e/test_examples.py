@@ -44,7 +44,7 @@ def build_base() -> None:
 @pytest.fixture(scope="class")
 def stack_by_compose_2(engine: dict[str, list[str]]) -> Iterator[ComposeDriver]:
     build_base()
-    yield from compose_stack(engine, "2", "glbexamples", [PYTHON, NODE, CANARY])
+    yield from compose_stack(engine, "2", "glbexamples", [PYTHON, NODE, CANARY], LB_EXTRA="xds", XDS_PORT="18000")
 
 
 def tried_call(stack: ComposeDriver, application: str, method: str, data: object) -> list[dict[str, Any]]:
@@ -174,6 +174,14 @@ class TestCompose2:
 
     def test_a_server_in_python_is_called_beside_hello_server(self, stack_by_compose_2: ComposeDriver) -> None:
         numbers_are_answered(stack_by_compose_2)
+
+    @pytest.mark.parametrize("name", ["numbers", NUMBERS])
+    def test_a_server_in_python_is_called_without_a_proxy(self, stack_by_compose_2: ComposeDriver, name: str) -> None:
+        stack = stack_by_compose_2
+        command = ["python3", "-m", "balancer", "bootstrap", "load-balancer.service.consul:18000"]
+        file = f"GRPC_XDS_BOOTSTRAP_CONFIG={stack.execute('load-balancer', *command)}"
+        call = ["numbers", "python3", "/opt/numbers/client.py", f"xds:///{name}", "3"]
+        assert stack.compose("exec", "-T", "-e", file, *call) == "9.0\n"
 
     def test_a_server_in_python_is_scaled_without_a_lost_call(self, stack_by_compose_2: ComposeDriver) -> None:
         scaled_without_a_lost_call(stack_by_compose_2, "numbers", f"/{NUMBERS}/Square", NINE)

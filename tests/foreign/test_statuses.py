@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from testbed.balancers import LuaNginx, StaticNginx
+from protos import api_pb2_grpc
+from testbed.balancers import FedEnvoy, LuaNginx, StaticNginx
+from testbed.calls import greet, open_channel
 from testbed.processes import Processes
-from tests.foreign.conftest import Client, balanced
+from tests.foreign.conftest import Client, balanced, wait_until_listening
 from tests.support import frames
 from tests.support.local import SLOT
 from tests.support.scripted import Script, Scripted
+from tests.support.server_process import ServerProcess
 
 ADDRESS = f"127.{100 + SLOT}.251.1"
 PORT = 7777
@@ -96,6 +100,35 @@ def test_a_call_that_a_replica_has_begun_is_not_made_again(balancer: Any, replic
     status, message = ended(balancer, service_config=RETRY)
     assert status not in (0, UNAVAILABLE), message
     assert replica.calls == 1
+
+
+@contextmanager
+def vanished(address: str) -> Iterator[str]:
+    """A replica whose host is cut off: nothing answers a SYN. Here the queue of its port is full."""
+    with socket.create_server((address, PORT), backlog=0), ExitStack() as queue:
+        for _ in range(3):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, PORT))
+        yield f"{address}:{PORT}"
+
+
+@pytest.mark.parametrize("kind", [LuaNginx, StaticNginx, FedEnvoy])
+def test_replicas_that_vanish_together_cost_no_call(
+    kind: Any,
+    tools: None,  # noqa: ARG001
+    directory: Path,
+) -> None:
+    host = ADDRESS.rpartition(".")[0]
+    with ExitStack() as leave:
+        server = leave.enter_context(ServerProcess("server-1", f"{host}.2"))
+        targets = [leave.enter_context(vanished(f"{host}.{number}")) for number in range(3, 7)]
+        started = leave.enter_context(Processes(directory))
+        front = kind(started, 26200 + 3 * SLOT)
+        front.start([*targets, f"{server.address}:{PORT}"], ready=wait_until_listening)
+        with open_channel(front.target) as channel:
+            ping = api_pb2_grpc.PingStub(channel)
+            assert [greet(ping) for _ in range(5)] == ["server-1"] * 5
 
 
 def test_a_call_that_no_replica_takes_is_made_again(balancer: Any) -> None:

@@ -46,7 +46,7 @@ from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
 # The first of six: calls, status.
-_PORT = 28500 + 6 * SLOT
+_PORT = 26600 + 6 * SLOT
 APP = "hello_server"
 ADDRESS = f"{NETWORK}.8.1"
 Start = Callable[..., Balancer]

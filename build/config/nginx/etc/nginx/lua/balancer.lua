@@ -18,8 +18,6 @@ local _M = {}
 
 -- The upstream of health and reflection for all applications.
 local ANSWERS = "grpc://answers"
--- The most other replicas that are tried after a failed connection.
-local MORE_TRIES = 4
 -- The most calls that a worker has at once, as a part of its connections. Their number is worker_connections, which
 -- nginx does not tell Lua, or the limit of open files where that is lower. A call takes a connection to a replica and
 -- may have a client's of its own; the rest is for idle ones and for /configuration, which callers must not block.
@@ -151,7 +149,8 @@ local function begin(call)
     call.context = outcome.context()
     local count = #call.pool.replicas
     if count > 1 then
-        ngx_balancer.set_more_tries(math.min(count - 1, MORE_TRIES))
+        -- grpc_next_upstream_tries is the limit.
+        ngx_balancer.set_more_tries(count - 1)
     end
     return true
 end
