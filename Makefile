@@ -26,7 +26,7 @@ down: $(VENV)/installed
 
 # The longer ones side by side, because most of them wait for something; each prints its output at its end.
 test: lint unit
-	$(MAKE) --keep-going --jobs=2 --output-sync=recurse integration others
+	$(MAKE) --keep-going --jobs=2 --output-sync=target integration others
 
 others:
 	$(MAKE) --keep-going --jobs=1 faults foreign e2e
