@@ -131,9 +131,10 @@ class Node:
         return (self._home / "log").read_text(errors="replace")[-3000:]
 
     def failed_calls(self) -> str:
-        """Returns the last lines about failed calls in the access logs of its balancers."""
+        """Returns the last lines about failed calls in the access logs of its balancers; none if it does not run."""
         found = []
-        for container in self.docker("ps", "--all", "--quiet", "--filter", f"name={STACK}_load-balancer").split():
+        balancers = self.attempt("ps", "--all", "--quiet", "--filter", f"name={STACK}_load-balancer").stdout.split()
+        for container in balancers:
             lines = self.attempt("logs", container).stdout.splitlines()
             found += [line for line in lines if '"grpc_status":' in line and '"grpc_status":"OK"' not in line]
         return "\n".join(found[-20:])
