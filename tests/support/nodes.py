@@ -136,8 +136,10 @@ class Node:
         balancers = self.attempt("ps", "--all", "--quiet", "--filter", f"name={STACK}_load-balancer").stdout.split()
         for container in balancers:
             lines = self.attempt("logs", container).stdout.splitlines()
-            found += [line for line in lines if '"grpc_status":' in line and '"grpc_status":"OK"' not in line]
-        return "\n".join(found[-20:])
+            calls = [line for line in lines if '"grpc_status":' in line and '"method":"/malformed"' not in line]
+            found += [line for line in calls if '"grpc_status":"OK"' not in line]
+        # They begin with the time.
+        return "\n".join(sorted(found)[-20:])
 
 
 class Nodes:
