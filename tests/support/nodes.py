@@ -231,7 +231,8 @@ class Swarm(Nodes):
 
     def deploy(self) -> None:
         """Starts the stack of swarm.yaml."""
-        self.docker("stack", "deploy", "--resolve-image", "never", "--compose-file", "swarm.yaml", STACK)
+        command = ["docker", "--host", self.nodes[0].socket, "stack", "deploy", "--compose-file", "swarm.yaml"]
+        run([*command, "--resolve-image", "never", STACK], {"CONSUL_SERVERS_PER_NODE": "1"})
 
     @property
     def targets(self) -> list[str]:
@@ -251,7 +252,7 @@ class Swarm(Nodes):
         """Returns what the nodes and services look like, for a failed test."""
         parts = [f"== {node.name}\n{node.log()}\n{node.failed_calls()}" for node in self.nodes]
         commands = [["node", "ls"], ["stack", "ps", "--no-trunc", STACK]]
-        services = ("load-balancer", "hello_server", "server-1", "server-2", "server-3")
+        services = ("load-balancer", "hello_server", "consul-server")
         commands += [["service", "logs", "--tail", "40", f"{STACK}_{service}"] for service in services]
         for command in commands:
             # The log of a node that is cut off never ends.

@@ -16,6 +16,8 @@ DIFFERENT = {
     # A task has several networks.
     "APP_ADDRESS": NETWORK,
     "CONSUL_BIND": NETWORK,
+    # One service with three tasks, which Swarm places on different nodes.
+    "CONSUL_SERVER": "consul-server",
     "PEER_CIDR": NETWORK,
     # With APP_ADDRESS the default endpoint would be there, and the status port is on 127.0.0.1.
     "HEALTH_CHECK_ENDPOINT": "http://127.0.0.1:8080/health",
@@ -35,8 +37,17 @@ def services(name: str) -> dict[str, Any]:
 COMPOSE, SWARM = services("docker-compose.yaml"), services("swarm.yaml")
 
 
+SERVERS = {"server-1", "server-2", "server-3"}
+
+
+def in_swarm(name: str) -> dict[str, Any]:
+    """The service of swarm.yaml for one of docker-compose.yaml."""
+    return dict(SWARM["consul-server" if name in SERVERS else name])
+
+
 def test_the_services_are_the_same() -> None:
-    assert SWARM.keys() == COMPOSE.keys()
+    assert SWARM.keys() == COMPOSE.keys() - SERVERS | {"consul-server"}
+    assert SWARM["consul-server"]["deploy"]["replicas"] == len(SERVERS)
 
 
 @pytest.mark.parametrize("name", COMPOSE)
@@ -44,7 +55,7 @@ def test_the_environment_is_the_same_but_for_what_is_listed(name: str) -> None:
     def expand(spec: dict[str, Any]) -> dict[str, str]:
         return {variable: interpolate(str(value), {}) for variable, value in spec["environment"].items()}
 
-    ours, swarm = expand(COMPOSE[name]), expand(SWARM[name])
+    ours, swarm = expand(COMPOSE[name]), expand(in_swarm(name))
     assert swarm.keys() - ours.keys() <= DIFFERENT.keys()
     assert ours.keys() - swarm.keys() <= LEFT_OUT
     differing = {variable for variable in swarm if swarm[variable] != ours.get(variable)}
@@ -55,13 +66,14 @@ def test_the_environment_is_the_same_but_for_what_is_listed(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPOSE)
 def test_hosts_stop_times_and_volumes_are_the_same(name: str) -> None:
-    ours, swarm = COMPOSE[name], SWARM[name]
-    assert swarm.get("hostname") == ours.get("hostname")
+    ours, swarm = COMPOSE[name], in_swarm(name)
+    assert swarm.get("hostname") == ("server-{{.Task.Slot}}" if name in SERVERS else ours.get("hostname"))
     assert swarm["stop_grace_period"] == interpolate(ours["stop_grace_period"], {})
     assert swarm["read_only"] is ours["read_only"] is True
     assert swarm.get("sysctls") == ours.get("sysctls")
     named = {one for one in ours["volumes"] if not one.startswith(".")}
-    assert {one for one in swarm["volumes"] if isinstance(one, str)} == named
+    own = {one.replace(f"{name}:", "server:") if name in SERVERS else one for one in named}
+    assert {one for one in swarm["volumes"] if isinstance(one, str)} == own
     tmpfs = {str(one).split(":")[0] for one in ours["tmpfs"]}
     assert {one["target"] for one in swarm["volumes"] if isinstance(one, dict)} >= tmpfs - {"/etc/nginx/conf.d"}
 
