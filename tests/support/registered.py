@@ -101,7 +101,9 @@ def running_server(
     """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
     address = stack.own_address(201, number)
     with probe_server(address, grace_seconds) as process:
-        server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
+        # In a secure stack it is a replica without TLS beside those with it.
+        clear = {"grpc_tls": "false"}
+        server = RegisteredServer(stack=stack, address=address, app=app, since=since, meta=clear, process=process)
         server.register()
         try:
             yield server
