@@ -108,8 +108,6 @@ class LocalDriver(Stack):
 
     client_flags: Sequence[str] = ()
     ghz_flags: Sequence[str] = ("--insecure",)
-    # Of servers beside the stack.
-    server_env: Mapping[str, str] = {}
 
     def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
         super().__init__(home, address_base=address_base, port=port, consul_port=consul_port)
@@ -120,6 +118,10 @@ class LocalDriver(Stack):
 
     def consul_session(self) -> requests.Session:
         return self._http
+
+    def server_environment(self, application: str) -> Mapping[str, str]:  # noqa: ARG002 - a secure stack's depends on it
+        """Returns the variables of a server beside the stack."""
+        return {}
 
     def down(self) -> None:
         self.stop_extras()
@@ -152,7 +154,8 @@ class LocalDriver(Stack):
     def run_server(self, name: str) -> str:
         address = self.own_address(200, len(self._extra_addresses) + 1)
         self._extra_addresses[name] = address
-        self._run("grpc_server", {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777", **self.server_env})
+        env = {"HOSTNAME": name, "BIND_ADDRESS": address, "APP_PORT": "7777"}
+        self._run("grpc_server", {**env, **self.server_environment("hello_server")})
         return address
 
     def registrar_environment(self, name: str) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -82,10 +83,13 @@ class RegisteredServer(Registration):
 
 
 @contextmanager
-def probe_server(address: str, grace_seconds: float = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of ``tests.Probe`` at an address while the block runs."""
+def probe_server(
+    address: str, grace_seconds: float = 0, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of ``tests.Probe`` at an address while the block runs; the environment is more of its variables."""
     command = [sys.executable, "-m", "tests.support.server", address, str(PORT), str(grace_seconds)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    env = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
@@ -100,10 +104,8 @@ def running_server(
 ) -> Iterator[RegisteredServer]:
     """A server at an address of its own, registered with the stack's Consul; both are ended afterwards."""
     address = stack.own_address(201, number)
-    with probe_server(address, grace_seconds) as process:
-        # In a secure stack it is a replica without TLS beside those with it.
-        clear = {"grpc_tls": "false"}
-        server = RegisteredServer(stack=stack, address=address, app=app, since=since, meta=clear, process=process)
+    with probe_server(address, grace_seconds, stack.server_environment(app)) as process:
+        server = RegisteredServer(stack=stack, address=address, app=app, since=since, process=process)
         server.register()
         try:
             yield server

@@ -12,6 +12,7 @@ import grpc
 from security.files import TOKENS, Secrets, read_tokens
 from testbed.calls import CREDENTIALS
 from tests.support.drivers import LocalDriver
+from tests.support.registered import APP
 
 # Whether the shared stack of the tests is a secure one.
 SECURE = bool(os.environ.get("SECURE"))
@@ -27,7 +28,8 @@ class SecureDriver(LocalDriver):
     def __init__(self, home: Path, *, address_base: str, port: int, consul_port: int) -> None:
         super().__init__(home, address_base=address_base, port=port, consul_port=consul_port)
         self.secrets = home.with_name(f"{home.name}-secrets")
-        Secrets(self.secrets, ["hello_server"]).create()
+        # The application of the tests' own servers as well.
+        Secrets(self.secrets, ["hello_server", APP]).create()
         self.env["SECRETS"] = str(self.secrets)
         self.flags.append("--secure")
         caller = self.secrets / "caller"
@@ -38,10 +40,6 @@ class SecureDriver(LocalDriver):
         CREDENTIALS[self.target] = grpc.ssl_channel_credentials(
             ca.read_bytes(), key.read_bytes(), certificate.read_bytes()
         )
-        files = {"CERTIFICATE": "tls.pem", "KEY": "tls-key.pem", "CLIENT_CA": "ca.pem"}
-        self.server_env = {
-            f"GRPC_TLS_{name}": str(self.secrets / "hello_server" / file) for name, file in files.items()
-        }
         self.consul = f"https://127.0.0.1:{consul_port}"
         self._http.verify = str(self.secrets / "ca.pem")
         self._http.headers["X-Consul-Token"] = self.token("management")
@@ -50,6 +48,10 @@ class SecureDriver(LocalDriver):
         self, peer: str, metadata: Mapping[str, str] | None = None, *, application: str = "hello_server", **more: Any
     ) -> None:
         super().register(peer, {"grpc_tls": "true", **(metadata or {})}, application=application, **more)
+
+    def server_environment(self, application: str) -> Mapping[str, str]:
+        files = {"CERTIFICATE": "tls.pem", "KEY": "tls-key.pem", "CLIENT_CA": "ca.pem"}
+        return {f"GRPC_TLS_{name}": str(self.secrets / application / file) for name, file in files.items()}
 
     def token(self, role: str) -> str:
         """Returns the secret ID of a role's token."""

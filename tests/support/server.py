@@ -1,6 +1,7 @@
 """The test server, which behaves as its requests say: ``python -m tests.support.server ADDRESS PORT GRACE_SECONDS``.
 
-Its service, ``tests.Probe``, takes and gives bytes; where a request has a structure it is JSON.
+Its service, ``tests.Probe``, takes and gives bytes; where a request has a structure it is JSON. It speaks TLS with the
+variables of ``grpc_server``.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
+import os
 import signal
 import sys
 import time
@@ -17,7 +20,9 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from common.grpc_tls import make_credentials
 from grpc_server.calls import Calls
+from grpc_server.config import ServerConfig
 from grpc_server.in_flight import CallsInFlight
 
 SERVICE = "tests.Probe"
@@ -173,7 +178,11 @@ async def serve(address: str, port: int, grace_seconds: float) -> None:
         ],
     )
     server.add_generic_rpc_handlers((services,))
-    server.add_insecure_port(f"{address}:{port}")
+    files = ServerConfig.from_env({**os.environ, "APP_PORT": str(port)}).certificates
+    if files.certificate:
+        server.add_secure_port(f"{address}:{port}", make_credentials(files, logging.getLogger(SERVICE)))
+    else:
+        server.add_insecure_port(f"{address}:{port}")
     await server.start()
     print("serving", flush=True)
     await stop.wait()
