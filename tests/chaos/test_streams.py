@@ -16,6 +16,7 @@ import pytest
 
 from testbed.calls import open_channel
 from testbed.wait import wait_for
+from tests.support.balancer import descriptors
 from tests.support.chaos import FULL, note
 from tests.support.drivers import LocalDriver
 from tests.support.registered import RegisteredServer, running_server
@@ -131,6 +132,15 @@ def test_streams_with_silences_outlive_changes_of_the_fleet(stack: LocalDriver) 
     assert outcomes == ALL_FINISHED
 
 
+def streams_at(server: RegisteredServer, resources: ExitStack, silence: float) -> Streams:
+    """Opens streams and waits until that server has them all: each has a connection of the balancer's."""
+    pid = server.process.pid
+    before = descriptors(pid)
+    streams = Streams(resources, server.stack.port, silence)
+    wait_for(lambda: descriptors(pid) - before, lambda more: more >= CALLS, 20, "the replica has all calls")
+    return streams
+
+
 def leave(server: RegisteredServer) -> None:
     """Ends a server as its registrar would: deregisters it, drains it and stops it."""
     server.deregister()
@@ -141,8 +151,7 @@ def leave(server: RegisteredServer) -> None:
 def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalDriver) -> None:
     with running_server(stack, 13, grace_seconds=GRACE_SECONDS) as server, ExitStack() as resources:
         # They end after the drain, in the grace.
-        streams = Streams(resources, stack.port, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
-        time.sleep(0.5)
+        streams = streams_at(server, resources, (DRAIN_SECONDS + GRACE_SECONDS / 2) / (MESSAGES - 1))
         leave(server)
         assert streams.open == CALLS
         outcomes = streams.outcomes()
@@ -153,8 +162,7 @@ def test_streams_finish_in_the_grace_when_their_own_replica_leaves(stack: LocalD
 
 def test_streams_get_unavailable_after_the_grace(stack: LocalDriver) -> None:
     with running_server(stack, 14, grace_seconds=SHORT_GRACE_SECONDS) as server, ExitStack() as resources:
-        streams = Streams(resources, stack.port, 4)
-        time.sleep(0.5)
+        streams = streams_at(server, resources, 4)
         leave(server)
         began = time.monotonic()
         wait_for(lambda: streams.open, lambda count: count == 0, SHORT_GRACE_SECONDS + 5, "the calls have ended")
