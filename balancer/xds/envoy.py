@@ -49,12 +49,15 @@ def _build_cluster(name: str, tls_name: str, settings: EnvoySettings) -> Any:
     # applications' names may have.
     cluster.alt_stat_name = name.replace(".", "_").replace(":", "/")
     if tls_name:
+        cluster.connect_timeout.FromSeconds(_TLS_CONNECT_SECONDS)
         # With the balancer's files in place of a client's.
         cluster.transport_socket.Clear()
         ParseDict(connect_with_tls(tls_name, own=settings.replica_certificate), cluster.transport_socket)
     return cluster
 
 
+# As in lua/balancer.lua: TLS's handshake waits for a busy server.
+_TLS_CONNECT_SECONDS = 3
 # As nginx has them: the time for a connection, and a replica that can't be reached is ejected for a second. Longer
 # ejections are the control plane's.
 _CLUSTER = ParseDict(

@@ -42,6 +42,7 @@ from tests.support.drivers import ROOT
 from tests.support.fleet import build
 from tests.support.local import SLOT
 from tests.support.missing import missing
+from tests.support.relay import Relay
 from tests.support.scripted import Scripted
 from tests.support.server_process import NETWORK, PORT, ServerProcess
 
@@ -126,6 +127,20 @@ def busy(outcomes: Counter[str], before: Counter[str]) -> set[str]:
 
 def failures(outcomes: Counter[str]) -> dict[str, int]:
     return {name: count for name, count in outcomes.items() if name.startswith("failed")}
+
+
+@engines
+def test_a_replica_that_is_too_busy_for_a_handshake_at_once_gets_its_call(start: Start, authority: Authority) -> None:
+    pair = authority.issue(APP)
+    with (
+        ServerProcess("busy", f"{NETWORK}.8.4", **tls(pair, authority)) as one,
+        Relay(f"{one.address}:{PORT}", f"{NETWORK}.8.5", listen=(ADDRESS, PORT), delay_seconds=1.5),
+    ):
+        balancer = start(line(ADDRESS, PORT, app=APP, grpc_services="protos.Ping", grpc_tls="true"))
+        # Too slow for the probe; but the only replica is called nevertheless.
+        wait_for_state(balancer, ADDRESS, "ejected: timeout")
+        with open_channel(balancer.target) as channel:
+            assert greet(api_pb2_grpc.PingStub(channel)) == "busy"
 
 
 @engines

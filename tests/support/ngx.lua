@@ -35,6 +35,7 @@ package.preload["ngx.balancer"] = function()
     return {
         set_current_peer = function(address, port) return host:connect(address, port) end,
         set_more_tries = function(count) host.more_tries = count end,
+        set_timeouts = function() end,
     }
 end
 package.preload.cjson = function()

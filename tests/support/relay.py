@@ -1,9 +1,10 @@
-"""Gives a client another source address: passes on its connections byte by byte."""
+"""Gives a client another source address, or a server a slow start: passes on connections byte by byte."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Self
 
@@ -14,17 +15,22 @@ class Relay:
     Args:
         target: address and port.
         source: the address from which it connects.
+        listen: where it listens; by default at a free port.
+        delay_seconds: it passes on nothing that a client sends before that.
 
     Attributes:
         target: where a client connects.
     """
 
-    def __init__(self, target: str, source: str) -> None:
+    def __init__(
+        self, target: str, source: str, listen: tuple[str, int] = ("127.0.0.1", 0), delay_seconds: float = 0
+    ) -> None:
         host, _, port = target.rpartition(":")
         self._to, self._source = (host, int(port)), source
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._delay_seconds = delay_seconds
+        self._listener = socket.create_server(listen)
         self._sockets: list[socket.socket] = [self._listener]
-        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.target = f"{listen[0]}:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -49,11 +55,12 @@ class Relay:
                     continue
                 theirs.settimeout(None)
                 self._sockets.append(theirs)
-                for one, other in ((mine, theirs), (theirs, mine)):
-                    threading.Thread(target=_copy, args=(one, other), daemon=True).start()
+                for one, other, delay in ((mine, theirs, self._delay_seconds), (theirs, mine, 0)):
+                    threading.Thread(target=_copy, args=(one, other, delay), daemon=True).start()
 
 
-def _copy(source: socket.socket, to: socket.socket) -> None:
+def _copy(source: socket.socket, to: socket.socket, delay_seconds: float) -> None:
+    time.sleep(delay_seconds)
     with suppress(OSError):
         while part := source.recv(65_536):
             to.sendall(part)

@@ -18,6 +18,9 @@ local _M = {}
 
 -- The upstream of health and reflection for all applications.
 local ANSWERS = "grpc://answers"
+-- The time to connect with TLS, in place of grpc_connect_timeout: a kernel accepts TCP's connections however busy its
+-- server is, but TLS's handshake waits for the server.
+local TLS_CONNECT_SECONDS = 3
 -- The most calls that a worker has at once, as a part of its connections. Their number is worker_connections, which
 -- nginx does not tell Lua, or the limit of open files where that is lower. A call takes a connection to a replica and
 -- may have a client's of its own; the rest is for idle ones and for /configuration, which callers must not block.
@@ -151,6 +154,9 @@ local function begin(call)
     if count > 1 then
         -- grpc_next_upstream_tries is the limit.
         ngx_balancer.set_more_tries(count - 1)
+    end
+    if call.pool.tls then
+        ngx_balancer.set_timeouts(TLS_CONNECT_SECONDS)
     end
     return true
 end
