@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 CALLER := secrets/caller
 TLS := $(if $(SECURE),--tls --cacert $(CALLER)/callers-ca.pem --cert $(CALLER)/tls.pem --key $(CALLER)/tls-key.pem)
 
-.PHONY: up down test lint unit integration faults foreign e2e others chaos chaos-swarm bench protos pictures clean
+.PHONY: up down test lint unit integration faults foreign e2e chaos chaos-swarm bench protos pictures clean
 
 up: $(VENV)/installed
 	$(if $(SECURE),$(BIN)/python -m local_stack secure)
@@ -24,12 +24,7 @@ up: $(VENV)/installed
 down: $(VENV)/installed
 	$(BIN)/python -m local_stack down -v
 
-# The longer ones side by side, because most of them wait for something; each prints its output at its end.
-test: lint unit
-	$(MAKE) --keep-going --jobs=2 --output-sync=target integration others
-
-others:
-	$(MAKE) --keep-going --jobs=1 faults foreign e2e
+test: lint unit integration faults foreign e2e
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

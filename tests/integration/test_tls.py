@@ -298,6 +298,13 @@ def test_the_subject_is_not_the_callers_to_set(
         answer = own.unary_unary(f"/{SERVICE}/Seen")(b"", timeout=10, metadata=metadata)
         return [value for key, value in json.loads(answer)["metadata"] if key == metadata[0][0]]
 
+    def is_routed(own: Any) -> bool:
+        try:
+            seen(own)
+        except grpc.RpcError as error:
+            return error.code() is not grpc.StatusCode.UNIMPLEMENTED
+        return True
+
     with (
         probe_server(address),
         channel(one.target, authority, authority.issue("caller")) as own,
@@ -305,6 +312,8 @@ def test_the_subject_is_not_the_callers_to_set(
     ):
         one.control_plane.render([server.line(), line(address, PORT, app="probe", grpc_services=SERVICE)])
         wait_for(one.states, lambda found: found.get(address) == "serving", 10, "it serves")
+        # Envoy has a route a moment after nginx has the replica.
+        wait_for(lambda: is_routed(own), bool, 10, "its calls are its own")
         assert seen(own) == (["CN=caller"] if verifies else [])
         # Without TLS a call needs no certificate.
         assert seen(other) == []
