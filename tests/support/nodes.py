@@ -122,9 +122,9 @@ class Node:
         command = ["docker", "--host", self.socket, *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
-    def docker(self, *arguments: str) -> str:
-        """Runs a command of docker with this engine and returns its output."""
-        return run(["docker", "--host", self.socket, *arguments])
+    def docker(self, *arguments: str, **env: str) -> str:
+        """Runs a command of docker with this engine and some variables, and returns its output."""
+        return run(["docker", "--host", self.socket, *arguments], env)
 
     def log(self) -> str:
         """Returns the last lines of its engine."""
@@ -231,8 +231,8 @@ class Swarm(Nodes):
 
     def deploy(self) -> None:
         """Starts the stack of swarm.yaml."""
-        command = ["docker", "--host", self.nodes[0].socket, "stack", "deploy", "--compose-file", "swarm.yaml"]
-        run([*command, "--resolve-image", "never", STACK], {"CONSUL_SERVERS_PER_NODE": "1"})
+        command = ["stack", "deploy", "--resolve-image", "never", "--compose-file", "swarm.yaml", STACK]
+        self.nodes[0].docker(*command, CONSUL_SERVERS_PER_NODE="1")
 
     @property
     def targets(self) -> list[str]:
