@@ -82,11 +82,15 @@ def main() -> int:
     """Parses, wires and runs. Exit code: 0 measured (targets met or not), 1 failed, 2 usage."""
     arguments = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sections: list[report.Section] = []
     try:
-        sections = measure(arguments)
+        measure(arguments, sections)
         write(arguments, sections)
     except (BenchmarkError, requests.RequestException) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
+        # A whole run takes an hour, so that what it has measured is not lost.
+        if sections:
+            print(render(arguments, sections))
         return 1
     except KeyboardInterrupt:
         print("benchmarks: interrupted", file=sys.stderr)
@@ -94,13 +98,12 @@ def main() -> int:
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> list[report.Section]:
-    """Runs the chosen sections, and ends all processes.
+def measure(arguments: argparse.Namespace, found: list[report.Section]) -> None:
+    """Runs the chosen sections, adds each to the list as soon as it is measured, and ends all processes.
 
     Raises:
         BenchmarkError: a section can't be measured.
     """
-    found = []
     # A short path, because it has the Unix sockets of the stack.
     with tempfile.TemporaryDirectory(prefix="glb-", ignore_cleanup_errors=True) as directory:
         bench = Bench(
@@ -122,22 +125,20 @@ def measure(arguments: argparse.Namespace) -> list[report.Section]:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             bench.close()
-    return found
+
+
+def render(arguments: argparse.Namespace, sections: Sequence[report.Section], plot_file: str = "") -> str:
+    """Returns the report in Markdown."""
+    words = ["make bench"] if not (arguments.quick or arguments.only) else ["python -m benchmarks"]
+    words += ["--quick"] if arguments.quick else []
+    words += [f"--only {name}" for name in arguments.only or ()]
+    return report.render(sections, machine=machine.table(), command=" ".join(words), plot=plot_file, configs=CONFIGS)
 
 
 def write(arguments: argparse.Namespace, sections: Sequence[report.Section]) -> None:
     """Writes the report: a full run's to docs, any other to stdout or to ``--output``."""
-    words = ["make bench"] if not (arguments.quick or arguments.only) else ["python -m benchmarks"]
-    words += ["--quick"] if arguments.quick else []
-    words += [f"--only {name}" for name in arguments.only or ()]
     full = not (arguments.quick or arguments.only or arguments.output)
-    text = report.render(
-        sections,
-        machine=machine.table(),
-        command=" ".join(words),
-        plot="benchmarks.svg" if full else "",
-        configs=CONFIGS,
-    )
+    text = render(arguments, sections, "benchmarks.svg" if full else "")
     if full:
         (ROOT / "docs" / "benchmarks.md").write_text(text)
         charts = [chart for section in sections for chart in section.charts]

@@ -58,8 +58,9 @@ def run(bench: Bench) -> report.Section:
                 for name, target in targets.items():
                     for what, value in _measure(bench, target, count).items():
                         found[name, count][what].append(value)
-            for name, target in targets.items():
-                found[name, counts[0]]["busy"].append(_busy(bench, target.address, counts[0]))
+            for count in counts:
+                for name, target in targets.items():
+                    found[name, count]["busy"].append(_busy(bench, target.address, count, counts[0]))
     return _section(counts[0], found, missing)
 
 
@@ -80,10 +81,10 @@ def _measure(bench: Bench, target: Target, count: int) -> dict[str, float]:
     return {"seconds": seconds, "memory": memory / _KILO, "p99": percentile(times, 99) * _MILLI}
 
 
-def _busy(bench: Bench, target: str, count: int) -> float:
-    """Returns the p99, in milliseconds, of one call a second on each of so many connections."""
+def _busy(bench: Bench, target: str, count: int, rate: int) -> float:
+    """Returns the p99, in milliseconds, of so many calls a second on so many connections in turn."""
     command = ghz_command(programs.ghz(), _CALL_SECONDS, count, count)
-    command += ["--rps", str(count), "--format", "json", target]
+    command += ["--rps", str(rate), "--format", "json", target]
     done = json.loads(bench.processes.run(command, cwd=bench.processes.directory, timeout_seconds=120))
     if failed := sum(calls for code, calls in done["statusCodeDistribution"].items() if code != "OK"):
         raise BenchmarkError(f"{target}: {failed} calls failed")
@@ -99,8 +100,8 @@ def _section(
             "A client opens HTTP/2 connections one after the other and waits for the first byte on each. With all of "
             "them open and idle, memory is the Pss of the balancer's processes (of the stack: nginx), and "
             f"{_CALLS:,} calls are made one at a time on one more connection. Then ghz makes {first:,} calls a second "
-            f"on {first:,} connections for {_CALL_SECONDS} s. A call a second on each of 10,000 connections is more "
-            "than the replicas answer on this machine, with any balancer or none."
+            f"for {_CALL_SECONDS} s on so many connections, which is one a second on each of {first:,}. One a second "
+            "on each of 10,000 is more than the replicas answer on this machine, with any balancer or none."
         ),
     )
     rows = []
@@ -109,5 +110,5 @@ def _section(
         rows.append([f"{count:,}", name, *(medians.get(what, "-") for what in ("seconds", "memory", "p99", "busy"))])
     rows += [["", name, f"not installed ({why.partition(': ')[2]})", "", "", ""] for name, why in missing.items()]
     columns = ["connections", "balancer", "all answered, s", "memory of one, KB", "idle beside: p99 of a call, ms"]
-    section.tables.append(report.Table(columns=[*columns, "a call a second each: p99, ms"], rows=rows))
+    section.tables.append(report.Table(columns=[*columns, f"{first:,} calls a second: p99, ms"], rows=rows))
     return section

@@ -143,26 +143,22 @@ def _section(figures: dict[str, Figures], missing: dict[str, str]) -> report.Sec
         ),
     )
     rates = {name: Spread.of(found.rates) for name, found in figures.items()}
-    for name, target, least in (
-        (OriginalStack.name, "at least 1.3 times", 1.3),
-        (OriginalNginx.name, "at least 1.6 times", 1.6),
-        (HAProxy.name, "at least 0.95 times", 0.95),
-        (Envoy.name, report.NO_TARGET, 0.0),
+    for one, other, least in (
+        (OURS, OriginalStack.name, 1.3),
+        (OURS, OriginalNginx.name, 1.6),
+        (OURS, HAProxy.name, 1.0),
+        (OURS, Envoy.name, 0.95),
+        (FedEnvoy.name, Envoy.name, 0.97),
+        (TlsNginx.name, OURS, 0.85),
+        (TlsNginx.name, TlsHAProxy.name, 0.0),
     ):
-        what = f"Calls a second, {OURS} over {name}"
-        if name not in rates:
+        what = f"Calls a second, {one} over {other}"
+        target = f"at least {least} times" if least else report.NO_TARGET
+        if one in rates and other in rates:
+            compared = ratios(rates[one], rates[other])
+            section.targets.append(report.judge(what, compared, "times", target, partial(le, least)))
+        else:
             section.targets.append(report.absent(what, target, "not installed"))
-            continue
-        judged = report.judge(what, ratios(rates[OURS], rates[name]), "times", target, partial(le, least))
-        section.targets.append(judged)
-    if FedEnvoy.name in rates:
-        compared = ratios(rates[FedEnvoy.name], rates[Envoy.name])
-        what = f"Calls a second, {FedEnvoy.name} over {Envoy.name}"
-        section.targets.append(report.judge(what, compared, "times", "at least 0.97 times", partial(le, 0.97)))
-    if TlsHAProxy.name in rates:
-        compared = ratios(rates[TlsNginx.name], rates[TlsHAProxy.name])
-        what = f"Calls a second, {TlsNginx.name}, over {TlsHAProxy.name}"
-        section.targets.append(report.judge(what, compared, "times", report.NO_TARGET, partial(le, 0.0)))
     rows = []
     for name, found in figures.items():
         micros = Spread.of(found.micros)

@@ -169,6 +169,8 @@ def test_nginx_goes_on_without_a_control_plane_which_picks_up_where_it_was(
     dead = line(f"{NETWORK}.3.1", 1, **HEALTH)
     serve(one, servers, dead)
     wait_for(one.states, lambda found: found[dead[1]] == "ejected: refused", 10, "it is ejected")
+    # nginx has a document before the disk has it.
+    wait_for(one.control_plane.snapshot, lambda kept: kept["version"] == one.state()["version"], 5, "the disk has it")
     before, names = one.states(), {server.name for server in servers}
     for ends in (signal.SIGSTOP, signal.SIGKILL):
         one.control_plane.process.send_signal(ends)
