@@ -159,7 +159,7 @@ class LoggingNginx(LuaNginx):
 class TlsNginx(LuaNginx):
     """The same with TLS for callers, and with metrics and the access log, as in the stack."""
 
-    name = "this stack's nginx, TLS with callers"
+    name = "this stack's nginx with TLS for callers"
     tls = True
 
     def _launch(self, peers: Sequence[str]) -> None:
@@ -263,7 +263,7 @@ class HAProxy(Balancer):
 class TlsHAProxy(HAProxy):
     """The same with TLS for callers."""
 
-    name = "HAProxy, TLS with callers"
+    name = "HAProxy with TLS for callers"
     tls = True
 
 
