@@ -26,6 +26,7 @@ _CALL_SECONDS = 10
 # RFC 9113: the preface of a client, and SETTINGS without a parameter.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _ANSWER_SECONDS = 60
+_OTHER_FILES = 1_000
 _KILO, _MILLI = 1_000, 1_000
 
 
@@ -47,7 +48,7 @@ def idle(target: str, count: int) -> Iterator[float]:
 
 def run(bench: Bench) -> report.Section:
     """Measures all candidates, round by round."""
-    _allow_files(3 * max(bench.plan.connections))
+    _allow_files(max(bench.plan.connections) + _OTHER_FILES)
     found: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     candidates = [one for one in bench.candidates() if isinstance(one, (HAProxy, Envoy))]
     counts = bench.plan.connections
@@ -65,7 +66,7 @@ def run(bench: Bench) -> report.Section:
 
 
 def _allow_files(count: int) -> None:
-    """Lets this process and those that it starts open so many files; HAProxy wants two for each connection."""
+    """Lets this process and those that it starts open so many files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(count, hard), max(count, hard)))
