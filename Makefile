@@ -1,6 +1,6 @@
 # make up        the stack without Docker, with three replicas; SECURE=1: with TLS and ACLs
 # make down      stops it
-# make bench     measures and writes docs/benchmarks.md; QUICK=1: two minutes, to the terminal
+# make bench     measures and writes docs/benchmarks.md; QUICK=1: four minutes, to the terminal
 # make test      all tests; `make lint` and `make unit` are parts of it
 # make chaos     the tests of faults in full; writes docs/reliability.md; SECURE=1: with the secure stack, writes nothing
 # make chaos-swarm   those of three nodes; writes docs/reliability-swarm.md

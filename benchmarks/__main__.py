@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measures the stack beside other balancers and writes docs/benchmarks.md and docs/benchmarks.svg.",
     )
-    result.add_argument("--quick", action="store_true", help="under two minutes, report to stdout (default: full)")
+    result.add_argument("--quick", action="store_true", help="about four minutes, report to stdout (default: full)")
     result.add_argument(
         "--only",
         action="append",
