@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,8 @@ def report(target: str, *flags: str) -> dict[str, Any]:
 
 
 def calls_at_the_balancer(stack: LocalDriver) -> float:
-    """Returns how many calls the balancer has counted."""
+    """Returns how many calls the balancer has had; its workers add theirs once a second."""
+    time.sleep(1.5)
     text = requests.get(f"http://{stack.address('load-balancer')}:9464/metrics", timeout=10).text
     return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("grpc_lb_handled_total{")
