@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,18 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
-import requests
 
 from testbed.calls import say_hello
-from testbed.stack import BALANCER
 from testbed.wait import wait_for
 from tests.support.drivers import LocalDriver
+from tests.support.metrics import handled, handled_so_far, samples
 from tests.support.registered import running_server
 from tests.support.scenarios import target
 from tests.support.server import SERVICE
-
-SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
-LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @contextmanager
@@ -33,38 +27,9 @@ def channel_to(stack: LocalDriver) -> Iterator[Any]:
         yield channel
 
 
-def samples(stack: LocalDriver, name: str) -> dict[tuple[str, ...], float]:
-    """The values of a metric by its labels' values, in the order of the labels."""
-    answer = requests.get(f"http://{stack.address(BALANCER)}:9464/metrics", timeout=10)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    found = {}
-    for line in answer.text.splitlines():
-        if not line.startswith("#"):
-            match = SAMPLE.fullmatch(line)
-            assert match, line
-            if match["name"] == name:
-                found[tuple(value for _, value in LABEL.findall(match["labels"] or ""))] = float(match["value"])
-    return found
-
-
-def handled(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
-    """Calls by service, method and status."""
-    found: dict[tuple[str, str, str], float] = {}
-    for (service, method, _, _, code), value in samples(stack, "grpc_lb_handled_total").items():
-        found[service, method, code] = found.get((service, method, code), 0) + value
-    return found
-
-
 def more(before: dict[Any, float], after: dict[Any, float]) -> dict[Any, float]:
     """Returns the calls that were counted between the two."""
     return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
-
-
-def handled_so_far(stack: LocalDriver) -> dict[tuple[str, str, str], float]:
-    """Counts calls when all workers have added theirs, which they do once a second."""
-    time.sleep(1.5)
-    return handled(stack)
 
 
 def wait_for_more(stack: LocalDriver, before: dict[Any, float], expected: dict[Any, float]) -> None:

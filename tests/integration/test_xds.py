@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import requests
 
 from testbed.wait import wait_for
 from tests.support.chaos import kill_program
 from tests.support.drivers import ROOT, LocalDriver
 from tests.support.load import round_robin
 from tests.support.local import SLOT
+from tests.support.metrics import handled_so_far
 from tests.support.scenarios import leader, wait_for_replicas
 from tests.support.xds import bootstrap, serving_xds
 
@@ -48,15 +47,6 @@ def report(target: str, *flags: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def calls_at_the_balancer(stack: LocalDriver) -> float:
-    """Returns how many calls the balancer has had; its workers add theirs once a second."""
-    time.sleep(1.5)
-    text = requests.get(f"http://{stack.address('load-balancer')}:9464/metrics", timeout=10).text
-    return sum(
-        float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("grpc_lb_handled_total{")
-    )
-
-
 @contextmanager
 def no_call_lost(target: str = "xds:///hello_server") -> Iterator[None]:
     """Calls a target until the block ends, without retries."""
@@ -67,9 +57,9 @@ def no_call_lost(target: str = "xds:///hello_server") -> Iterator[None]:
 
 @pytest.mark.parametrize("target", ["xds:///hello_server", "xds:///protos.Ping"])
 def test_an_application_and_a_service_are_called_without_the_balancer(xds: LocalDriver, target: str) -> None:
-    before = calls_at_the_balancer(xds)
+    before = handled_so_far(xds)
     assert set(report(target)["replicas"]) == {"hello_server-1", "hello_server-2"}
-    assert calls_at_the_balancer(xds) == before
+    assert handled_so_far(xds) == before
 
 
 def test_clients_go_on_without_the_control_plane_and_without_a_leader(xds: LocalDriver) -> None:
