@@ -26,6 +26,7 @@ _CALL_SECONDS = 10
 # RFC 9113: the preface of a client, and SETTINGS without a parameter.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _ANSWER_SECONDS = 60
+# Of any program here, beside one for each connection.
 _OTHER_FILES = 1_000
 _KILO, _MILLI = 1_000, 1_000
 
